@@ -1,0 +1,205 @@
+"""What each Keras layer and op is: one registry, open to users' own layers by one decorator.
+
+An entry says which weights of a layer are kernels (to prune, quantize, cluster) and how its output behaves in an 8-bit
+file. A layer without an entry is looked into: its sublayers have entries of their own, as the cell of an LSTM has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import keras
+from keras import layers as kl
+
+from tfopt.core.keras_internals import children, op_class
+
+
+class Output(Enum):
+    """How the output of a layer is quantized."""
+
+    RANGE = "range"  # gets a range of its own
+    SAME = "same"  # moves or selects values: input and output share one range
+    FIXED = "fixed"  # the runtime fixes the range, as [0, 1] for softmax
+    FLOAT = "float"  # stays float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What tfopt knows of a layer class.
+
+    Args:
+        prunable: attributes that hold kernels to prune or cluster.
+        kernels: attribute of a kernel to quantize -> its channel axes, () for one range over the whole tensor.
+        output: how the output is quantized; None where the catalog does not know.
+        reason: why it stays float, shown to the user.
+    """
+
+    prunable: tuple[str, ...] = ()
+    kernels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    output: Output | None = None
+    reason: str = ""
+
+
+_ENTRIES: dict[type, Entry] = {}
+_ACTIVATIONS: dict[str, Output] = {}
+
+
+def register_layer(
+    *,
+    prunable: tuple[str, ...] = (),
+    kernels: dict[str, tuple[int, ...]] | None = None,
+    output: str | None = None,
+    reason: str = "",
+) -> Callable[[type], type]:
+    """Class decorator: makes a layer of your own known to tfopt.
+
+    Args:
+        prunable: names of the weight attributes that `prune` may mask.
+        kernels: name of a weight attribute that `quantize` turns into integers -> its channel axes, `()` for one
+            range over the whole weight, `(-1,)` for one range for each index of the last axis.
+        output: `"range"` (has its own 8-bit range), `"same"` (values are moved, not computed: input and output share
+            a range), `"fixed"` (the runtime fixes it) or `"float"` (stays float; say why in `reason`).
+        reason: shown to the user where the layer stays float.
+
+    Returns:
+        The decorator; it returns the class unchanged.
+
+    Example:
+        >>> @register_layer(prunable=("matrix",), kernels={"matrix": ()}, output="range")
+        ... class Project(keras.layers.Layer):
+        ...     pass
+        >>> entry_of(Project()).prunable
+        ('matrix',)
+    """
+
+    def decorate(cls: type) -> type:
+        known = None if output is None else Output(output)
+        _ENTRIES[cls] = Entry(tuple(prunable), tuple((kernels or {}).items()), known, reason)
+        return cls
+
+    return decorate
+
+
+def entry_of(op: Any) -> Entry | None:
+    """The entry of a layer or op, inherited along its classes; None if there is none."""
+    return next((_ENTRIES[cls] for cls in type(op).__mro__ if cls in _ENTRIES), None)
+
+
+def prunable_weights(layer: kl.Layer) -> dict[str, keras.Variable]:
+    """Kernels of a layer and, where it has no entry, of its sublayers: `{"kernel": ..., "cell/kernel": ...}`."""
+    entry = entry_of(layer)
+    if entry is not None:
+        return {name: getattr(layer, name) for name in entry.prunable}
+    found = {}
+    for child in children(layer):
+        found.update({f"{child.name}/{name}": weight for name, weight in prunable_weights(child).items()})
+    return found
+
+
+def activation_output(name: str) -> Output | None:
+    """How the output of the activation function `name` is quantized; None for a function unknown to the catalog."""
+    return _ACTIVATIONS.get(name)
+
+
+def _enter(classes, **facts) -> None:
+    for cls in classes:
+        _ENTRIES[cls] = Entry(**facts)
+
+
+def _kernel(name: str, axes: tuple[int, ...]) -> dict:
+    return {"kernels": ((name, axes),), "output": Output.RANGE}
+
+
+_ACTIVATIONS.update(
+    dict.fromkeys(("linear", "relu", "relu6", "leaky_relu", "elu", "silu", "swish", "gelu", "hard_silu"), Output.RANGE)
+)
+_ACTIVATIONS.update(dict.fromkeys(("hard_swish", "hard_sigmoid"), Output.RANGE))
+_ACTIVATIONS.update(dict.fromkeys(("sigmoid", "tanh", "softmax", "log_softmax"), Output.FIXED))
+
+# Kernels. Channel axes as LiteRT's integer kernels want them: convolutions one range for each output channel,
+# matrix products one for all (https://ai.google.dev/edge/litert/models/quantization_spec).
+_enter((kl.Conv1D, kl.Conv2D, kl.Conv3D), prunable=("kernel",), **_kernel("kernel", (-1,)))
+_enter((kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose), prunable=("kernel",), **_kernel("kernel", (-2,)))
+_enter((kl.DepthwiseConv1D, kl.DepthwiseConv2D), **_kernel("kernel", (-2, -1)))
+_enter(
+    (kl.SeparableConv1D, kl.SeparableConv2D),
+    prunable=("pointwise_kernel",),
+    kernels=(("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,))),
+    output=Output.RANGE,
+)
+_enter((kl.Dense,), prunable=("kernel",), **_kernel("kernel", ()))
+_enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
+_enter((kl.Embedding,), prunable=("embeddings",), **_kernel("embeddings", ()))
+_enter((kl.LSTMCell, kl.GRUCell, kl.SimpleRNNCell), prunable=("kernel", "recurrent_kernel"))
+
+# Values are moved or selected.
+_enter(
+    (
+        kl.InputLayer,
+        kl.MaxPooling1D,
+        kl.MaxPooling2D,
+        kl.MaxPooling3D,
+        kl.GlobalMaxPooling1D,
+        kl.GlobalMaxPooling2D,
+        kl.GlobalMaxPooling3D,
+        kl.Flatten,
+        kl.Reshape,
+        kl.Permute,
+        kl.RepeatVector,
+        kl.Cropping1D,
+        kl.Cropping2D,
+        kl.Cropping3D,
+        kl.ZeroPadding1D,
+        kl.ZeroPadding2D,
+        kl.ZeroPadding3D,
+        kl.UpSampling1D,
+        kl.UpSampling3D,
+        kl.Identity,
+        kl.Dropout,
+        kl.SpatialDropout1D,
+        kl.SpatialDropout2D,
+        kl.SpatialDropout3D,
+        kl.AlphaDropout,
+        kl.GaussianDropout,
+        kl.GaussianNoise,
+        kl.ActivityRegularization,
+        kl.Masking,
+        *map(op_class, ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")),
+    ),
+    output=Output.SAME,
+)
+
+# Values are computed.
+_enter(
+    (
+        kl.Add,
+        kl.Subtract,
+        kl.Multiply,
+        kl.Maximum,
+        kl.Minimum,
+        kl.Average,
+        kl.Concatenate,
+        kl.AveragePooling1D,
+        kl.AveragePooling2D,
+        kl.AveragePooling3D,
+        kl.GlobalAveragePooling1D,
+        kl.GlobalAveragePooling2D,
+        kl.GlobalAveragePooling3D,
+        kl.UpSampling2D,
+        kl.Resizing,
+        kl.Rescaling,
+        kl.Normalization,
+        kl.BatchNormalization,
+        kl.ReLU,
+        kl.LeakyReLU,
+        kl.PReLU,
+        kl.ELU,
+        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean")),
+        *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "HardSigmoid", "Gelu")),
+    ),
+    output=Output.RANGE,
+)
+_enter((kl.Softmax, *map(op_class, ("Softmax", "Sigmoid", "Tanh"))), output=Output.FIXED)

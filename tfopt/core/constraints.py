@@ -1,0 +1,92 @@
+"""Weight constraints of tfopt: attach, find, carry over, remove.
+
+A constraint on the variable is applied by the Keras optimizer after each update. It needs no wrapper and no callback,
+and is not part of the saved model: a `.keras` file written from a constrained model is a plain Keras file.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import keras
+
+from tfopt.core.errors import UnsupportedModelError
+
+
+class WeightConstraint(keras.constraints.Constraint):
+    """A constraint that knows its variable and can be carried to another variable of the same shape."""
+
+    variable: keras.Variable
+
+    def bind(self, variable: keras.Variable) -> None:
+        """Called once, when attached."""
+        self.variable = variable
+
+    def carried(self) -> WeightConstraint:
+        """An unbound copy with the same state, to attach to another variable of the same shape."""
+        raise NotImplementedError
+
+
+class ConstraintChain(keras.constraints.Constraint):
+    """The user's own constraint, if any, followed by tfopt's in the order they were attached."""
+
+    def __init__(self, constraints):
+        self.constraints = tuple(constraints)
+
+    def __call__(self, value):
+        for constraint in self.constraints:
+            value = constraint(value)
+        return value
+
+
+Kind = TypeVar("Kind", bound=WeightConstraint)
+
+
+def _parts(variable: keras.Variable) -> tuple:
+    if variable.constraint is None:
+        return ()
+    if isinstance(variable.constraint, ConstraintChain):
+        return variable.constraint.constraints
+    return (variable.constraint,)
+
+
+def attach(variable: keras.Variable, constraint: WeightConstraint) -> None:
+    """Adds `constraint`; one of the same class on the variable is replaced, the user's own is kept and runs first."""
+    constraint.bind(variable)
+    others = [part for part in _parts(variable) if type(part) is not type(constraint)]
+    _set(variable, [*others, constraint])
+
+
+def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:
+    """The constraint of class `kind` on the variable, or None."""
+    return next((part for part in _parts(variable) if isinstance(part, kind)), None)
+
+
+def carry(source: keras.Variable, target: keras.Variable) -> None:
+    """Attaches copies of tfopt's constraints on `source` to `target`."""
+    for part in _parts(source):
+        if isinstance(part, WeightConstraint):
+            attach(target, part.carried())
+
+
+def remove(variable: keras.Variable) -> bool:
+    """Takes tfopt's constraints off; the user's own stays. True if there was one."""
+    parts = _parts(variable)
+    own = [part for part in parts if not isinstance(part, WeightConstraint)]
+    _set(variable, own)
+    return len(own) < len(parts)
+
+
+def constrained(model: keras.Model) -> list[keras.Variable]:
+    """The variables of `model` that hold a constraint of tfopt."""
+    return [v for v in model.variables if any(isinstance(part, WeightConstraint) for part in _parts(v))]
+
+
+def _set(variable: keras.Variable, parts: list) -> None:
+    if not hasattr(variable, "constraint"):
+        raise UnsupportedModelError(
+            "Only `keras.Variable` weights can be constrained.",
+            received=type(variable).__name__,
+            fix="Create the weight with `layer.add_weight`.",
+        )
+    variable.constraint = None if not parts else parts[0] if len(parts) == 1 else ConstraintChain(parts)

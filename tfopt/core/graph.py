@@ -1,0 +1,191 @@
+"""Read-only view of a Sequential or Functional model."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import keras
+import numpy as np
+
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
+from tfopt.core.keras_internals import Functional, Node, functional_of, topological_nodes
+
+
+def check_model(model: object) -> keras.Model:
+    """`model` if it is a built Sequential or Functional Keras 3 model, else an error that says what to do."""
+    if not isinstance(model, keras.Model):
+        raise UnsupportedModelError(
+            "A `keras.Model` of Keras 3 is expected.",
+            received=f"{type(model).__module__}.{type(model).__name__}",
+            fix="Load a saved model with `tfopt.load_model(path)` first.",
+        )
+    if not isinstance(model, (keras.Sequential, Functional)):
+        raise UnsupportedModelError(
+            "tfopt reads the layer graph of Sequential and Functional models; a subclassed model has none.",
+            received=f"{type(model).__name__}, a subclass of `keras.Model` with its own `call`",
+            fix="Build it as `keras.Model(inputs, outputs)` from `keras.Input` tensors, or apply tfopt to the "
+            "Functional or Sequential models inside it.",
+        )
+    if functional_of(model) is None:
+        raise UnsupportedModelError(
+            "The model has to be built: its weights and shapes are not known yet.",
+            received=f"unbuilt {type(model).__name__} '{model.name}'",
+            fix="Add a `keras.Input(shape)` as first layer, or call `model.build(input_shape)`.",
+        )
+    for path, layer in walk_layers(model):
+        if isinstance(layer, keras.Model) and not isinstance(layer, (keras.Sequential, Functional)):
+            raise UnsupportedModelError(
+                "Nested models have to be Sequential or Functional.",
+                received=f"'{path}', a subclassed {type(layer).__name__}",
+                fix="Rebuild that part as `keras.Model(inputs, outputs)` or as one `keras.layers.Layer`.",
+            )
+    return model
+
+
+def check_finite(model: keras.Model) -> None:
+    """Raises if any floating-point weight of the model holds NaN or infinity."""
+    for weight in model.weights:
+        if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise NonFiniteError(
+                "The weights of the model have to be finite.",
+                received=f"NaN or infinity in '{weight.path}'",
+                fix="Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint.",
+            )
+
+
+def walk_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """`(path, layer)` of each layer, nested models entered: `"encoder/conv1"`. A shared layer comes once a model."""
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        yield path, layer
+        if isinstance(layer, keras.Model):
+            yield from walk_layers(layer, f"{path}/")
+
+
+def matches(path: str, patterns: list[str]) -> bool:
+    """True if the path, or its last part, fits one of the glob `patterns`."""
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def as_patterns(value: object, argument: str) -> list[str]:
+    """A name, a glob or a list of them as a list."""
+    if value is None:
+        return []
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple, set)) or not all(isinstance(item, str) for item in items):
+        raise InvalidArgumentError(
+            f"`{argument}` is a layer name, a glob such as 'block_*', or a list of them.", received=repr(value)
+        )
+    return list(items)
+
+
+def check_patterns(model: keras.Model, patterns: list[str], argument: str) -> None:
+    """Raises if a pattern fits no layer of the model."""
+    paths = [path for path, _ in walk_layers(model)]
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            shown = ", ".join(paths[:12]) + (f", ... ({len(paths)} layers)" if len(paths) > 12 else "")
+            raise InvalidArgumentError(
+                f"Each name or glob in `{argument}` has to fit a layer of the model.",
+                received=repr(pattern),
+                fix=f"The layers are: {shown}.",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer or op in the graph."""
+
+    node: Node
+
+    @property
+    def op(self) -> keras.Operation:
+        return self.node.operation
+
+    @property
+    def inputs(self) -> list:
+        return self.node.input_tensors
+
+    @property
+    def outputs(self) -> list:
+        return self.node.outputs
+
+    def arguments(self, values: dict) -> tuple[tuple, dict]:
+        """The call's positional and keyword arguments, each tensor `t` replaced by `values[id(t)]`."""
+        return self.node.arguments.fill_in(values)
+
+
+class Graph:
+    """Calls of one model in topological order, with producers and consumers. Nested models are single calls here.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU()])
+        >>> [call.op.__class__.__name__ for call in Graph(model).calls]
+        ['Dense', 'ReLU']
+    """
+
+    def __init__(self, model: keras.Model):
+        functional = functional_of(check_model(model))
+        self.inputs = functional.inputs
+        self.outputs = functional.outputs
+        self.calls = [Call(node) for node in topological_nodes(functional)]
+
+    @cached_property
+    def _producers(self) -> dict[int, Call]:
+        return {id(tensor): call for call in self.calls for tensor in call.outputs}
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[Call]]:
+        consumers = defaultdict(list)
+        for call in self.calls:
+            for tensor in call.inputs:
+                consumers[id(tensor)].append(call)
+        return consumers
+
+    @cached_property
+    def _calls_of(self) -> dict[int, list[Call]]:
+        calls = defaultdict(list)
+        for call in self.calls:
+            calls[id(call.op)].append(call)
+        return calls
+
+    @cached_property
+    def _output_ids(self) -> set[int]:
+        return {id(tensor) for tensor in self.outputs}
+
+    def producer(self, tensor) -> Call | None:
+        """The call that gives `tensor`, None for an input of the model."""
+        return self._producers.get(id(tensor))
+
+    def consumers(self, tensor) -> list[Call]:
+        return self._consumers[id(tensor)]
+
+    def calls_of(self, op: keras.Operation) -> list[Call]:
+        return self._calls_of[id(op)]
+
+    def is_output(self, tensor) -> bool:
+        return id(tensor) in self._output_ids
+
+    def sole_consumer(self, op: keras.Operation) -> keras.Operation | None:
+        """The op that alone reads the output of `op`, None if it is shared, branches or is an output of the model."""
+        calls = self.calls_of(op)
+        if len(calls) != 1 or len(calls[0].outputs) != 1:
+            return None
+        tensor = calls[0].outputs[0]
+        readers = self.consumers(tensor)
+        if self.is_output(tensor) or len(readers) != 1 or len(self.calls_of(readers[0].op)) != 1:
+            return None
+        return readers[0].op
+
+    def sole_producer(self, op: keras.Operation) -> keras.Operation | None:
+        """The op that gives the only input of `op`, None if there are several, or it is an input of the model."""
+        calls = self.calls_of(op)
+        if len(calls) != 1 or len(calls[0].inputs) != 1:
+            return None
+        producer = self.producer(calls[0].inputs[0])
+        return producer.op if producer else None

@@ -1,0 +1,55 @@
+"""The verb `strip`."""
+
+from __future__ import annotations
+
+import keras
+
+from tfopt.core import constraints
+from tfopt.core.errors import NothingToDoError
+from tfopt.core.graph import check_model
+from tfopt.core.rewrite import rewrite
+from tfopt.interop import tfmot
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """Returns the plain float Keras model: masks, clusters and fake quantization gone, trained weights kept.
+
+    Pruned weights stay zero and clustered ones stay equal, but nothing holds them in further training.
+
+    Args:
+        model: a model from `prune` or `quantize` (a tf_keras model goes to TFMOT's `strip_pruning`).
+
+    Returns:
+        A new, uncompiled model of Keras layers only; the input model is not changed.
+
+    Raises:
+        UnsupportedModelError: a subclassed or unbuilt model.
+        NothingToDoError: the model is plain already.
+
+    Example:
+        >>> import tfopt
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> plain = strip(tfopt.prune(model, sparsity=0.5))
+        >>> plain.layers[0].kernel.constraint is None
+        True
+    """
+    if tfmot.is_tf_keras_model(model):
+        return tfmot.strip(model)
+    check_model(model)
+    replaced = []
+
+    def replace(op, state):
+        if not hasattr(op, "stripped"):
+            return None
+        replaced.append(op)
+        return op.stripped(state)
+
+    stripped = rewrite(model, replace)
+    removed = [constraints.remove(weight) for weight in stripped.variables]
+    if not replaced and not any(removed):
+        raise NothingToDoError(
+            "The model has to hold masks, clusters or fake quantization to strip.",
+            received=f"'{model.name}', a plain Keras model",
+            fix="A pruned model loaded from disk is plain already.",
+        )
+    return stripped
