@@ -135,7 +135,7 @@ _enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.Embedding,), prunable=("embeddings",), **_kernel("embeddings", ()))
 _enter((kl.LSTMCell, kl.GRUCell, kl.SimpleRNNCell), prunable=("kernel", "recurrent_kernel"))
 
-# Values are moved or selected.
+# Values are moved or selected, or averaged by an integer kernel that asks for one range on both sides.
 _enter(
     (
         kl.InputLayer,
@@ -155,7 +155,12 @@ _enter(
         kl.ZeroPadding1D,
         kl.ZeroPadding2D,
         kl.ZeroPadding3D,
+        kl.AveragePooling1D,
+        kl.AveragePooling2D,
+        kl.AveragePooling3D,
+        kl.Resizing,
         kl.UpSampling1D,
+        kl.UpSampling2D,
         kl.UpSampling3D,
         kl.Identity,
         kl.Dropout,
@@ -182,17 +187,13 @@ _enter(
         kl.Minimum,
         kl.Average,
         kl.Concatenate,
-        kl.AveragePooling1D,
-        kl.AveragePooling2D,
-        kl.AveragePooling3D,
         kl.GlobalAveragePooling1D,
         kl.GlobalAveragePooling2D,
         kl.GlobalAveragePooling3D,
-        kl.UpSampling2D,
-        kl.Resizing,
         kl.Rescaling,
         kl.Normalization,
         kl.BatchNormalization,
+        kl.Activation,
         kl.ReLU,
         kl.LeakyReLU,
         kl.PReLU,

@@ -5,11 +5,15 @@ The scheme is the one of TFLite (Jacob et al. 2018, https://arxiv.org/abs/1712.0
 [-128, 127], zero always representable.
 """
 
+from __future__ import annotations
+
 import tensorflow as tf
+
+EMA_DECAY = 0.999  # of the moving average of activation ranges, as in TFMOT
 
 
 def weight_range(weights, per_channel: bool):
-    """Symmetric range of a kernel, `(min, max)`, scalars or one a channel of the last axis. No gradient passes.
+    """Symmetric range of a kernel, `(low, high)`: scalars, or one a channel of the last axis. No gradient passes.
 
     Example:
         >>> low, high = weight_range(tf.constant([[1.0, -3.0], [-2.0, 0.5]]), per_channel=True)
@@ -22,7 +26,7 @@ def weight_range(weights, per_channel: bool):
 
 
 def observed_range(values):
-    """Range of a batch of activations, `(min, max)`, widened to hold zero; (0, 1) where all values are zero.
+    """Range of a batch of activations, `(low, high)`, widened to hold zero; (0, 1) where all values are zero.
 
     Example:
         >>> [float(x) for x in observed_range(tf.constant([2.0, 5.0]))]
@@ -33,22 +37,72 @@ def observed_range(values):
     return tf.stop_gradient(low), tf.stop_gradient(tf.where(low == high, 1.0, high))
 
 
-def fake_quantize(values, low, high, *, bits: int = 8, narrow: bool = False):
-    """Rounds to the grid of `2**bits` (narrow: less one) steps over [low, high] and back; gradient 1 inside the range.
+def moving_range(low, high, batch_low, batch_high):
+    """The range after one more batch: exponential moving average with TFMOT's decay; an unset (0, 0) takes the batch's.
+
+    Example:
+        >>> [round(float(x), 4) for x in moving_range(tf.constant(-1.0), tf.constant(1.0), -2.0, 1.0)]
+        [-1.001, 1.0]
+        >>> [float(x) for x in moving_range(tf.constant(0.0), tf.constant(0.0), -2.0, 1.0)]
+        [-2.0, 1.0]
+    """
+    unset = is_unset(low, high)
+    step = 1.0 - EMA_DECAY
+    moved_low, moved_high = low - (low - batch_low) * step, high - (high - batch_high) * step
+    return tf.where(unset, batch_low, moved_low), tf.where(unset, batch_high, moved_high)
+
+
+def widest_range(low, high, batch_low, batch_high):
+    """The range that holds both: TFMOT's `AllValuesQuantizer`, used on model inputs and in calibration."""
+    unset = is_unset(low, high)
+    low, high = tf.where(unset, batch_low, low), tf.where(unset, batch_high, high)
+    return tf.minimum(low, batch_low), tf.maximum(high, batch_high)
+
+
+def is_unset(low, high):
+    """A range of zero width has seen no data; `observed_range` never gives one."""
+    return tf.equal(low, high)
+
+
+def fake_quantize(values, low, high, *, narrow: bool = False):
+    """Rounds to 256 steps (narrow: 255) over [low, high] and back to float; the gradient is 1 inside the range.
 
     Args:
-        values: float32 tensor.
+        values: float32 tensor, of rank 1, 2 or 4 for a range by channel.
         low, high: scalars, or one a channel of the last axis.
-        bits: 2 to 16.
         narrow: leaves out the lowest integer, so that a symmetric range has zero in its middle.
 
     Example:
-        >>> fake_quantize(tf.constant([0.0, 0.26, 9.0]), 0.0, 1.0, bits=2).numpy().round(3).tolist()
-        [0.0, 0.333, 1.0]
+        >>> fake_quantize(tf.constant([0.0, 0.5, 9.0]), 0.0, 1.0).numpy().round(4).tolist()
+        [0.0, 0.502, 1.0]
     """
     if len(getattr(low, "shape", ())) == 0:
-        return tf.quantization.fake_quant_with_min_max_vars(values, low, high, num_bits=bits, narrow_range=narrow)
-    channels = values.shape[-1]
-    flat = values if len(values.shape) in (1, 2, 4) else tf.reshape(values, [-1, channels])
-    flat = tf.quantization.fake_quant_with_min_max_vars_per_channel(flat, low, high, num_bits=bits, narrow_range=narrow)
-    return flat if flat is values or len(values.shape) in (1, 2, 4) else tf.reshape(flat, values.shape)
+        return tf.quantization.fake_quant_with_min_max_vars(values, low, high, narrow_range=narrow)
+    return tf.quantization.fake_quant_with_min_max_vars_per_channel(values, low, high, narrow_range=narrow)
+
+
+def fake_quantize_kernel(kernel, channel_axes: tuple[int, ...]):
+    """A kernel rounded to symmetric, narrow 8 bits, with one range for each index of its channel axes.
+
+    Args:
+        kernel: float32 tensor.
+        channel_axes: `()` for one range over all, `(-1,)`, `(-2,)` (transposed convolution) or `(-2, -1)` (depthwise).
+
+    Example:
+        >>> fake_quantize_kernel(tf.constant([[127.0, 0.5], [3.4, 0.1]]), (-1,)).numpy().round(3).tolist()
+        [[127.0, 0.5], [3.0, 0.098]]
+    """
+    if not channel_axes:
+        return fake_quantize(kernel, *weight_range(kernel, False), narrow=True)
+    rank = len(kernel.shape)
+    last = [axis % rank for axis in channel_axes]
+    order = [axis for axis in range(rank) if axis not in last] + last
+    if order != list(range(rank)):
+        back = [order.index(axis) for axis in range(rank)]
+        swapped = fake_quantize_kernel(tf.transpose(kernel, order), tuple(range(-len(last), 0)))
+        return tf.transpose(swapped, back)
+    channels = 1
+    for axis in last:
+        channels *= kernel.shape[axis]
+    rows = tf.reshape(kernel, [-1, channels])
+    return tf.reshape(fake_quantize(rows, *weight_range(rows, True), narrow=True), kernel.shape)

@@ -1,0 +1,198 @@
+"""The verbs `quantize` and `calibrate`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfopt.core.data import input_batches
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, matches, walk_layers
+from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.rewrite import Rewrite, rewrite
+from tfopt.interop import tfmot
+from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
+from tfopt.quantization.scheme import Treatment, treatment
+
+
+def quantize(
+    model: keras.Model,
+    scheme: str = "int8",
+    *,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+) -> keras.Model:
+    """Returns a copy of `model` that computes as its int8 .tflite will; train it on, or `calibrate` it, then export.
+
+    The scheme is TFMOT's 8-bit scheme: kernels symmetric and narrow, one range for each output channel of a
+    convolution and one for a whole Dense kernel; activations asymmetric, their ranges moving averages over the
+    training batches, starting from the first batch. Convolution, batch normalization and rectifier share one range.
+
+    Args:
+        model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `quantize_model`).
+        scheme: `"int8"`.
+        include: layer names or globs to quantize; all by default. Nested layers by path, as `"encoder/conv1"`.
+        exclude: layer names or globs to leave in float.
+
+    Returns:
+        A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
+        original's copy. Pruning masks go with the weights. The input model is not changed.
+
+    Raises:
+        InvalidArgumentError: unknown scheme or layer name.
+        UnsupportedModelError: a subclassed or unbuilt model.
+        NonFiniteError: NaN or infinity in the weights.
+        NothingToDoError: no layer to quantize, or the model is quantized already.
+
+    Warns:
+        Once, with the layers that stay float and why.
+
+    Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877; TFMOT `quantization/keras/default_8bit`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
+        >>> quantized = quantize(model)
+        >>> [layer.name for layer in quantized.layers[1:]] == [layer.name for layer in model.layers]
+        True
+    """
+    if tfmot.is_tf_keras_model(model):
+        return tfmot.quantize(model, include=include, exclude=exclude)
+    check_model(model)
+    if scheme != "int8":
+        raise InvalidArgumentError("`scheme` is 'int8'.", received=repr(scheme))
+    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
+    check_patterns(model, included, "include")
+    check_patterns(model, excluded, "exclude")
+    if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+        raise NothingToDoError(
+            "The model is quantized already.", received=f"'{model.name}'", fix="`tfopt.strip(model)` undoes it."
+        )
+    check_finite(model)
+    plan = _Plan(model, included, excluded)
+    quantized = rewrite(model, plan.replace)
+    plan.report(model)
+    return quantized
+
+
+def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batch_size: int = 32) -> keras.Model:
+    """Returns a copy of a quantized model with its activation ranges set from data: post-training quantization.
+
+    Each range becomes the widest seen over the data; earlier ranges are forgotten. Weights do not change.
+
+    Args:
+        model: from `quantize`.
+        data: an array (samples first), a list or dict of arrays for several inputs, `(x, y)`, a `tf.data.Dataset` or
+            an iterator of batches. Some hundred samples of the training set will do.
+        samples: use at most so many.
+        batch_size: for arrays.
+
+    Raises:
+        InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
+        NonFiniteError: NaN or infinity in the data.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> ready = calibrate(quantize(model), np.array([[0.0, 1.0], [2.0, -1.0]]))
+        >>> float(ready.layers[0].low.numpy()), float(ready.layers[0].high.numpy())
+        (-1.0, 2.0)
+    """
+    check_model(model)
+    if not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+        raise InvalidArgumentError(
+            "`calibrate` sets the ranges of a quantized model.",
+            received=f"'{model.name}', a float model",
+            fix="Call `tfopt.quantize(model)` first.",
+        )
+    calibrated = rewrite(model)
+    _reset(calibrated)
+    structure = calibrated.input
+
+    @tf.function(autograph=False)
+    def observe(*inputs):
+        with mode("calibrate"):
+            return calibrated(keras.tree.pack_sequence_as(structure, inputs), training=False)
+
+    for batch in input_batches(model, data, batch_size=batch_size, limit=samples):
+        observe(*[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs)])
+    return calibrated
+
+
+class _Plan:
+    """Decides for each op of a model and of its nested models, and remembers what stays float."""
+
+    def __init__(self, model: keras.Model, included: list[str], excluded: list[str]):
+        self.included, self.excluded = included, excluded
+        self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
+        self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
+        self.float_layers: list[str] = []
+        self.count = 0
+
+    def replace(self, op: keras.Operation, state: Rewrite):
+        if isinstance(op, keras.layers.InputLayer):
+            return self._input(op, state)
+        if isinstance(op, keras.Model):
+            return None
+        wanted = self._treatment(op, state.path)
+        if wanted.is_float:
+            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
+            return None
+        if wanted.is_plain:
+            return None
+        self.count += 1
+        if not isinstance(op, keras.layers.Layer):
+            return [state.copy(op), FakeQuantize(name=f"{op.name}_range")]
+        config = {"activation": "linear"} if wanted.activation else {}
+        return QuantizedLayer(
+            state.copy(op, **config),
+            wanted.kernels,
+            activation=keras.activations.serialize(op.activation) if wanted.activation else None,
+            quantize_output=wanted.output,
+            affine=wanted.affine,
+        )
+
+    def _input(self, op, state):
+        if id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
+            return None
+        readers = self.graphs[id(op)].consumers(op.output)
+        if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
+            return None
+        return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
+
+    def _treatment(self, op, path: str) -> Treatment:
+        if (self.included and not matches(path, self.included)) or matches(path, self.excluded):
+            return Treatment({})
+        return treatment(op, self.graphs[id(op)])
+
+    def report(self, model: keras.Model) -> None:
+        if not self.count:
+            raise NothingToDoError(
+                "The model has to have a layer that can be quantized.",
+                received=f"'{model.name}': " + (", ".join(self.float_layers) or "no layer selected"),
+                fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(kernels=...)`.",
+            )
+        if self.float_layers:
+            warnings.warn("These layers stay float: " + ", ".join(self.float_layers) + ".", stacklevel=3)
+
+
+def _graphs(model: keras.Model):
+    yield Graph(model)
+    for _, layer in walk_layers(model):
+        if isinstance(layer, keras.Model):
+            yield Graph(layer)
+
+
+def _ops(graph: Graph):
+    yield from (tensor._keras_history.operation for tensor in graph.inputs)
+    yield from (call.op for call in graph.calls)
+
+
+def _reset(model: keras.Model) -> None:
+    for _, layer in walk_layers(model):
+        for part in (layer, getattr(layer, "pre_activation", None), getattr(layer, "output_range", None)):
+            if isinstance(part, FakeQuantize):
+                part.low.assign(0.0)
+                part.high.assign(0.0)
