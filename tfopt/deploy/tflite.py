@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from tfopt.core.catalog import prunable_weights
 from tfopt.core.data import input_batches
-from tfopt.core.errors import ExportError, InvalidArgumentError
+from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.graph import check_finite, check_model, walk_layers
+from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.interop import tfmot
@@ -116,14 +118,13 @@ def export_tflite(
             "`input_type` and `output_type` can be integers only in an int8 file.", received=f"quantization='{kind}'"
         )
     samples = _samples(model, data, legacy)
-    expected = _predict(model, samples)
-    if legacy:
-        content, encoded = tfmot.convert(model, kind), False
-    else:
-        content, encoded = _convert_smallest(model, kind, data, (input_type, output_type), sparse)
-    difference, allowed = _compare(content, samples, expected, kind, tolerance)
+    expected = _predict(model, samples, legacy)
+    io_types = input_type, output_type
+    convert = partial(tfmot.convert, model, kind) if legacy else partial(_convert, model, kind, data, io_types)
+    check = partial(_compare, samples=samples, expected=expected, kind=kind, tolerance=tolerance)
+    content, encoded, (difference, allowed) = _smallest(convert, check, "no" if legacy else _encoding(model, sparse))
     write_whole(target, content)
-    return Export(target, kind, len(content), encoded, difference, allowed, len(samples[0]))
+    return Export(target, kind, len(content), encoded, difference, allowed, len(next(iter(samples.values()))))
 
 
 def _check_options(quantization, input_type, output_type, sparse, tolerance) -> None:
@@ -161,13 +162,26 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     return "int8" if quantized or quantization == "int8" else "none" if quantization == "auto" else quantization
 
 
-def _convert_smallest(model, kind: str, data, io_types, sparse) -> tuple[bytes, bool]:
-    """The file and whether it is sparse-encoded."""
-    dense = None if sparse is True else _convert(model, kind, data, io_types, False)
-    if sparse is False or (sparse == "auto" and _zero_fraction(model) < SPARSE_ABOVE):
-        return dense, False
-    encoded = _convert(model, kind, data, io_types, True)
-    return (encoded, True) if dense is None or len(encoded) < len(dense) else (dense, False)
+def _encoding(model: keras.Model, sparse: bool | str) -> str:
+    """Whether to store kernels sparse: `"yes"`, `"no"` or `"try"`."""
+    if sparse == "auto":
+        return "try" if _zero_fraction(model) >= SPARSE_ABOVE else "no"
+    return "yes" if sparse else "no"
+
+
+def _smallest(convert, check, encoding: str) -> tuple[bytes, bool, tuple[float, float]]:
+    """The smallest file that passes the check, whether it is sparse-encoded, and what the check measured."""
+    if encoding == "yes":
+        encoded = convert(encode=True)
+        return encoded, True, check(encoded)
+    dense = convert()
+    if encoding == "try":
+        encoded = convert(encode=True)
+        if len(encoded) < len(dense):
+            # LiteRT has no sparse version of some ops and refuses such a file; the dense one then is the answer.
+            with contextlib.suppress(FileError, ExportError):
+                return encoded, True, check(encoded)
+    return dense, False, check(dense)
 
 
 def _zero_fraction(model: keras.Model) -> float:
@@ -176,7 +190,7 @@ def _zero_fraction(model: keras.Model) -> float:
     return sum(int((a == 0).sum()) for a in arrays) / max(1, sum(a.size for a in arrays))
 
 
-def _convert(model: keras.Model, kind: str, data, io_types: tuple[str, str], encode: bool) -> bytes:
+def _convert(model: keras.Model, kind: str, data, io_types: tuple[str, str], *, encode: bool = False) -> bytes:
     with mode("export"):
         function = _frozen(model)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
@@ -201,13 +215,13 @@ def _frozen(model: keras.Model):
     With every weight a constant, the converter neither has to go through a SavedModel nor finds unfrozen variables.
     """
     constants = [(v, tf.constant(keras.ops.convert_to_numpy(v))) for v in model.variables]
-    structure, names = model.input, _output_names(model)
+    structure = functional_of(model).input
 
     @tf.function(autograph=False)
     def infer(*inputs):
         with keras.StatelessScope(state_mapping=constants):
-            outputs = model(keras.tree.pack_sequence_as(structure, inputs), training=False)
-        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+            outputs = keras.tree.flatten(model(keras.tree.pack_sequence_as(structure, inputs), training=False))
+        return dict(zip(_output_names(model), outputs, strict=True))
 
     specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
     if any(None in spec.shape for spec in specs):
@@ -219,9 +233,12 @@ def _frozen(model: keras.Model):
     return infer.get_concrete_function(*specs)
 
 
-def _output_names(model: keras.Model) -> list[str]:
-    """Names of the outputs, ordered as the outputs are when sorted by name."""
-    return [f"output_{index:03d}" for index in range(len(model.outputs))]
+def _output_names(model) -> list[str]:
+    """Names in the file, in the order of the flattened outputs: the keys of a dict of outputs, or numbers."""
+    structure = functional_of(model).output
+    if isinstance(structure, dict) and len(structure) == len(model.outputs):
+        return sorted(structure)
+    return [f"output_{index}" for index in range(len(model.outputs))]
 
 
 def _representative(model, data):
@@ -264,11 +281,13 @@ def _quiet_logs():
         logger.setLevel(level)
 
 
-def _samples(model, data, legacy: bool) -> list[np.ndarray]:
+def _samples(model, data, legacy: bool) -> dict[str, np.ndarray]:
+    """Inputs to compare on, by input name."""
+    names = [tensor.name for tensor in model.inputs]
     if data is not None and not legacy and not hasattr(data, "__next__"):
-        return next(iter(input_batches(model, data, batch_size=64, limit=64)))
+        return dict(zip(names, next(iter(input_batches(model, data, batch_size=64, limit=64))), strict=True))
     generator = np.random.default_rng(0)
-    return [_random_input(model, tensor, generator) for tensor in model.inputs]
+    return {tensor.name: _random_input(model, tensor, generator) for tensor in model.inputs}
 
 
 def _random_input(model, tensor, generator) -> np.ndarray:
@@ -284,24 +303,27 @@ def _random_input(model, tensor, generator) -> np.ndarray:
     return generator.uniform(low, high, shape).astype(dtype)
 
 
-def _predict(model, samples: list[np.ndarray]) -> list[np.ndarray]:
-    tensors = [tf.convert_to_tensor(array, tensor.dtype) for array, tensor in zip(samples, model.inputs, strict=True)]
-    outputs = model(tf.nest.pack_sequence_as(model.input, tensors), training=False)
-    return [np.asarray(output, np.float32) for output in tf.nest.flatten(outputs)]
+def _predict(model, samples: dict[str, np.ndarray], legacy: bool) -> dict[str, np.ndarray] | list[np.ndarray]:
+    """The model's outputs, by their names in the file; in a list for tf_keras."""
+    tensors = [tf.convert_to_tensor(samples[tensor.name], tensor.dtype) for tensor in model.inputs]
+    structure = model.input if legacy else functional_of(model).input
+    outputs = model(tf.nest.pack_sequence_as(structure, tensors), training=False)
+    arrays = [np.asarray(output, np.float32) for output in tf.nest.flatten(outputs)]
+    return arrays if legacy else dict(zip(_output_names(model), arrays, strict=True))
 
 
-def _compare(content: bytes, samples, expected, kind: str, tolerance: float | None) -> tuple[float, float]:
+def _compare(content: bytes, *, samples, expected, kind: str, tolerance: float | None) -> tuple[float, float]:
     """Mean absolute difference and its bound, of the output that comes closest to its bound."""
     file = TFLiteModel(content)
-    outputs = file.predict(samples if len(samples) > 1 else samples[0])
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    steps = file.output_steps()
+    outputs = file.predict(samples if len(samples) > 1 else next(iter(samples.values())))
+    outputs = list(outputs.values()) if isinstance(outputs, dict) else keras.tree.flatten(outputs)
+    wanted = [expected[tensor.name] for tensor in file.outputs] if isinstance(expected, dict) else expected
     fraction = TOLERANCES[kind] if tolerance is None else tolerance
-    worst = (-1.0, 0.0, 1.0)
-    for got, want, step in zip(outputs, expected, steps, strict=True):
+    measured = []
+    for got, want, step in zip(outputs, wanted, file.output_steps(), strict=True):
         difference = float(np.mean(np.abs(got.astype(np.float32) - want)))
         allowed = max(fraction * float(np.max(want) - np.min(want)), step, 1e-6)
-        worst = max(worst, (difference / allowed, difference, allowed))
+        measured.append((difference / allowed, difference, allowed))
         if not difference <= allowed:
             raise ExportError(
                 "The .tflite has to compute what the Keras model computes.",
@@ -309,4 +331,4 @@ def _compare(content: bytes, samples, expected, kind: str, tolerance: float | No
                 fix="Calibrate or train with data like that of use, leave a sensitive layer in float by "
                 "`quantize(exclude=...)`, or raise `tolerance`. Nothing was written.",
             )
-    return worst[1], worst[2]
+    return max(measured)[1:]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, matches, walk_layers
+from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
@@ -109,7 +110,7 @@ def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batc
         )
     calibrated = rewrite(model)
     _reset(calibrated)
-    structure = calibrated.input
+    structure = functional_of(calibrated).input
 
     @tf.function(autograph=False)
     def observe(*inputs):

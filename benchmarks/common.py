@@ -1,0 +1,127 @@
+"""What every benchmark needs: times taken in turn, ratios of medians, and a record that says where and when.
+
+A script calls `arguments`, measures, and ends with `sys.exit(finish(...))`, which prints a Markdown report and writes
+it, with a JSON twin, to `--out` (by default `benchmarks/results/`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that has to stay at or below a limit."""
+
+    claim: str
+    value: float
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.limit
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options of every benchmark: `--quick` and `--out DIR`."""
+    parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small settings: shows that it runs, figures mean nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    return parser.parse_args()
+
+
+def times_in_turn(runs: Mapping[str, tuple[Callable[[], object], int]]) -> dict[str, list[float]]:
+    """Seconds of each repetition of each run.
+
+    The runs take turns, so that a slower minute of the machine meets all of them, and another one begins each round.
+
+    Args:
+        runs: name -> (what to time, how often).
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(max(count for _, count in runs.values())):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            run, count = runs[name]
+            if turn < count:
+                gc.collect()
+                begin = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - begin)
+                if seconds[name][-1] > 1:
+                    print(f"  turn {turn + 1}, {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def ratio_of_medians(values: Sequence[float], base: Sequence[float]) -> float:
+    return statistics.median(values) / statistics.median(base)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range, as `"1.50 (1.20-1.90)"`."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def finish(
+    name: str, description: str, body: str, measured: dict, targets: Sequence[Target], options: argparse.Namespace
+) -> int:
+    """Prints and writes the report; the exit code: 0 if all targets are met or `--quick` was given, else 1."""
+    where = _environment()
+    verdicts = [[t.claim, f"{t.value:.3f}", f"<= {t.limit:.3f}", "met" if t.met else "MISSED"] for t in targets]
+    report = "\n\n".join(
+        [
+            f"# {name}" + (" (--quick: not a measurement)" if options.quick else ""),
+            description.strip(),
+            body,
+            table(["claim", "measured", "target", ""], verdicts),
+            "\n".join(f"- {key}: {value}" for key, value in where.items()),
+        ]
+    )
+    print(report)
+    record = {**where, "quick": options.quick, "measured": measured, "targets": [asdict(t) for t in targets]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.md").write_text(report + "\n")
+    (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if options.quick or all(target.met for target in targets) else 1
+
+
+def _environment() -> dict[str, str]:
+    """Command, machine, versions and date."""
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
+    script = os.path.relpath(sys.argv[0], Path(__file__).parent.parent)
+    return {
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "machine": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, {versions}",
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown CPU"

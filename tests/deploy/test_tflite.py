@@ -1,0 +1,246 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from keras import layers as kl
+
+import tfopt
+from tfopt.deploy import tflite
+
+
+def int8_model(name):
+    model = zoo.build(name)
+    x = zoo.inputs_for(model, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tfopt.calibrate(tfopt.quantize(model), x), x
+
+
+def outputs_of(file, x):
+    predicted = file.predict(x)
+    return list(predicted.values()) if isinstance(predicted, dict) else keras.tree.flatten(predicted)
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.MODELS if n != "sequence"])
+@pytest.mark.parametrize("quantization", ["none", "float16", "dynamic"])
+def test_float_files_compute_what_keras_does(name, quantization, tmp_path):
+    model = zoo.build(name)
+    x = zoo.inputs_for(model)
+    export = tfopt.export_tflite(model, tmp_path / "m.tflite", quantization)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert export.size_bytes == (tmp_path / "m.tflite").stat().st_size == file.size_bytes
+    bound = {"none": 1e-5 if name != "mixed" else 2e-3, "float16": 5e-3, "dynamic": 0.05}[quantization]
+    for got, want in zip(outputs_of(file, x), zoo.predictions(model, x), strict=True):
+        assert got.shape == want.shape
+        assert np.abs(got - want).mean() <= bound * max(1.0, np.ptp(want))
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.MODELS if n != "sequence"])
+def test_int8_files_are_integer_and_agree(name, tmp_path):
+    model, x = int8_model(name)
+    export = tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert export.quantization == "int8" and export.mean_difference <= export.tolerance
+    assert file.float_compute_ops() == ()
+    for got, want, step in zip(outputs_of(file, x), zoo.predictions(model, x), file.output_steps(), strict=True):
+        assert step > 0
+        assert np.abs(got - want).mean() < step
+
+
+def test_sequence_model_exports_its_convolution_as_integers(tmp_path):
+    model, x = int8_model("sequence")
+    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
+    convolutions = [op for op in tfopt.TFLiteModel(tmp_path / "m.tflite").op_types() if op.name == "CONV_2D"]
+    assert convolutions and all(op.output_dtype == "int8" for op in convolutions)
+
+
+def test_weights_in_the_file_are_those_of_training(tmp_path):
+    model, x = int8_model("residual")
+    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    kernel = model.get_layer("pointwise").layer.kernel.numpy()[0, 0]  # (in, out)
+    scales = np.abs(kernel).max(axis=0) / 127
+    integers = np.round(kernel / scales).T.reshape(4, 1, 1, 4)
+    found = [
+        d
+        for d in interpreter.get_tensor_details()
+        if d["dtype"] == np.int8 and tuple(d["shape"]) == (4, 1, 1, 4) and len(d["quantization_parameters"]["scales"])
+    ]
+    stored = [interpreter.get_tensor(d["index"]) for d in found]
+    matching = [i for i, array in enumerate(stored) if np.array_equal(array, integers)]
+    assert len(matching) == 1
+    np.testing.assert_allclose(found[matching[0]]["quantization_parameters"]["scales"], scales, rtol=1e-5)
+
+
+def test_zeros_of_a_pruned_kernel_are_zeros_in_the_file(tmp_path):
+    model = zoo.build("sequential")
+    x = zoo.inputs_for(model, 64)
+    pruned = tfopt.prune(model, sparsity=0.8)
+    tfopt.export_tflite(tfopt.calibrate(tfopt.quantize(pruned), x), tmp_path / "m.tflite", data=x, sparse=False)
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(tmp_path / "m.tflite"))
+    kernels = [
+        interpreter.get_tensor(d["index"])
+        for d in interpreter.get_tensor_details()
+        if d["dtype"] == np.int8 and len(d["shape"]) >= 2 and tuple(d["shape"]) in {(4, 3, 3, 1), (6, 100), (3, 6)}
+    ]
+    zeros = sorted(int((k == 0).sum()) for k in kernels)
+    assert zeros >= sorted(
+        int((pruned.get_layer(n).kernel.numpy() == 0).sum()) for n in ("conv", "hidden", "probabilities")
+    )
+    assert len(zeros) == 3
+
+
+def test_integer_inputs_and_outputs(tmp_path):
+    model, x = int8_model("sequential")
+    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x, input_type="uint8", output_type="int8")
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert (file.inputs[0].dtype, file.outputs[0].dtype) == ("uint8", "int8")
+    assert np.abs(file.predict(x) - model.predict(x, verbose=0)).mean() < file.outputs[0].scale
+    with pytest.raises(tfopt.InvalidArgumentError, match="int8 file"):
+        tfopt.export_tflite(zoo.build("sequential"), tmp_path / "f.tflite", input_type="int8")
+
+
+def test_int8_of_a_float_model_takes_its_ranges_from_data(tmp_path):
+    model = zoo.build("residual")
+    x = zoo.inputs_for(model, 64)
+    with pytest.raises(tfopt.InvalidArgumentError, match="data"):
+        tfopt.export_tflite(model, tmp_path / "m.tflite", "int8")
+    tfopt.export_tflite(model, tmp_path / "m.tflite", "int8", data=x)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    want = model.predict(x, verbose=0)
+    assert np.abs(file.predict(x) - want).mean() < 0.05 * np.ptp(want)
+    assert all(op.output_dtype == "int8" for op in file.op_types() if op.name == "CONV_2D")
+
+
+def test_sparse_encoding_is_used_where_it_pays(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 64)), kl.Conv2D(128, 1), kl.GlobalAveragePooling2D()])
+    pruned = tfopt.prune(model, sparsity=0.9)
+    dense = tfopt.export_tflite(pruned, tmp_path / "dense.tflite", sparse=False)
+    auto = tfopt.export_tflite(pruned, tmp_path / "auto.tflite")
+    assert auto.sparse and not dense.sparse and auto.size_bytes < 0.5 * dense.size_bytes
+    assert not tfopt.export_tflite(model, tmp_path / "plain.tflite").sparse
+    x = zoo.inputs_for(model, 4)
+    got = tfopt.TFLiteModel(tmp_path / "auto.tflite").predict(x)
+    np.testing.assert_allclose(got, pruned.predict(x, verbose=0), atol=1e-4)
+
+
+def test_every_range_has_to_be_set(tmp_path):
+    quantized = tfopt.quantize(zoo.build("sequential"))
+    with pytest.raises(tfopt.InvalidArgumentError, match="calibrate"):
+        tfopt.export_tflite(quantized, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
+    model = zoo.build("sequential")
+    other = zoo.build("sequential")
+    other.get_layer("probabilities").kernel.assign(-model.get_layer("probabilities").kernel * 3)
+    monkeypatch.setattr(tflite, "_convert", lambda *a, convert=tflite._convert, **k: convert(other, *a[1:], **k))
+    with pytest.raises(tfopt.ExportError, match="mean absolute difference"):
+        tfopt.export_tflite(model, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"quantization": "int4"}, "float16"),
+        ({"input_type": "int16"}, "uint8"),
+        ({"sparse": "yes"}, "auto"),
+        ({"tolerance": -1}, "tolerance"),
+        ({"data": np.full((4, 12, 12, 1), np.nan)}, "finite"),
+        ({"data": np.zeros((4, 2))}, "shape"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, says, tmp_path):
+    with pytest.raises(tfopt.TfoptError, match=says):
+        tfopt.export_tflite(zoo.build("sequential"), tmp_path / "m.tflite", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_models_and_paths(tmp_path):
+    model = zoo.build("sequential")
+    with pytest.raises(tfopt.FileError, match="folder"):
+        tfopt.export_tflite(model, tmp_path)
+    with pytest.raises(tfopt.FileError, match="has to exist"):
+        tfopt.export_tflite(model, tmp_path / "no" / "m.tflite")
+    free = keras.Sequential([keras.Input((None, None, 1)), kl.Conv2D(2, 3), kl.GlobalMaxPooling2D()])
+    with pytest.raises(tfopt.InvalidArgumentError, match="fixed shapes"):
+        tfopt.export_tflite(free, tmp_path / "m.tflite")
+    quantized, _ = int8_model("sequential")
+    with pytest.raises(tfopt.InvalidArgumentError, match="strip"):
+        tfopt.export_tflite(quantized, tmp_path / "m.tflite", "float16")
+    model.layers[0].kernel.assign(np.full((3, 3, 1, 4), np.nan))
+    with pytest.raises(tfopt.NonFiniteError, match="conv/kernel"):
+        tfopt.export_tflite(model, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+WRITER = """
+    import sys, keras, tfopt
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(4000), keras.layers.Dense(500)])
+    print("ready", flush=True)
+    while True:
+        tfopt.export_tflite(model, sys.argv[1])
+"""
+
+
+def test_killed_in_the_middle_of_an_export(tmp_path):
+    target = tmp_path / "m.tflite"
+    whole = set()
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(target)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        process.stdout.readline()
+        time.sleep(0.3 + 0.7 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():
+            whole.add(tfopt.TFLiteModel(target).size_bytes)
+    assert len(whole) == 1  # at least one attempt wrote it, and always all of it
+
+
+FAMILIES = {
+    "MobileNetV2": (-1, 1),
+    "ResNet50": (-1, 1),
+    "DenseNet121": (-1, 1),
+    "MobileNetV3Small": (0, 255),
+    "EfficientNetB0": (0, 255),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_applications_go_the_whole_road(name, tmp_path):
+    keras.utils.set_random_seed(1)
+    model = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classifier_activation=None)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.path.endswith(("gamma", "moving_variance")):
+            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+        elif weight.path.endswith(("beta", "moving_mean")) and "normalization" not in weight.path.split("/")[-2][:13]:
+            weight.assign(generator.normal(0, 0.2, weight.shape))
+    x = generator.uniform(*FAMILIES[name], (24, 96, 96, 3)).astype("float32")
+    ready = tfopt.calibrate(tfopt.quantize(tfopt.prune(model, sparsity=0.5)), x[:8])
+    tfopt.export_tflite(ready, tmp_path / "m.tflite", data=x[:8], sparse=False)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert file.float_compute_ops() == ()
+    got, want = file.predict(x[:8]), ready.predict(x[:8], verbose=0)
+    noise = 10 * np.log10(np.mean(want**2) / np.mean((got - want) ** 2))
+    assert noise > 20  # dB

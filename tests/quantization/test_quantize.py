@@ -1,0 +1,244 @@
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from keras import layers as kl
+
+import tfopt
+from tfopt.core.graph import walk_layers
+from tfopt.core.modes import FakeQuantized
+from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
+
+
+def quietly(model, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tfopt.quantize(model, **options)
+
+
+def ranges(model):
+    found = {}
+    for path, layer in walk_layers(model):
+        if isinstance(layer, FakeQuantize):
+            found[path] = layer
+        elif isinstance(layer, QuantizedLayer):
+            for part in (layer.pre_activation, layer.output_range):
+                if part is not None:
+                    found[f"{path}/{part.name}"] = part
+    return {path: (float(part.low.numpy()), float(part.high.numpy())) for path, part in found.items()}
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_trains_saves_resumes_and_strips(name, tmp_path):
+    model = zoo.build(name)
+    before, x = zoo.state(model), zoo.inputs_for(model)
+    quantized = quietly(model)
+    losses = zoo.fit(quantized, x, epochs=3).history["loss"]
+    assert losses[-1] < losses[0]
+    assert all(high > low and low <= 0 <= high for low, high in ranges(quantized).values())
+    for kept, now in zip(before, zoo.state(model), strict=True):
+        np.testing.assert_array_equal(kept, now)
+
+    quantized.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    for got, want in zip(zoo.predictions(loaded, x), zoo.predictions(quantized, x), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert int(loaded.optimizer.iterations.numpy()) == 12
+    zoo.fit(loaded, x)
+
+    plain = tfopt.strip(quantized)
+    assert [type(layer).__name__ for _, layer in walk_layers(plain)] == [
+        type(layer).__name__ for _, layer in walk_layers(model)
+    ]
+    assert not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(plain))
+    assert sum(np.prod(w.shape) for w in plain.weights) == sum(np.prod(w.shape) for w in model.weights)
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_names_and_outputs_are_kept(name):
+    model = zoo.build(name)
+    quantized = quietly(model)
+    names = [path for path, _ in walk_layers(quantized) if not path.endswith("_range")]
+    assert names == [path for path, _ in walk_layers(model)]
+    assert getattr(quantized, "output_names", None) == getattr(model, "output_names", None)
+    calibrated = tfopt.calibrate(quantized, zoo.inputs_for(model))
+    x = zoo.inputs_for(model)
+    for got, want in zip(zoo.predictions(calibrated, x), zoo.predictions(model, x), strict=True):
+        assert np.abs(got - want).mean() < 0.05 * (want.max() - want.min())
+        assert np.abs(got - want).max() > 0  # rounding is at work
+
+
+def test_where_ranges_stand():
+    model = zoo.build("residual")
+    expected = {
+        "image_range",
+        "stem_relu/output_range",  # convolution, batch normalization and ReLU share one
+        "depthwise/output_range",
+        "pointwise/output_range",
+        "sum_relu/output_range",  # addition and ReLU share one
+        "alone_bn/output_range",
+        "swish/output_range",
+        "pool/output_range",
+        "logits/output_range",
+    }
+    found = {path for path in ranges(tfopt.quantize(model)) if not path.startswith("multiply")}
+    assert found == expected
+
+
+def test_a_range_stands_on_both_sides_of_an_activation_the_file_does_not_fuse():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, "tanh", name="t"), kl.Dense(3, "gelu", name="g")])
+    found = set(ranges(tfopt.quantize(model)))
+    assert {"t/pre_activation", "g/pre_activation", "g/output_range"} <= found
+    assert "t/output_range" not in found  # the runtime fixes the range of tanh
+
+
+def test_first_batch_sets_the_range_and_later_ones_move_it():
+    model = keras.Sequential([keras.Input((2,)), kl.Dense(1, use_bias=False, name="d")])
+    model.layers[0].kernel.assign([[1.0], [0.0]])
+    quantized = tfopt.quantize(model)
+    quantized(np.array([[4.0, 0.0], [-2.0, 0.0]], "float32"), training=True)
+    assert ranges(quantized)["d/output_range"] == pytest.approx((-2.0, 4.0), abs=0.05)
+    low, high = ranges(quantized)["d/output_range"]
+    quantized(np.array([[8.0, 0.0], [-2.0, 0.0]], "float32"), training=True)
+    assert ranges(quantized)["d/output_range"][1] == pytest.approx(high + (8.0 - high) * 0.001, rel=1e-3)
+
+
+def test_calibration_takes_the_widest_range_and_starts_anew():
+    model = keras.Sequential([keras.Input((2,)), kl.Dense(1, use_bias=False, name="d")])
+    model.layers[0].kernel.assign([[1.0], [0.0]])
+    quantized = tfopt.quantize(model)
+    x = np.array([[4.0, 0.0], [-2.0, 1.0], [9.0, 0.0]], "float32")
+    calibrated = tfopt.calibrate(quantized, x, batch_size=1)
+    assert ranges(calibrated)["d/output_range"] == (-2.0, 9.0)
+    assert set(ranges(quantized).values()) == {(0.0, 0.0)}
+    again = tfopt.calibrate(calibrated, x[:2])
+    assert list(ranges(again).values())[-1] == (-2.0, 4.0)
+    assert tfopt.calibrate(calibrated, x, samples=1) is not calibrated
+    assert ranges(tfopt.calibrate(calibrated, x, samples=1))["d/output_range"] == (0.0, 4.0)
+
+
+def test_evaluation_moves_nothing():
+    model = zoo.build("residual")
+    x = zoo.inputs_for(model)
+    calibrated = tfopt.calibrate(tfopt.quantize(model), x)
+    before = zoo.state(calibrated)
+    calibrated.predict(x * 9, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, zoo.state(calibrated), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}], ids=str)
+def test_compile_options_train_alike(options):
+    model = zoo.build("sequential")
+    model.get_layer("dropout" if "dropout" in [la.name for la in model.layers] else model.layers[3].name).rate = 0.0
+    x = zoo.inputs_for(model)
+    plain, other = tfopt.quantize(model), tfopt.quantize(model)
+    zoo.fit(plain, x, epochs=2, optimizer=keras.optimizers.SGD(0.1))
+    zoo.fit(other, x, epochs=2, optimizer=keras.optimizers.SGD(0.1), **options)
+    for a, b in zip(plain.trainable_weights, other.trainable_weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-3)
+
+
+def test_pruned_zeros_survive_quantization():
+    model = zoo.build("residual")
+    pruned = tfopt.prune(model, sparsity=0.75)
+    zeros = [int((layer.kernel.numpy() == 0).sum()) for layer in pruned.layers if hasattr(layer, "kernel")]
+    quantized = tfopt.quantize(pruned)
+    zoo.fit(quantized, zoo.inputs_for(model), epochs=3)
+    inner = [layer.layer for layer in quantized.layers if isinstance(layer, QuantizedLayer)]
+    assert [int((layer.kernel.numpy() == 0).sum()) for layer in inner if hasattr(layer, "kernel")] == zeros
+    assert sum(zeros) > 50
+
+
+def test_layers_stay_float_by_choice_or_with_a_reason():
+    model = zoo.build("residual")
+    assert not isinstance(tfopt.quantize(model, exclude="logits").get_layer("logits"), QuantizedLayer)
+    only = tfopt.quantize(model, include="logits")
+    wrapped = [layer.name for layer in only.layers if isinstance(layer, QuantizedLayer)]
+    assert wrapped == ["logits"]
+    with pytest.warns(UserWarning) as caught:
+        tfopt.quantize(zoo.build("sequence"))
+    messages = [str(w.message) for w in caught if "stay float" in str(w.message)]
+    assert len(messages) == 1 and "'lstm' (Bidirectional" in messages[0] and "'attention'" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, says", [({"scheme": "int4"}, "int8"), ({"include": "nope"}, "'nope'"), ({"exclude": 1}, "exclude")]
+)
+def test_bad_arguments(arguments, says):
+    with pytest.raises(tfopt.InvalidArgumentError, match=says):
+        tfopt.quantize(zoo.build("sequential"), **arguments)
+
+
+def test_nothing_to_do_and_nan():
+    quantized = tfopt.quantize(zoo.build("sequential"))
+    with pytest.raises(tfopt.NothingToDoError, match="strip"):
+        tfopt.quantize(quantized)
+    with pytest.raises(tfopt.NothingToDoError, match="Flatten|no layer"):
+        tfopt.quantize(keras.Sequential([keras.Input((3, 3)), kl.Flatten()]))
+    with pytest.raises(tfopt.NothingToDoError, match="exclude"):
+        tfopt.quantize(zoo.build("sequential"), exclude="*")
+    model = zoo.build("sequential")
+    model.layers[0].kernel.assign(np.full((3, 3, 1, 4), np.inf))
+    with pytest.raises(tfopt.NonFiniteError, match="conv/kernel"):
+        tfopt.quantize(model)
+
+
+@pytest.mark.parametrize(
+    "data, error, says",
+    [
+        (np.zeros((0, 12, 12, 1), "float32"), tfopt.InvalidArgumentError, "no sample"),
+        (np.zeros((4, 9, 12, 1), "float32"), tfopt.InvalidArgumentError, "\\(4, 9, 12, 1\\)"),
+        (np.full((4, 12, 12, 1), np.nan, "float32"), tfopt.NonFiniteError, "finite"),
+        ("x.npz", tfopt.InvalidArgumentError, "str"),
+        ({"other": np.zeros((4, 12, 12, 1))}, tfopt.InvalidArgumentError, "other"),
+        (np.full((2, 12, 12, 1), "a"), tfopt.InvalidArgumentError, "numbers"),
+    ],
+    ids=["empty", "shape", "nan", "path", "name", "text"],
+)
+def test_bad_calibration_data(data, error, says):
+    quantized = tfopt.quantize(zoo.build("sequential"))
+    with pytest.raises(error, match=says):
+        tfopt.calibrate(quantized, data)
+
+
+def test_every_form_of_calibration_data_gives_the_same_ranges():
+    import tensorflow as tf
+
+    model = zoo.build("sequential")
+    x = zoo.inputs_for(model, 10)
+    y = np.zeros(10)
+    quantized = tfopt.quantize(model)
+    forms = [
+        x,
+        (x, y),
+        {model.inputs[0].name: x},
+        tf.data.Dataset.from_tensor_slices((x, y)).batch(3),
+        tf.data.Dataset.from_tensor_slices(x).batch(10),
+        iter([x[:5], (x[5:], y[5:])]),
+        x.tolist(),
+    ]
+    want = ranges(tfopt.calibrate(quantized, x))
+    for form in forms:
+        assert ranges(tfopt.calibrate(quantized, form)) == pytest.approx(want, abs=1e-6)
+    with pytest.raises(tfopt.InvalidArgumentError, match="tfopt.quantize"):
+        tfopt.calibrate(model, x)
+
+
+@tfopt.register_layer(kernels={"matrix": ()}, output="range")
+class Projection(kl.Layer):
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], 4), name="matrix")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.matrix)
+
+
+def test_a_registered_layer_of_ones_own_is_quantized():
+    model = keras.Sequential([keras.Input((6,)), Projection(name="mine")])
+    x = zoo.inputs_for(model)
+    layer = tfopt.calibrate(tfopt.quantize(model), x).get_layer("mine")
+    scale = np.abs(model.layers[0].matrix.numpy()).max() / 127
+    rounded = np.round(model.layers[0].matrix.numpy() / scale) * scale
+    np.testing.assert_allclose(layer(x), x @ rounded, atol=0.02)

@@ -1,0 +1,101 @@
+"""The package as a user gets it: public names, cost of the import, content of the wheel."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tfopt
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def fresh(program):
+    """What a program in a new process prints, as JSON."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", tfopt.__all__)
+def test_public_names_resolve_and_are_documented(name):
+    value = getattr(tfopt, name)
+    assert callable(value)
+    assert value.__doc__
+    assert name in dir(tfopt)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(tfopt.__file__).read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    seen = {item.asname: node.module for node in guarded.body for item in node.names}
+    assert seen == tfopt._PUBLIC
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="'tfopt' has no attribute 'prun'"):
+        _ = tfopt.prun
+
+
+def test_all_errors_are_value_errors_of_one_family():
+    errors = [getattr(tfopt, name) for name in tfopt.__all__ if name.endswith("Error")]
+    assert len(errors) == 7
+    assert all(issubclass(error, tfopt.TfoptError) and issubclass(error, ValueError) for error in errors)
+
+
+def test_import_loads_nothing_heavy_and_changes_no_environment():
+    loaded, changed = fresh("""
+import json, os, sys, warnings
+import keras
+before = dict(os.environ), keras.config.floatx(), keras.config.dtype_policy().name, list(warnings.filters)
+already = set(sys.modules)
+import tfopt
+after = dict(os.environ), keras.config.floatx(), keras.config.dtype_policy().name, list(warnings.filters)
+heavy = ["tensorflow_model_optimization", "tf_keras", "keras_tuner", "matplotlib", "mlxtend", "sklearn",
+         "ai_edge_litert", "tfopt.pruning.prune", "tfopt.report.compare"]
+print(json.dumps([[name for name in heavy if name in set(sys.modules) - already], before != after]))
+""")
+    assert loaded == []
+    assert not changed
+
+
+def test_import_costs_at_most_three_tenths_of_a_second_beyond_keras():
+    program = """
+import json, time
+import keras
+start = time.process_time()
+import tfopt
+print(json.dumps(time.process_time() - start))
+"""
+    assert min(fresh(program) for _ in range(2)) <= 0.3
+
+
+def test_quantized_models_load_with_keras_once_tfopt_is_imported():
+    registered = fresh("""
+import json
+import tfopt
+import keras
+print(json.dumps([name for name in keras.saving.get_custom_objects() if name.startswith("tfopt>")]))
+""")
+    assert {"tfopt>FakeQuantize", "tfopt>QuantizedLayer"} <= set(registered)
+
+
+def test_the_wheel_holds_every_module(tmp_path):
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).write_text((ROOT / name).read_text())
+    modules = sorted(path.relative_to(ROOT) for path in (ROOT / "tfopt").rglob("*.py"))
+    for path in [*modules, Path("tfopt/py.typed")]:
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path).write_text((ROOT / path).read_text())
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {str(path) for path in modules} | {"tfopt/py.typed"} <= set(names)
+    assert not [name for name in names if not name.startswith(("tfopt/", "tfopt-"))]
+    assert wheel.name == f"tfopt-{tfopt.__version__}-py3-none-any.whl"

@@ -1,0 +1,92 @@
+"""tfopt makes Keras 3 models small and fast and puts them on the edge.
+
+Every technique is one verb that takes a `keras.Model` and gives back a new one; the input is never changed.
+
+Example:
+    >>> import keras, tfopt
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2)])
+    >>> pruned = tfopt.prune(model, sparsity=0.75)  # then compile and fit as usual
+    >>> int((pruned.layers[0].kernel.numpy() == 0).sum())
+    24
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfopt.core.catalog import register_layer as register_layer
+    from tfopt.core.errors import ExportError as ExportError
+    from tfopt.core.errors import FileError as FileError
+    from tfopt.core.errors import InvalidArgumentError as InvalidArgumentError
+    from tfopt.core.errors import NonFiniteError as NonFiniteError
+    from tfopt.core.errors import NothingToDoError as NothingToDoError
+    from tfopt.core.errors import TfoptError as TfoptError
+    from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
+    from tfopt.core.loading import load_model as load_model
+    from tfopt.deploy.runner import TFLiteModel as TFLiteModel
+    from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.editing.width import scale_width as scale_width
+    from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
+    from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
+    from tfopt.pruning.prune import prune as prune
+    from tfopt.quantization.quantize import calibrate as calibrate
+    from tfopt.quantization.quantize import quantize as quantize
+    from tfopt.report.compare import compare as compare
+    from tfopt.report.measure import summary as summary
+    from tfopt.stripping import strip as strip
+
+__version__ = "0.1.0"
+
+# Public name -> the module it is defined in, under the same name. Loaded when first used.
+_PUBLIC = {
+    "ConstantSparsity": "tfopt.interop.tfmot",
+    "ExportError": "tfopt.core.errors",
+    "FileError": "tfopt.core.errors",
+    "InvalidArgumentError": "tfopt.core.errors",
+    "NonFiniteError": "tfopt.core.errors",
+    "NothingToDoError": "tfopt.core.errors",
+    "PolynomialDecay": "tfopt.interop.tfmot",
+    "TFLiteModel": "tfopt.deploy.runner",
+    "TfoptError": "tfopt.core.errors",
+    "UnsupportedModelError": "tfopt.core.errors",
+    "calibrate": "tfopt.quantization.quantize",
+    "compare": "tfopt.report.compare",
+    "export_tflite": "tfopt.deploy.tflite",
+    "load_model": "tfopt.core.loading",
+    "prune": "tfopt.pruning.prune",
+    "quantize": "tfopt.quantization.quantize",
+    "register_layer": "tfopt.core.catalog",
+    "scale_width": "tfopt.editing.width",
+    "strip": "tfopt.stripping",
+    "summary": "tfopt.report.measure",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def _runs_as_command() -> bool:
+    """True in the `tfopt` command, which loads TensorFlow only when there is work to do, not to print its help."""
+    program = os.path.basename((getattr(sys, "argv", None) or [""])[0])
+    return program in ("tfopt", "tfopt.exe") or "tfopt.cli" in sys.orig_argv
+
+
+if not _runs_as_command():
+    # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
+    # that `keras.models.load_model` finds them.
+    importlib.import_module("tfopt.quantization.layers")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,248 @@
+"""The verb `scale_width`: the same network with fewer (or more) filters and neurons in each layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+
+import keras
+import tensorflow as tf
+from keras import layers as kl
+
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
+from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, matches, walk_layers
+from tfopt.core.rewrite import rewrite
+
+# Config key that holds the number of output channels, by layer class.
+_WIDTH_KEYS: dict[type, str] = {
+    kl.Conv1D: "filters",
+    kl.Conv2D: "filters",
+    kl.Conv3D: "filters",
+    kl.Conv1DTranspose: "filters",
+    kl.Conv2DTranspose: "filters",
+    kl.Conv3DTranspose: "filters",
+    kl.SeparableConv1D: "filters",
+    kl.SeparableConv2D: "filters",
+    kl.Dense: "units",
+}
+# Layers with kernels whose output is as wide as their input.
+_FOLLOWERS = (kl.DepthwiseConv1D, kl.DepthwiseConv2D, kl.MultiHeadAttention, kl.GroupQueryAttention)
+
+
+def scale_width(
+    model: keras.Model,
+    factor: float,
+    *,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+    round_to: int = 1,
+    seed: int | None = None,
+) -> keras.Model:
+    """Returns the same architecture with `factor` times the filters and neurons, freshly initialised: train it anew.
+
+    Scaled are the `filters` of convolutions (plain, transposed, separable, 1D to 3D) and the `units` of `Dense`.
+    Layers that give an output of the model keep their width, and so does everything that only passes it on (an
+    activation, a reshape). Depthwise convolutions and normalisations follow their input; recurrent layers, embeddings
+    and layers inside a wrapper such as `TimeDistributed` keep their width.
+
+    Args:
+        model: a built Sequential or Functional model. Its weights are not used, but for `Normalization`.
+        factor: above 0; 0.5 halves each width, 2 doubles it.
+        include: layer names or globs to scale; all by default. Nested layers by path, as `"encoder/conv1"`.
+        exclude: layer names or globs that keep their width.
+        round_to: new widths are rounded to the nearest multiple of this (and of the layer's `groups`), at least one.
+        seed: makes the new weights reproducible, whatever the global seed.
+
+    Returns:
+        A new, uncompiled model of the same layer names.
+
+    Raises:
+        InvalidArgumentError: `factor` or `round_to` out of range, unknown layer name, or widths that no longer fit
+            together, such as the addition of a scaled and an unscaled branch.
+        NothingToDoError: no width changes.
+        UnsupportedModelError: a subclassed or unbuilt model.
+
+    Source: the width multiplier of Howard et al. 2017, https://arxiv.org/abs/1704.04861.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64), keras.layers.Dense(10)])
+        >>> [layer.units for layer in scale_width(model, 0.5).layers]
+        [32, 10]
+    """
+    check_model(model)
+    _check_arguments(factor, round_to)
+    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
+    check_patterns(model, included, "include")
+    check_patterns(model, excluded, "exclude")
+    widths = _new_widths(model, factor, included, excluded, round_to)
+    return _rebuilt(model, widths, seed)
+
+
+def _check_arguments(factor: object, round_to: object) -> None:
+    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+    if not number or not math.isfinite(factor) or factor <= 0:  # type: ignore[arg-type, operator]
+        raise InvalidArgumentError(
+            "`factor` is a finite number above 0.", received=repr(factor), fix="0.5 halves the width of each layer."
+        )
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
+        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
+
+
+def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
+    """Id of each layer whose width changes -> its new width."""
+    heads, _ = _heads(model)
+    widths = {}
+    for path, layer in walk_layers(model):
+        key = _WIDTH_KEYS.get(type(layer))
+        if key is None or id(layer) in heads or not _selected(path, included, excluded):
+            continue
+        step = math.lcm(round_to, getattr(layer, "groups", 1))
+        width = max(step, math.floor(getattr(layer, key) * factor / step + 0.5) * step)
+        if width != getattr(layer, key):
+            widths[id(layer)] = width
+    if not widths:
+        raise NothingToDoError(
+            "At least one layer has to change its width.",
+            received=f"'{model.name}' with factor={factor}, round_to={round_to}",
+            fix="Only hidden convolutions and Dense layers are scaled, not those that give an output of the model.",
+        )
+    return widths
+
+
+def _heads(model: keras.Model) -> tuple[set[int], bool]:
+    """Ids of the layers that set the width of an output of the model, and whether an input of the model does."""
+    graph = Graph(model)
+    heads: set[int] = set()
+    from_input = False
+    tensors, seen = list(graph.outputs), set()
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        call = graph.producer(tensor)
+        if call is None:
+            from_input = True
+        elif isinstance(call.op, keras.Model):
+            inner, passes_through = _heads(call.op)
+            heads |= inner
+            tensors.extend(call.inputs if passes_through else [])
+        elif _sets_width(call.op):
+            heads.add(id(call.op))
+        else:
+            tensors.extend(call.inputs)
+    return heads, from_input
+
+
+def _sets_width(op: keras.Operation) -> bool:
+    """False for an op whose output is as wide as its input, such as an activation, a pooling or an addition."""
+    if type(op) in _WIDTH_KEYS:
+        return True
+    if isinstance(op, _FOLLOWERS) or not isinstance(op, keras.layers.Layer):
+        return False
+    return any(len(weight.shape) >= 2 for weight in op.weights)
+
+
+def _selected(path: str, included: list[str], excluded: list[str]) -> bool:
+    """A name fits the layer itself or a model that it is nested in."""
+    parts = path.split("/")
+    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    if included and not any(matches(p, included) for p in paths):
+        return False
+    return not any(matches(p, excluded) for p in paths)
+
+
+def _rebuilt(model: keras.Model, widths: dict[int, int], seed: int | None) -> keras.Model:
+    input_widths = _nested_input_widths(model, widths)
+    seeds = None if seed is None else itertools.count(seed)
+    reached = model.name
+
+    def replace(op, state):
+        nonlocal reached
+        reached = state.path
+        if isinstance(op, (keras.Model, kl.Normalization)) or not isinstance(op, keras.layers.Layer):
+            return None
+        config = op.get_config()
+        if id(op) in widths:
+            config[_WIDTH_KEYS[type(op)]] = widths[id(op)]
+        elif id(op) in input_widths:
+            config["batch_shape"] = (*config["batch_shape"][:-1], input_widths[id(op)])
+        elif isinstance(op, kl.Reshape):
+            config["target_shape"] = _following_shape(op)
+        return type(op).from_config(config if seeds is None else _seeded(config, seeds))
+
+    try:
+        return rewrite(model, replace)
+    except TfoptError:
+        raise
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        raise InvalidArgumentError(
+            f"The shapes in '{model.name}' have to fit together after scaling.",
+            received=f"at '{reached}': {_reason(error)}",
+            fix="Name the layers that feed it in `include` or `exclude`, so that they scale together or not at all.",
+        ) from error
+
+
+def _nested_input_widths(model: keras.Model, widths: dict[int, int]) -> dict[int, int]:
+    """Id of each input layer of a nested model whose width changes -> its new width."""
+    found: dict[int, int] = {}
+
+    def outputs_of(model: keras.Model, input_ratios: list[Fraction]) -> list[Fraction]:
+        """By how much each output of a model is wider than before, given the same of its inputs."""
+        graph = Graph(model)
+        ratios = {id(tensor): ratio for tensor, ratio in zip(graph.inputs, input_ratios, strict=True)}
+        for call in graph.calls:
+            incoming = [ratios[id(tensor)] for tensor in call.inputs]
+            if isinstance(call.op, keras.Model):
+                for tensor, ratio in zip(Graph(call.op).inputs, incoming, strict=True):
+                    if ratio != 1:
+                        found[id(tensor._keras_history.operation)] = int(tensor.shape[-1] * ratio)
+                outgoing = outputs_of(call.op, incoming)
+            elif _sets_width(call.op):
+                outgoing = [_ratio(call.op, widths)] * len(call.outputs)
+            else:
+                outgoing = [_joined_ratio(call, incoming)] * len(call.outputs)
+            ratios.update((id(tensor), ratio) for tensor, ratio in zip(call.outputs, outgoing, strict=True))
+        return [ratios[id(tensor)] for tensor in graph.outputs]
+
+    outputs_of(model, [Fraction(1)] * len(Graph(model).inputs))
+    return found
+
+
+def _ratio(layer: keras.layers.Layer, widths: dict[int, int]) -> Fraction:
+    return Fraction(widths[id(layer)], getattr(layer, _WIDTH_KEYS[type(layer)])) if id(layer) in widths else Fraction(1)
+
+
+def _joined_ratio(call: Call, incoming: list[Fraction]) -> Fraction:
+    """The ratio of an op that passes widths on; where branches of different ratio meet, only a concatenation fits."""
+    if len(set(incoming)) <= 1 or not isinstance(call.op, kl.Concatenate):
+        return incoming[0] if incoming else Fraction(1)
+    old = [tensor.shape[-1] for tensor in call.inputs]
+    return sum((width * ratio for width, ratio in zip(old, incoming, strict=True)), Fraction(0)) / sum(old)
+
+
+def _following_shape(reshape: kl.Reshape) -> tuple[int, ...]:
+    """The target shape, its last axis left to follow the input where both have the same width."""
+    shape = tuple(reshape.target_shape)
+    if -1 not in shape and shape and shape[-1] == reshape.input.shape[-1]:
+        return (*shape[:-1], -1)
+    return shape
+
+
+def _seeded(config, seeds: Iterator[int]):
+    """The config with a seed of its own for each initializer that has none."""
+    if isinstance(config, list):
+        return [_seeded(item, seeds) for item in config]
+    if not isinstance(config, dict):
+        return config
+    seeded = {key: _seeded(value, seeds) for key, value in config.items()}
+    if seeded.get("module") == "keras.initializers" and seeded["config"].get("seed", 0) is None:
+        seeded["config"]["seed"] = next(seeds)
+    return seeded
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith("Exception encountered")), type(error).__name__)

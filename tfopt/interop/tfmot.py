@@ -1,0 +1,566 @@
+"""TFMOT and tf_keras: the only file that imports them, and only when one of its functions is called.
+
+Two things come from here. TFMOT's pruning schedules serve Keras 3 as they are: `PolynomialDecay`, `ConstantSparsity`.
+And a model of tf_keras (Keras 2) that comes to a verb of tfopt is handed to TFMOT itself
+(https://www.tensorflow.org/model_optimization): `prune`, `quantize`, `strip`, `convert`.
+
+Importing TFMOT sets `TF_USE_LEGACY_KERAS=1`, which turns a `tf.keras`, `tf.compat.v1.keras` or `tf.compat.v2.keras`
+that nobody has used yet into tf_keras, for the whole process. `tfmot` imports it without that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.core.errors import (
+    ExportError,
+    InvalidArgumentError,
+    NonFiniteError,
+    NothingToDoError,
+    TfoptError,
+    UnsupportedModelError,
+)
+from tfopt.core.graph import as_patterns, matches
+
+SCHEDULES = ("ConstantSparsity", "PolynomialDecay")
+QUANTIZATIONS = ("none", "dynamic", "float16", "int8")
+
+# What TFMOT and tf_keras were seen to raise on models they do not support.
+_FAILURES = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    AssertionError,
+    tf.errors.OpError,
+)
+_import_lock = threading.RLock()
+
+
+class MissingPackageError(TfoptError, ImportError):
+    """TFMOT, tf_keras or, on Python 3.12 and later, setuptools is not installed."""
+
+
+def __getattr__(name: str) -> Any:
+    """`ConstantSparsity` and `PolynomialDecay` are TFMOT's own classes, imported at first use."""
+    if name in SCHEDULES:
+        return getattr(tfmot().sparsity.keras, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def tfmot() -> ModuleType:
+    """The module `tensorflow_model_optimization`, imported at the first call.
+
+    The environment and what `tf.keras`, `tf.compat.v1.keras` and `tf.compat.v2.keras` stand for are as before.
+
+    Raises:
+        MissingPackageError: if a package it needs is not installed.
+
+    Example:
+        >>> tfmot().sparsity.keras.PolynomialDecay.__name__
+        'PolynomialDecay'
+    """
+    with _import_lock, _keras_kept():
+        try:
+            importlib.import_module("tf_keras")
+            with _aliases_on_tf_keras():
+                return importlib.import_module("tensorflow_model_optimization")
+        except ImportError as error:
+            raise MissingPackageError(
+                "TFMOT's schedules and tf_keras models need tensorflow-model-optimization, tf_keras and, from Python "
+                "3.12 on, setuptools (for distutils).",
+                received=str(error),
+                fix="Run: pip install tensorflow-model-optimization tf_keras setuptools",
+            ) from error
+
+
+def is_tf_keras_model(model: object) -> bool:
+    """True for a model of tf_keras (Keras 2). Never imports tf_keras: without it there is no such model.
+
+    Example:
+        >>> is_tf_keras_model("a path")
+        False
+    """
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.Model)
+
+
+def prune(
+    model,
+    schedule: Callable | None = None,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+):
+    """A copy of a tf_keras model that TFMOT's `prune_low_magnitude` prunes during `fit`.
+
+    With a schedule the result is what TFMOT gives. Without one, TFMOT's masks are computed at once and held in any
+    later `fit`. `UpdatePruningStep`, which TFMOT asks the user to pass to `fit`, is added to the callbacks by the
+    returned model itself. For that, only `fit` of this one object is wrapped: classes and layers stay TFMOT's, so that
+    a saved file is plain TFMOT and loads in `tfmot.sparsity.keras.prune_scope()`. A loaded model is such a plain one:
+    pass the callback to its `fit`. A loop over `train_on_batch` has to call it too, as with TFMOT.
+
+    Args:
+        model: a built Sequential or Functional tf_keras model, nested models allowed. It is not changed.
+        schedule: `tfopt.PolynomialDecay`, `tfopt.ConstantSparsity` or any callable `step -> (prune_now, sparsity)`.
+        sparsity: fraction of zeros in each kernel, in (0, 1), by default 0.5, or a dict from layer names or globs to
+            fractions, which prunes these layers only. Not together with a schedule.
+        include: layer names or globs to prune, nested layers by path, as `"encoder/conv1"`. All by default; TFMOT then
+            raises if there is one that it does not know.
+        exclude: layer names or globs to leave as they are.
+
+    Returns:
+        A tf_keras model with TFMOT's pruning wrappers, not compiled.
+
+    Raises:
+        InvalidArgumentError: for a bad `sparsity`, `schedule`, `include` or `exclude`.
+        UnsupportedModelError: for a model that TFMOT cannot prune, with TFMOT's message.
+        NonFiniteError: for weights with NaN or infinity.
+        NothingToDoError: if no layer is left to prune.
+
+    Example:
+        >>> import tf_keras
+        >>> model = tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,), name="d")])
+        >>> pruned = strip(prune(model, sparsity=0.75))
+        >>> int((pruned.get_layer("d").kernel.numpy() == 0).sum())
+        24
+    """
+    _check_model(model)
+    _check_amount(schedule, sparsity)
+    if _wrapped(model, _pruning_wrapper()):
+        raise NothingToDoError(
+            "A tf_keras model is pruned once.", received=f"'{model.name}', pruned", fix="Strip it first."
+        )
+    wrap = tfmot().sparsity.keras.prune_low_magnitude
+    clone = _clone(model)
+    if include is None and exclude is None and not isinstance(sparsity, Mapping):
+        with _call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
+            pruned = wrap(clone, schedule or _held(sparsity))
+    else:
+        schedules = _layer_schedules(clone, schedule, sparsity, include, exclude)
+        with _call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
+            pruned = _map_layers(
+                clone, lambda path, layer: wrap(layer, schedules[path]) if path in schedules else layer
+            )
+    wrappers = _wrapped(pruned, _pruning_wrapper())
+    if not any(wrapper.pruning_vars for wrapper in wrappers):
+        raise NothingToDoError("A model to prune has a kernel.", received=f"'{model.name}', none that TFMOT can prune")
+    if schedule is None:
+        _mask_now(wrappers)
+    return _with_update_step(pruned)
+
+
+def quantize(model, include: str | list[str] | None = None, exclude: str | list[str] | None = None):
+    """A copy of a tf_keras model with TFMOT's 8-bit quantization-aware training, as `quantize_model` makes it.
+
+    Args:
+        model: a built Sequential or Functional tf_keras model without nested models. It is not changed.
+        include: layer names or globs to quantize (`quantize_annotate_layer`); all by default.
+        exclude: layer names or globs to leave in float.
+
+    Returns:
+        A tf_keras model, not compiled, the layers named `quant_...`.
+
+    Raises:
+        InvalidArgumentError: for a name or glob that fits no layer.
+        UnsupportedModelError: for a model that TFMOT cannot quantize, with TFMOT's message.
+        NonFiniteError: for weights with NaN or infinity.
+        NothingToDoError: if the model is quantization-aware already or no layer is left to quantize.
+
+    Example:
+        >>> import tf_keras
+        >>> model = tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,), name="d")])
+        >>> [layer.name for layer in quantize(model).layers]
+        ['quantize_layer', 'quant_d']
+    """
+    _check_model(model)
+    if is_quantized(model):
+        raise NothingToDoError(
+            "A model is made quantization-aware once.", received=f"'{model.name}', quantization-aware"
+        )
+    if _wrapped(model, _pruning_wrapper()):
+        raise UnsupportedModelError(
+            "TFMOT cannot quantize its pruning wrappers.",
+            received=f"'{model.name}', pruned",
+            fix="Call `tfopt.strip(model)` first.",
+        )
+    api = tfmot().quantization.keras
+    clone = _clone(model)
+    if include is None and exclude is None:
+        with _call_on(clone, "tfmot.quantization.keras.quantize_model"):
+            return api.quantize_model(clone)
+    chosen = _selected(clone, include, exclude)
+    if not chosen:
+        raise NothingToDoError("A layer has to be left to quantize.", received=f"exclude={exclude!r}")
+    annotate = api.quantize_annotate_layer
+    with _call_on(clone, "tfmot.quantization.keras.quantize_apply"):
+        return api.quantize_apply(_map_layers(clone, lambda path, layer: annotate(layer) if path in chosen else layer))
+
+
+def strip(model):
+    """The plain model in a tf_keras model pruned by TFMOT, masks applied (`strip_pruning`). The input is not changed.
+
+    Args:
+        model: a tf_keras model from `prune` or `tfmot.sparsity.keras.prune_low_magnitude`.
+
+    Returns:
+        A tf_keras model of the original's layers and weight shapes, not compiled.
+
+    Raises:
+        UnsupportedModelError: for a quantization-aware model: TFMOT has no way back from one.
+        NothingToDoError: if the model holds no pruning wrapper.
+
+    Example: see `prune`.
+    """
+    _check_model(model)
+    if is_quantized(model):
+        raise UnsupportedModelError(
+            "TFMOT has no strip for its quantization-aware models (tensorflow/model-optimization issue 958).",
+            received=f"'{model.name}', quantization-aware",
+            fix="Export it with `tfopt.export_tflite`, keep the float model, or port the model to Keras 3.",
+        )
+    if not _wrapped(model, _pruning_wrapper()):
+        raise NothingToDoError("A model to strip holds pruning wrappers.", received=f"'{model.name}' without any")
+    clone = _clone(model)
+    for wrapper in _wrapped(clone, _pruning_wrapper()):
+        wrapper.pruning_obj.weight_mask_op()
+    with _call_on(clone, "tfmot.sparsity.keras.strip_pruning"):
+        return tfmot().sparsity.keras.strip_pruning(clone)
+
+
+def convert(model, quantization: str = "none") -> bytes:
+    """The .tflite file of a tf_keras model; pruning wrappers are stripped first.
+
+    The file takes one sample at a time, shape `(1, ...)`, and names its outputs `output_000`, `output_001`, ...
+
+    Args:
+        model: a built Sequential or Functional tf_keras model.
+        quantization: "none" (float32), "dynamic" (int8 weights) or "float16" for a float model; "int8" for a
+            quantization-aware one, whose float32 input and output stay.
+
+    Raises:
+        InvalidArgumentError: if `quantization` is unknown or does not go with the model.
+        ExportError: if the converter fails, with its message.
+
+    Example:
+        >>> import tf_keras
+        >>> convert(tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,))]))[4:8]
+        b'TFL3'
+    """
+    _check_model(model)
+    _check_quantization(model, quantization)
+    if _wrapped(model, _pruning_wrapper()):
+        model = strip(model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_inference(model)], model)
+    if quantization != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # they are in the model
+            return converter.convert()
+    except (_converter_error(), *_FAILURES) as error:
+        raise ExportError(
+            "The TFLite converter takes a model of the operations that LiteRT has.", received=_first_line(error)
+        ) from error
+
+
+def is_quantized(model) -> bool:
+    """True for a tf_keras model from `quantize` or TFMOT's `quantize_model`."""
+    return bool(_wrapped(model, _quantization_wrapper()))
+
+
+# Importing
+
+
+@contextlib.contextmanager
+def _keras_kept() -> Iterator[None]:
+    """Holds `tf.keras` and the environment through an import."""
+    tf.keras.Model  # noqa: B018  resolves the lazy `tf.keras` to what it is for the user, before anything else does
+    variable = "TF_USE_LEGACY_KERAS"
+    value = os.environ.get(variable)
+    try:
+        yield
+    finally:
+        if value is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = value
+
+
+@contextlib.contextmanager
+def _aliases_on_tf_keras() -> Iterator[None]:
+    """TFMOT reads the recurrent cells it can prune from these two: tf_keras' while it is imported, then the user's."""
+    aliases = [(tf.compat.v1, "_v1", tf.compat.v1.keras), (tf.compat.v2, "_v2", tf.compat.v2.keras)]
+    for module, version, _ in aliases:
+        module.keras = importlib.import_module(f"tf_keras.api.{version}.keras")
+    try:
+        yield
+    finally:
+        for module, _, alias in aliases:
+            module.keras = alias
+
+
+def _tf_keras() -> ModuleType:
+    tfmot()
+    return sys.modules["tf_keras"]
+
+
+def _core(name: str) -> ModuleType:
+    """A module of TFMOT that its public API leaves out."""
+    tfmot()
+    return importlib.import_module(f"tensorflow_model_optimization.python.core.{name}")
+
+
+def _pruning_wrapper() -> type:
+    return _core("sparsity.keras.pruning_wrapper").PruneLowMagnitude
+
+
+def _quantization_wrapper() -> tuple[type, ...]:
+    layer = _core("quantization.keras.quantize_layer").QuantizeLayer
+    return (tfmot().quantization.keras.QuantizeWrapper, layer)
+
+
+def _inference(model):
+    """One sample through the model, as a concrete function."""
+
+    @tf.function(autograph=False)
+    def infer(*inputs):
+        results = tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False))
+        return {f"output_{index:03d}": result for index, result in enumerate(results)}
+
+    specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
+    return infer.get_concrete_function(*specs)
+
+
+def _converter_error() -> type[Exception]:
+    return importlib.import_module("tensorflow.lite.python.convert_phase").ConverterError
+
+
+@contextlib.contextmanager
+def _call_on(model, function: str) -> Iterator[None]:
+    """The model's own layer classes in scope; what TFMOT raises becomes an error that carries TFMOT's message."""
+    keras = _tf_keras()
+    layers = [part for part in model.submodules if isinstance(part, keras.layers.Layer)]
+    own = {type(layer).__name__: type(layer) for layer in layers if not type(layer).__module__.startswith("tf_keras.")}
+    try:
+        with keras.utils.custom_object_scope(own):
+            yield
+    except _FAILURES as error:
+        raise UnsupportedModelError(
+            f"`{function}` has to know every layer of a tf_keras model that it is given.",
+            received=_first_line(error),
+            fix="Leave layers out with `exclude`, or port the model to Keras 3, where tfopt does the work itself.",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+# Checks
+
+
+def _check_model(model) -> None:
+    keras = _tf_keras()
+    if not (isinstance(model, keras.Sequential) or getattr(model, "_is_graph_network", False)):
+        raise UnsupportedModelError(
+            "A tf_keras model has to be Sequential or Functional.",
+            received=f"{type(model).__name__}, subclassed",
+            fix="Build it as `tf_keras.Model(inputs, outputs)`.",
+        )
+    if not model.built:
+        raise UnsupportedModelError(
+            "The model has to be built.",
+            received=f"{type(model).__name__} '{model.name}', not built",
+            fix="Give it an input shape or call `model.build(input_shape)`.",
+        )
+    for weight in model.weights:
+        if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
+            raise NonFiniteError(
+                "All weights of the model have to be finite.",
+                received=f"NaN or infinity in '{weight.name}'",
+                fix="Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint.",
+            )
+
+
+def _check_amount(schedule: object, sparsity: object) -> None:
+    if schedule is not None and sparsity is not None:
+        raise InvalidArgumentError(
+            "`schedule` and `sparsity` exclude each other: the schedule says how sparse a kernel becomes.",
+            received=f"schedule={schedule!r}, sparsity={sparsity!r}",
+            fix="Pass one of them.",
+        )
+    if schedule is not None and not callable(schedule):
+        raise InvalidArgumentError(
+            "`schedule` is a callable that gives (prune_now, sparsity) for a training step.",
+            received=repr(schedule),
+            fix="Use `tfopt.PolynomialDecay(...)` or `tfopt.ConstantSparsity(...)`.",
+        )
+    fractions = [] if sparsity is None else list(sparsity.values()) if isinstance(sparsity, Mapping) else [sparsity]
+    for fraction in fractions:
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
+            raise InvalidArgumentError(
+                "`sparsity` of a tf_keras model is a fraction of zeros above 0 and below 1.",
+                received=repr(fraction),
+                fix="0.8 leaves one weight in five.",
+            )
+
+
+def _check_quantization(model, quantization: str) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise InvalidArgumentError(f"`quantization` is one of {', '.join(QUANTIZATIONS)}.", received=repr(quantization))
+    aware = is_quantized(model)
+    if aware != (quantization == "int8"):
+        raise InvalidArgumentError(
+            "On tf_keras, 'int8' goes with a quantization-aware model, and with no other.",
+            received=f"'{quantization}' and a {'quantization-aware' if aware else 'float'} model",
+            fix="Pass 'int8'." if aware else "Call `tfopt.quantize(model)` and train it first.",
+        )
+
+
+# Layers
+
+
+def _walk(model, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`(path, layer)` of each layer, nested models and the layers in them too."""
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        yield path, layer
+        if isinstance(layer, _tf_keras().Model):
+            yield from _walk(layer, f"{path}/")
+
+
+def _wrapped(model, kind: type | tuple[type, ...]) -> list:
+    """The layers of class `kind`, those of nested models too."""
+    return [layer for _, layer in _walk(model) if isinstance(layer, kind)]
+
+
+def _map_layers(model, replace: Callable[[str, Any], Any], prefix: str = ""):
+    """The model cloned with `replace(path, layer)` in each layer's place."""
+
+    def replaced(layer):
+        path = f"{prefix}{layer.name}"
+        return _map_layers(layer, replace, f"{path}/") if isinstance(layer, keras.Model) else replace(path, layer)
+
+    keras = _tf_keras()
+    return keras.models.clone_model(model, clone_function=replaced)
+
+
+def _clone(model):
+    """A copy that shares nothing: TFMOT puts the layers it is given into its own model and calls them there."""
+    keras = _tf_keras()
+    with _call_on(model, "tf_keras.models.clone_model"):
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+    return clone
+
+
+def _selected(model, include: object, exclude: object) -> dict[str, Any]:
+    """Path -> layer of the layers that `include` and `exclude` leave, no models among them."""
+    wanted, unwanted = as_patterns(include, "include"), as_patterns(exclude, "exclude")
+    _check_each_fits(wanted, model, "include")
+    _check_each_fits(unwanted, model, "exclude")
+    layers = {path: layer for path, layer in _walk(model) if not isinstance(layer, _tf_keras().Model)}
+    return {p: layer for p, layer in layers.items() if (include is None or _fits(p, wanted)) and not _fits(p, unwanted)}
+
+
+def _fits(path: str, patterns: list[str]) -> bool:
+    """A name or glob fits the layer itself or a model that it is nested in."""
+    parts = path.split("/")
+    return any(matches("/".join(parts[: end + 1]), patterns) for end in range(len(parts)))
+
+
+def _check_each_fits(patterns: list[str], model, argument: str) -> None:
+    paths = [path for path, _ in _walk(model)]
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in paths):
+            raise InvalidArgumentError(
+                f"Each name or glob in `{argument}` has to fit a layer of the model.",
+                received=repr(pattern),
+                fix=f"The layers are: {', '.join(paths[:12])}{', ...' if len(paths) > 12 else ''}.",
+            )
+
+
+# Pruning
+
+
+def _held(sparsity: float | None):
+    """The schedule that sets the mask at step 0 and never again."""
+    return tfmot().sparsity.keras.ConstantSparsity(
+        0.5 if sparsity is None else float(sparsity), begin_step=0, end_step=0
+    )
+
+
+def _layer_schedules(model, schedule, sparsity, include, exclude) -> dict[str, Any]:
+    """Path -> schedule of the layers to prune, where not all are pruned alike."""
+    paths = [path for path, layer in _selected(model, include, exclude).items() if _prunable(layer)]
+    if not isinstance(sparsity, Mapping):
+        return dict.fromkeys(paths, schedule or _held(sparsity))
+    _check_each_fits(list(sparsity), model, "sparsity")
+    fractions = {path: [sparsity[key] for key in sparsity if matches(path, [key])] for path in paths}
+    return {path: _held(fitting[-1]) for path, fitting in fractions.items() if fitting}
+
+
+def _prunable(layer) -> bool:
+    if not hasattr(layer, "get_prunable_weights"):
+        registry = _core("sparsity.keras.prune_registry").PruneRegistry
+        if not registry.supports(layer):
+            return False
+        registry.make_prunable(layer)  # what TFMOT's wrapper does first, here on the clone
+    return bool(layer.get_prunable_weights())
+
+
+def _mask_now(wrappers: list) -> None:
+    """Computes and applies the masks of step 0, and leaves the step as TFMOT's callback expects it."""
+    for wrapper in wrappers:
+        step = wrapper.pruning_step.numpy()
+        wrapper.pruning_step.assign(0)
+        wrapper.pruning_obj.conditional_mask_update()
+        wrapper.pruning_obj.weight_mask_op()
+        wrapper.pruning_step.assign(step)
+
+
+def _with_update_step(model):
+    """Lets `model.fit` add TFMOT's callback where the user did not."""
+    plain_fit = model.fit
+    signature = inspect.signature(plain_fit)
+
+    @functools.wraps(plain_fit)
+    def fit(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.arguments["callbacks"] = _callbacks_with_update_step(call.arguments.get("callbacks"))
+        return plain_fit(*call.args, **call.kwargs)
+
+    model.fit = fit
+    return model
+
+
+def _callbacks_with_update_step(callbacks):
+    """First in the list, so that a checkpoint at the end of an epoch sees the masked weights."""
+    update_step = tfmot().sparsity.keras.UpdatePruningStep
+    given = callbacks.callbacks if hasattr(callbacks, "callbacks") else tf.nest.flatten(callbacks or [])
+    if any(isinstance(callback, update_step) for callback in given):
+        return callbacks
+    if hasattr(callbacks, "callbacks"):
+        callbacks.append(update_step())
+        return callbacks
+    return [update_step(), *given]
