@@ -37,12 +37,13 @@ def residual():
 
 
 def nested():
-    block = keras.Sequential([keras.Input((8,)), kl.Dense(8, "relu", name="inner")], name="block")
+    block = keras.Sequential([keras.Input((8,)), kl.Dense(8, "elu", name="inner")], name="block")
+    deep = keras.Sequential([keras.Input((8,)), kl.Dense(8, "relu", name="inner")], name="deep")
     head_input = keras.Input((8,), name="head_input")
-    head = keras.Model(head_input, kl.Dense(3, name="out")(block(head_input)), name="head")
+    head = keras.Model(head_input, kl.Dense(3, name="out")(deep(head_input)), name="head")
     inputs = keras.Input((5,), name="features")
     x = kl.Dense(8, "tanh", name="first")(inputs)
-    return keras.Model(inputs, head(block(x)), name="nested_net")
+    return keras.Model(inputs, head(block(block(x))), name="nested_net")
 
 
 def shared():

@@ -43,12 +43,12 @@ def test_output_names_and_policies_are_kept(name):
 def test_trainable_flags_go_with_layers_and_models():
     model = zoo.build("nested")
     model.get_layer("first").trainable = False
-    model.get_layer("head").get_layer("block").trainable = False
+    model.get_layer("head").get_layer("deep").trainable = False
     clone = rewrite(model)
     flags = [layer.trainable for _, layer in walk_layers(model)]
     assert [layer.trainable for _, layer in walk_layers(clone)] == flags
-    assert flags.count(False) == 5
-    assert len(clone.trainable_variables) == len(model.trainable_variables) == 2
+    assert flags.count(False) == 3
+    assert len(clone.trainable_variables) == len(model.trainable_variables) == 4
 
 
 def test_trainable_flags_inside_a_layer():
@@ -62,14 +62,15 @@ def test_frozen_model_stays_frozen():
     model = zoo.build("sequential")
     model.trainable = False
     clone = rewrite(model)
-    assert clone.trainable is False and clone.trainable_variables == []
+    assert clone.trainable is False
+    assert clone.trainable_variables == []
 
 
 def test_shared_layer_and_shared_model_stay_shared():
     clone = rewrite(zoo.build("shared"))
     assert len(Graph(clone).calls_of(clone.get_layer("tower"))) == 2
     nested = rewrite(zoo.build("nested"))
-    assert nested.get_layer("block") is nested.get_layer("head").get_layer("block")
+    assert len(Graph(nested).calls_of(nested.get_layer("block"))) == 2
 
 
 def test_constraints_go_with_the_weights():
@@ -95,14 +96,15 @@ def test_insert_and_drop():
 
     edited = rewrite(model, edit)
     names = [layer.name for layer in edited.layers]
-    assert names[:2] == ["conv", "inserted"] and not any("dropout" in name for name in names)
+    assert names[:2] == ["conv", "inserted"]
+    assert not any("dropout" in name for name in names)
 
 
 def test_paths_of_nested_layers_reach_replace():
     seen = []
     rewrite(zoo.build("nested"), lambda op, state: seen.append(state.path))
-    assert "head/block/inner" in seen or "block/inner" in seen
-    assert "head/out" in seen and len(seen) == len(set(seen))
+    assert {"block/inner", "head/deep/inner", "head/out", "head/head_input"} < set(seen)
+    assert len(seen) == len(set(seen))
 
 
 def test_seeded_dropout_continues_its_stream():
@@ -146,7 +148,7 @@ class Subclassed(keras.Model):
 
 @pytest.mark.parametrize("verb", ["prune", "quantize", "strip", "calibrate", "export_tflite", "scale_width"])
 @pytest.mark.parametrize(
-    "bad, says",
+    ("bad", "says"),
     [
         (lambda: "model.keras", "load_model"),
         (lambda: kl.Dense(1), "keras.Model"),

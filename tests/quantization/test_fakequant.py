@@ -15,7 +15,7 @@ def numpy_kernel(weights, axes):
 
 
 @pytest.mark.parametrize(
-    "shape, axes",
+    ("shape", "axes"),
     [
         ((20, 30), ()),
         ((3, 3, 8, 16), (-1,)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
-from tfopt.core.keras_internals import functional_of
+from tfopt.core.keras_internals import functional_of, input_names
 
 
 def input_batches(
@@ -30,7 +31,7 @@ def input_batches(
         InvalidArgumentError: wrong form or shape, or no sample.
         NonFiniteError: NaN or infinity.
     """
-    specs = functional_of(model).inputs
+    specs = _specs(model)
     seen = 0
     for batch in _raw_batches(data, specs, batch_size):
         arrays = [np.asarray(array) for array in batch]
@@ -45,6 +46,20 @@ def input_batches(
             return
     if not seen:
         raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """An input of the model: Keras takes it by the name of its layer or of its tensor."""
+
+    name: str
+    tensor_name: str
+    shape: tuple
+
+
+def _specs(model: keras.Model) -> list[_Spec]:
+    tensors = functional_of(model).inputs
+    return [_Spec(name, t.name, tuple(t.shape)) for name, t in zip(input_names(model), tensors, strict=True)]
 
 
 def _raw_batches(data, specs, batch_size) -> Iterator[list]:
@@ -70,10 +85,14 @@ def _array_batches(arrays: list, batch_size: int) -> Iterator[list]:
 def _inputs_of(data, specs) -> list:
     """The list of inputs in `x` or `(x, y)`."""
     if isinstance(data, dict):
-        names = [spec.name for spec in specs]
-        if set(names) - set(data):
-            raise InvalidArgumentError("A dict of inputs has a key for each input.", received=f"keys {sorted(data)}")
-        return [data[name] for name in names]
+        keys = [spec.tensor_name if spec.tensor_name in data else spec.name for spec in specs]
+        if set(keys) - set(data):
+            raise InvalidArgumentError(
+                "A dict of inputs has a key for each input.",
+                received=f"keys {sorted(data)}",
+                fix=f"The inputs are {', '.join(spec.name for spec in specs)}.",
+            )
+        return [data[key] for key in keys]
     if isinstance(data, tuple) and len(data) in (2, 3) and (len(specs) == 1 or len(data) != len(specs)):
         return _inputs_of(data[0], specs)
     if isinstance(data, (list, tuple)) and len(data) == len(specs) and (len(specs) > 1 or np.ndim(data[0]) > 0):
@@ -94,7 +113,9 @@ def _check(arrays: list[np.ndarray], specs) -> None:
         )
     for array, spec in itertools.zip_longest(arrays, specs):
         wanted = tuple(spec.shape[1:])
-        if len(array.shape) != len(spec.shape) or any(w not in (None, n) for w, n in zip(wanted, array.shape[1:])):
+        if len(array.shape) != len(spec.shape) or any(
+            w not in (None, n) for w, n in zip(wanted, array.shape[1:], strict=True)
+        ):
             raise InvalidArgumentError(
                 "The data has to have the shape of the model's input.",
                 received=f"{array.shape} for input '{spec.name}' of shape {(None, *wanted)}",

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Functional, Node, functional_of, topological_nodes
+from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, topological_nodes
 
 
 def check_model(model: object) -> keras.Model:
@@ -30,7 +30,7 @@ def check_model(model: object) -> keras.Model:
             fix="Build it as `keras.Model(inputs, outputs)` from `keras.Input` tensors, or apply tfopt to the "
             "Functional or Sequential models inside it.",
         )
-    if functional_of(model) is None:
+    if not has_graph(model):
         raise UnsupportedModelError(
             "The model has to be built: its weights and shapes are not known yet.",
             received=f"unbuilt {type(model).__name__} '{model.name}'",

@@ -1,8 +1,12 @@
 """The few places where Keras 3 has no public way. Everything private that tfopt touches stands here."""
 
+import contextlib
+
 import keras
 from keras.src import ops as keras_ops
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import StatelessScope
+from keras.src.backend.common.variables import initialize_all_variables
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import Node
 
@@ -11,21 +15,34 @@ __all__ = [
     "Node",
     "applying_optimizer",
     "children",
+    "create_values",
     "functional_like_constructor",
     "functional_of",
+    "has_graph",
+    "input_names",
     "moving_average_of",
     "op_class",
+    "set_value",
     "sublayers",
     "topological_nodes",
     "updates_done",
+    "values_come_later",
 ]
 
 
-def functional_of(model: keras.Model) -> Functional | None:
-    """The graph of a Functional or built Sequential model, or None where Keras holds none."""
-    if isinstance(model, keras.Sequential):
-        return model._functional
-    return model if isinstance(model, Functional) else None
+def functional_of(model: keras.Model) -> Functional:
+    """The graph of a Functional or built Sequential model."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def has_graph(model: keras.Model) -> bool:
+    """False for a Sequential that is not built yet, and for a subclassed model."""
+    return isinstance(functional_of(model), Functional)
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of the input layers, in the order of the model's inputs; copies of a model have the same."""
+    return [tensor._keras_history.operation.name for tensor in functional_of(model).inputs]
 
 
 def topological_nodes(functional: Functional) -> list[Node]:
@@ -34,19 +51,46 @@ def topological_nodes(functional: Functional) -> list[Node]:
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
 
 
-def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layer and all layers inside it, parents before children."""
-    return list(layer._flatten_layers(include_self=True, recursive=True))
+def sublayers(op: keras.Operation) -> list[keras.layers.Layer]:
+    """The layer and all layers inside it, parents before children; an op has none."""
+    if not isinstance(op, keras.layers.Layer):
+        return []
+    return list(op._flatten_layers(include_self=True, recursive=True))
 
 
-def children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers directly inside a layer."""
-    return list(layer._flatten_layers(include_self=False, recursive=False))
+def children(op: keras.Operation) -> list[keras.layers.Layer]:
+    """The layers directly inside a layer; an op has none."""
+    if not isinstance(op, keras.layers.Layer):
+        return []
+    return list(op._flatten_layers(include_self=False, recursive=False))
 
 
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
     return getattr(keras_ops.numpy, name, None) or getattr(keras_ops.nn, name)
+
+
+def values_come_later(*ops: keras.Operation):
+    """Inside, the variables that the `ops` build get no values; `create_values` gives them theirs.
+
+    Drawing random initial values that a copy then overwrites would take most of the time of cloning a model. Only for
+    layers of Keras and tfopt: other authors' may set values themselves when they build.
+    """
+    own = all(type(layer).__module__.partition(".")[0] in ("keras", "tfopt") for op in ops for layer in sublayers(op))
+    return StatelessScope(initialize_variables=False) if own else contextlib.nullcontext()
+
+
+def set_value(variable: keras.Variable, source: keras.Variable) -> None:
+    """Gives `variable` the value of `source`, as its first value if it has none yet."""
+    if variable._value is None:
+        variable._initializer = lambda shape, dtype: source._value.read_value()
+    else:
+        variable.assign(source)
+
+
+def create_values() -> None:
+    """Creates the values of all variables built within `values_come_later`."""
+    initialize_all_variables()
 
 
 def applying_optimizer() -> keras.optimizers.Optimizer | None:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 import keras
 
 _MODE: ContextVar[str | None] = ContextVar("tfopt_mode", default=None)
+
+
+class Range(Protocol):
+    """The lowest and the highest value of a tensor; both 0 as long as no data has set them."""
+
+    def bounds(self) -> tuple[float, float]: ...
+
+    def reset(self) -> None: ...
 
 
 class FakeQuantized:
@@ -18,8 +27,8 @@ class FakeQuantized:
         """The plain ops to put in this layer's place; `state` is the `Rewrite` under way."""
         raise NotImplementedError
 
-    def unset_ranges(self) -> list[str]:
-        """Paths of the ranges of this layer that no data has set yet."""
+    def ranges(self) -> dict[str, Range]:
+        """The activation ranges of this layer by name."""
         raise NotImplementedError
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +13,18 @@ import keras
 from tfopt.core import constraints
 from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.graph import Graph, check_model
-from tfopt.core.keras_internals import Functional, functional_like_constructor, functional_of, sublayers
+from tfopt.core.keras_internals import (
+    Functional,
+    children,
+    create_values,
+    functional_like_constructor,
+    functional_of,
+    set_value,
+    sublayers,
+    values_come_later,
+)
 
-Replacement = "keras.Operation | Sequence[keras.Operation] | None"
-Replace = Callable[[keras.Operation, "Rewrite"], Replacement]
+Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[keras.Operation] | None"]
 
 
 def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
@@ -46,10 +56,34 @@ def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
     """
     check_model(model)
     state = Rewrite(replace or (lambda op, rewrite: None))
-    clone = state.model(model)
+    with _collector_paused():
+        clone = state.model(model)
+        for source, target in state.copies:
+            transfer_values(source, target)
+        create_values()
     for source, target in state.copies:
-        transfer(source, target)
+        transfer_settings(source, target)
     return clone
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model itself, or a copy of it that computes in float32 where it has layers of another policy.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
+        >>> in_float32(model).layers[0].compute_dtype
+        'float32'
+    """
+
+    def is_reduced(layer) -> bool:
+        return any(part.compute_dtype in ("float16", "bfloat16") for part in sublayers(layer))
+
+    def replace(op, state):
+        if isinstance(op, keras.Model) or not isinstance(op, keras.layers.Layer) or not is_reduced(op):
+            return None
+        return state.copy(op, **_with_float32(op.get_config()))
+
+    return rewrite(model, replace) if is_reduced(model) else model
 
 
 @dataclass
@@ -64,7 +98,8 @@ class Rewrite:
     def copy(self, op: keras.Operation, **config) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
         try:
-            copied = type(op).from_config({**op.get_config(), **config})
+            with keras.saving.custom_object_scope(_classes_inside(op)):
+                copied = type(op).from_config({**op.get_config(), **config})
         except Exception as error:
             raise UnsupportedModelError(
                 "Each layer has to be cloneable from its config.",
@@ -98,7 +133,8 @@ class Rewrite:
     def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:
         source = functional_of(model).inputs[0]._keras_history.operation
         layers = [new for op in [source, *model.layers] for new in self._ops(op, prefix)]
-        return keras.Sequential(layers, name=model.name)
+        with values_come_later(*layers):
+            return keras.Sequential(layers, name=model.name)
 
     def _functional(self, model: Functional, prefix: str) -> keras.Model:
         graph = Graph(model)
@@ -120,8 +156,8 @@ class Rewrite:
         return _model_class(model)(inputs, outputs, name=model.name)
 
 
-def transfer(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies variables, `trainable` flags and tfopt's constraints from a layer to its copy of the same structure."""
+def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copies the variables of a layer to its copy."""
     if len(source.variables) != len(target.variables):
         raise UnsupportedModelError(
             "A copied layer has to create the same variables as its original.",
@@ -129,21 +165,59 @@ def transfer(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
             fix="Create all weights in `__init__` or `build`, from the config alone.",
         )
     for old, new in zip(source.variables, target.variables, strict=True):
-        new.assign(old)
+        set_value(new, old)
+
+
+def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there."""
+    for old, new in zip(source.variables, target.variables, strict=True):
         constraints.carry(old, new)
     for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable
+        if hasattr(new_layer, "finalize_state"):  # adapted layers, as Normalization, keep what derives from variables
+            new_layer.finalize_state()
+
+
+def _with_float32(config):
+    """A config with each dtype policy of reduced precision, at any depth, made float32."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {key: _with_float32(value) for key, value in config.items()}
+    return [_with_float32(value) for value in config] if isinstance(config, list) else config
+
+
+def _classes_inside(op) -> dict[str, type]:
+    """The classes of a layer's sublayers by name, so that users' own need not be registered with Keras."""
+    return {type(layer).__name__: type(layer) for layer in sublayers(op)} if children(op) else {}
 
 
 def _run(ops: list, args: tuple, kwargs: dict):
     """Calls `ops` in a chain; only the first gets the call's further arguments."""
     if not ops:
         return keras.tree.flatten((args, kwargs))[0]
-    result = ops[0](*args, **kwargs)
+    result = _call(ops[0], *args, **kwargs)
     for op in ops[1:]:
-        result = op(result)
+        result = _call(op, result)
     return result
+
+
+@contextlib.contextmanager
+def _collector_paused():
+    """Python's cycle collector would walk all layers again and again while they are created: a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _call(op: keras.Operation, *args, **kwargs):
+    with values_come_later(op):
+        return op(*args, **kwargs)
 
 
 def _model_class(model: Functional) -> type:

@@ -22,8 +22,9 @@ from tfopt.core.data import input_batches
 from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.graph import check_finite, check_model, walk_layers
-from tfopt.core.keras_internals import functional_of
+from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.rewrite import in_float32
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.interop import tfmot
 
@@ -112,6 +113,7 @@ def export_tflite(
     if not legacy:
         check_model(model)
         check_finite(model)
+        _check_shapes(model)
     kind = _resolve(model, quantization, legacy)
     if kind != "int8" and (input_type, output_type) != ("float32", "float32"):
         raise InvalidArgumentError(
@@ -125,6 +127,15 @@ def export_tflite(
     content, encoded, (difference, allowed) = _smallest(convert, check, "no" if legacy else _encoding(model, sparse))
     write_whole(target, content)
     return Export(target, kind, len(content), encoded, difference, allowed, len(next(iter(samples.values()))))
+
+
+def _check_shapes(model: keras.Model) -> None:
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        raise InvalidArgumentError(
+            "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
+            received=", ".join(f"{tensor.name}: {tuple(tensor.shape)}" for tensor in model.inputs),
+            fix="Build the model with a full input shape and load the weights into it.",
+        )
 
 
 def _check_options(quantization, input_type, output_type, sparse, tolerance) -> None:
@@ -144,9 +155,14 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     if legacy:
         quantized = tfmot.is_quantized(model)
     else:
-        marked = [layer for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
+        marked = [(path, layer) for path, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
         quantized = bool(marked)
-        unset = [range_path for layer in marked for range_path in layer.unset_ranges()]
+        unset = [
+            f"{path}/{name}"
+            for path, layer in marked
+            for name, activation_range in layer.ranges().items()
+            if activation_range.bounds() == (0.0, 0.0)
+        ]
         if unset:
             raise InvalidArgumentError(
                 "Each activation range has to be set by data before the export.",
@@ -191,9 +207,10 @@ def _zero_fraction(model: keras.Model) -> float:
 
 
 def _convert(model: keras.Model, kind: str, data, io_types: tuple[str, str], *, encode: bool = False) -> bytes:
+    model = in_float32(model)
     with mode("export"):
         function = _frozen(model)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
     if kind != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if encode:
@@ -223,13 +240,10 @@ def _frozen(model: keras.Model):
             outputs = keras.tree.flatten(model(keras.tree.pack_sequence_as(structure, inputs), training=False))
         return dict(zip(_output_names(model), outputs, strict=True))
 
-    specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
-    if any(None in spec.shape for spec in specs):
-        raise InvalidArgumentError(
-            "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
-            received=", ".join(f"{spec.name}: {tuple(spec.shape)}" for spec in specs),
-            fix="Build the model with a full input shape and load the weights into it.",
-        )
+    specs = [
+        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
+        for name, tensor in zip(input_names(model), functional_of(model).inputs, strict=True)
+    ]
     return infer.get_concrete_function(*specs)
 
 
@@ -283,29 +297,31 @@ def _quiet_logs():
 
 def _samples(model, data, legacy: bool) -> dict[str, np.ndarray]:
     """Inputs to compare on, by input name."""
-    names = [tensor.name for tensor in model.inputs]
+    names = model.input_names if legacy else input_names(model)
     if data is not None and not legacy and not hasattr(data, "__next__"):
         return dict(zip(names, next(iter(input_batches(model, data, batch_size=64, limit=64))), strict=True))
     generator = np.random.default_rng(0)
-    return {tensor.name: _random_input(model, tensor, generator) for tensor in model.inputs}
+    return {
+        name: _random_input(model, name, tensor, generator) for name, tensor in zip(names, model.inputs, strict=True)
+    }
 
 
-def _random_input(model, tensor, generator) -> np.ndarray:
+def _random_input(model, name: str, tensor, generator) -> np.ndarray:
     """Values within the range of the input where the model knows it, else within [0, 1); small integers for indices."""
-    shape = (SAMPLES, *[n or 1 for n in tensor.shape[1:]])
-    dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
-    if not dtype.startswith(("float", "bfloat")):
+    shape = (SAMPLES, *tensor.shape[1:])
+    dtype = tf.as_dtype(tensor.dtype).as_numpy_dtype
+    if not np.issubdtype(dtype, np.floating):
         return generator.integers(0, 2, shape).astype(dtype)
     low, high = 0.0, 1.0
     for layer in model.layers:
-        if isinstance(layer, FakeQuantized) and hasattr(layer, "low") and layer.name == f"{tensor.name}_range":
-            low, high = float(layer.low.numpy()), float(layer.high.numpy())
+        if layer.name == f"{name}_range" and isinstance(layer, FakeQuantized):
+            low, high = layer.ranges()["output"].bounds()
     return generator.uniform(low, high, shape).astype(dtype)
 
 
 def _predict(model, samples: dict[str, np.ndarray], legacy: bool) -> dict[str, np.ndarray] | list[np.ndarray]:
     """The model's outputs, by their names in the file; in a list for tf_keras."""
-    tensors = [tf.convert_to_tensor(samples[tensor.name], tensor.dtype) for tensor in model.inputs]
+    tensors = [tf.convert_to_tensor(x, t.dtype) for x, t in zip(samples.values(), model.inputs, strict=True)]
     structure = model.input if legacy else functional_of(model).input
     outputs = model(tf.nest.pack_sequence_as(structure, tensors), training=False)
     arrays = [np.asarray(output, np.float32) for output in tf.nest.flatten(outputs)]

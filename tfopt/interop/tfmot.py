@@ -105,7 +105,7 @@ def prune(
     model,
     schedule: Callable | None = None,
     *,
-    sparsity: float | Mapping[str, float] | None = None,
+    sparsity: float | Mapping[str, float] | str | None = None,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
 ):
@@ -503,7 +503,7 @@ def _check_each_fits(patterns: list[str], model, argument: str) -> None:
 # Pruning
 
 
-def _held(sparsity: float | None):
+def _held(sparsity: Any):
     """The schedule that sets the mask at step 0 and never again."""
     return tfmot().sparsity.keras.ConstantSparsity(
         0.5 if sparsity is None else float(sparsity), begin_step=0, end_step=0

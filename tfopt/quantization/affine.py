@@ -40,7 +40,8 @@ def apply_affine(values, scale: np.ndarray, offset: np.ndarray):
     """`values * scale + offset` over the last axis, as a depthwise 1x1 convolution.
 
     Example:
-        >>> apply_affine(tf.constant([[1.0, 2.0]]), np.array([2.0, 3.0], "f"), np.array([1.0, 0.0], "f")).numpy().tolist()
+        >>> scale, offset = np.array([2.0, 3.0], "f"), np.array([1.0, 0.0], "f")
+        >>> apply_affine(tf.constant([[1.0, 2.0]]), scale, offset).numpy().tolist()
         [[3.0, 6.0]]
     """
     shape = values.shape

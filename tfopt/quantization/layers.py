@@ -10,6 +10,52 @@ from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
 
 
+class ActivationRange:
+    """Range of one tensor, two scalar weights of the layer that owns it: follows the data and rounds to 8 bits.
+
+    The bounds are (0, 0) until data was seen; values then pass unchanged.
+    """
+
+    def __init__(self, owner: keras.layers.Layer, prefix: str = "", observer: str = "moving_average"):
+        self.owner, self.prefix = owner, prefix
+        self.follow = fakequant.widest_range if observer == "all_values" else fakequant.moving_range
+
+    def build(self):
+        self.low, self.high = (self._weight(f"{self.prefix}{name}") for name in ("low", "high"))
+
+    def _weight(self, name: str) -> keras.Variable:
+        return self.owner.add_weight(
+            shape=(), initializer="zeros", trainable=False, name=name, aggregation="only_first_replica"
+        )
+
+    def __call__(self, inputs, training):
+        values = tf.cast(inputs, tf.float32)
+        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        if in_mode("calibrate"):
+            self._move(low, high, values, fakequant.widest_range)
+            return inputs
+        if training and self.owner.trainable:
+            low, high = self._move(low, high, values, self.follow)
+            return tf.cast(fakequant.fake_quantize(values, low, high), inputs.dtype)
+        rounded = fakequant.fake_quantize(values, low, high)
+        if not in_mode("export"):
+            rounded = tf.where(fakequant.is_unset(low, high), values, rounded)
+        return tf.cast(rounded, inputs.dtype)
+
+    def _move(self, low, high, values, follow):
+        low, high = follow(low, high, *fakequant.observed_range(values))
+        self.low.assign(low)
+        self.high.assign(high)
+        return low, high
+
+    def bounds(self) -> tuple[float, float]:
+        return float(self.low.numpy()), float(self.high.numpy())
+
+    def reset(self) -> None:
+        self.low.assign(0.0)
+        self.high.assign(0.0)
+
+
 @keras.saving.register_keras_serializable(package="tfopt")
 class FakeQuantize(FakeQuantized, keras.layers.Layer):
     """Rounds activations to 8 bits within a range that follows the data during training.
@@ -17,44 +63,20 @@ class FakeQuantize(FakeQuantized, keras.layers.Layer):
     Args:
         observer: `"moving_average"` of the batches' ranges, or `"all_values"`, the widest range seen.
 
-    Input and output: tensors of the same shape and dtype. The range is two scalar weights, `low` and `high`; (0, 0)
-    means that no data was seen yet, and values then pass unchanged.
+    Input and output: tensors of the same shape and dtype.
     """
 
     def __init__(self, observer: str = "moving_average", **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.observer = observer
+        self.range = ActivationRange(self, observer=observer)
         self.supports_masking = True
 
-    def build(self, input_shape=None):
-        self.low = self._scalar("low")
-        self.high = self._scalar("high")
-
-    def _scalar(self, name):
-        return self.add_weight(
-            shape=(), initializer="zeros", trainable=False, name=name, aggregation="only_first_replica"
-        )
+    def build(self, input_shape):
+        self.range.build()
 
     def call(self, inputs, training=None):
-        values = tf.cast(inputs, tf.float32)
-        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
-        if in_mode("calibrate"):
-            self._observe(values, low, high, fakequant.widest_range)
-            return inputs
-        if training and self.trainable:
-            widest = self.observer == "all_values"
-            low, high = self._observe(values, low, high, fakequant.widest_range if widest else fakequant.moving_range)
-            return tf.cast(fakequant.fake_quantize(values, low, high), inputs.dtype)
-        rounded = fakequant.fake_quantize(values, low, high)
-        if not in_mode("export"):
-            rounded = tf.where(fakequant.is_unset(low, high), values, rounded)
-        return tf.cast(rounded, inputs.dtype)
-
-    def _observe(self, values, low, high, follow):
-        low, high = follow(low, high, *fakequant.observed_range(values))
-        self.low.assign(low)
-        self.high.assign(high)
-        return low, high
+        return self.range(inputs, training)
 
     def compute_output_spec(self, inputs, training=None):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
@@ -67,8 +89,8 @@ class FakeQuantize(FakeQuantized, keras.layers.Layer):
     def stripped(self, state):
         return []
 
-    def unset_ranges(self):
-        return [self.path] if float(self.low.numpy()) == float(self.high.numpy()) else []
+    def ranges(self):
+        return {"output": self.range}
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -93,23 +115,21 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
         self.activation = keras.activations.get(activation) if activation else None
         self.affine = affine
-        self.pre_activation = FakeQuantize(name="pre_activation") if activation else None
-        self.output_range = FakeQuantize(name="output_range") if quantize_output else None
+        self.pre_activation = ActivationRange(self, "pre_activation_") if activation else None
+        self.output_range = ActivationRange(self, "output_") if quantize_output else None
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape):
         super().build(input_shape)
-        for quantizer in (self.pre_activation, self.output_range):
-            if quantizer is not None:
-                quantizer.build()
-                quantizer.built = True
+        for activation_range in self.ranges().values():
+            activation_range.build()
 
     def call(self, inputs, training=None, **kwargs):
         outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
-        if self.activation is not None:
-            outputs = self.activation(self.pre_activation(outputs, training=training))
+        if self.activation is not None and self.pre_activation is not None:
+            outputs = self.activation(self.pre_activation(outputs, training))
         if self.output_range is not None:
-            outputs = self.output_range(outputs, training=training)
+            outputs = self.output_range(outputs, training)
         return outputs
 
     def _run(self, inputs, **kwargs):
@@ -154,9 +174,9 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         config = {"activation": keras.activations.serialize(self.activation)} if self.activation else {}
         return [state.copy(self.layer, **config)]
 
-    def unset_ranges(self):
-        quantizers = [q for q in (self.pre_activation, self.output_range) if q is not None]
-        return [path for quantizer in quantizers for path in quantizer.unset_ranges()]
+    def ranges(self):
+        found = {"pre_activation": self.pre_activation, "output": self.output_range}
+        return {name: part for name, part in found.items() if part is not None}
 
 
 def _rounded(kernel: keras.Variable, channel_axes: tuple[int, ...]):

@@ -18,6 +18,8 @@ from tfopt.interop import tfmot
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, treatment
 
+CHOSEN = "left out by `include` or `exclude`"
+
 
 def quantize(
     model: keras.Model,
@@ -118,7 +120,9 @@ def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batc
             return calibrated(keras.tree.pack_sequence_as(structure, inputs), training=False)
 
     for batch in input_batches(model, data, batch_size=batch_size, limit=samples):
-        observe(*[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs)])
+        observe(
+            *[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs, strict=True)]
+        )
     return calibrated
 
 
@@ -139,8 +143,9 @@ class _Plan:
             return None
         wanted = self._treatment(op, state.path)
         if wanted.is_float:
-            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
-            return None
+            if wanted.reason != CHOSEN:
+                self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
+            return [state.copy(op), FakeQuantize(name=f"{op.name}_range")] if self._feeds_integers(op, state) else None
         if wanted.is_plain:
             return None
         self.count += 1
@@ -165,8 +170,18 @@ class _Plan:
 
     def _treatment(self, op, path: str) -> Treatment:
         if (self.included and not matches(path, self.included)) or matches(path, self.excluded):
-            return Treatment({})
+            return Treatment({}, reason=CHOSEN)
         return treatment(op, self.graphs[id(op)])
+
+    def _feeds_integers(self, op, state) -> bool:
+        """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
+        graph = self.graphs[id(op)]
+        tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+        if len(tensors) != 1 or graph.is_output(tensors[0]):
+            return False
+        prefix = state.path.removesuffix(op.name)
+        readers = [call.op for call in graph.consumers(tensors[0]) if not isinstance(call.op, keras.Model)]
+        return any(not self._treatment(reader, prefix + reader.name).is_float for reader in readers)
 
     def report(self, model: keras.Model) -> None:
         if not self.count:
@@ -193,7 +208,6 @@ def _ops(graph: Graph):
 
 def _reset(model: keras.Model) -> None:
     for _, layer in walk_layers(model):
-        for part in (layer, getattr(layer, "pre_activation", None), getattr(layer, "output_range", None)):
-            if isinstance(part, FakeQuantize):
-                part.low.assign(0.0)
-                part.high.assign(0.0)
+        if isinstance(layer, FakeQuantized):
+            for activation_range in layer.ranges().values():
+                activation_range.reset()

@@ -64,13 +64,13 @@ def activation_name(op: keras.Operation) -> str | None:
 
 
 def feeds_fusion(op: keras.Operation, graph: Graph) -> bool:
-    """True if the only reader of `op` is fused into it: batch normalization behind a kernel, a rectifier behind sums."""
+    """True if the only reader of `op` is fused into it: batch normalization behind kernels, a rectifier behind sums."""
     reader = graph.sole_consumer(op)
     if reader is None or activation_name(op) not in (None, "linear"):
         return False
     if isinstance(reader, kl.BatchNormalization):
-        return bool(entry_of(op).kernels)
-    fusable = bool(entry_of(op).kernels) or isinstance(op, (kl.BatchNormalization, kl.Add)) or _is_op(op, "Add")
+        return _has_kernels(op)
+    fusable = _has_kernels(op) or isinstance(op, (kl.BatchNormalization, kl.Add)) or _is_op(op, "Add")
     return fusable and is_rectifier(reader)
 
 
@@ -79,7 +79,7 @@ def _stands_alone(op: keras.Operation, graph: Graph) -> bool:
     if isinstance(op, kl.BatchNormalization):
         producer = graph.sole_producer(op)
         folds = producer is not None and graph.sole_consumer(producer) is op and feeds_fusion(producer, graph)
-        return not (folds and entry_of(producer).kernels)
+        return not (folds and _has_kernels(producer))
     return isinstance(op, (kl.Rescaling, kl.Normalization))
 
 
@@ -90,6 +90,11 @@ def is_rectifier(op: keras.Operation) -> bool:
     if isinstance(op, kl.Activation):
         return activation_name(op) in ("relu", "relu6")
     return _is_op(op, "Relu") or _is_op(op, "Relu6")
+
+
+def _has_kernels(op: keras.Operation) -> bool:
+    entry = entry_of(op)
+    return entry is not None and bool(entry.kernels)
 
 
 def _is_op(op: keras.Operation, name: str) -> bool:
