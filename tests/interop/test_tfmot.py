@@ -324,3 +324,36 @@ class TestErrors:
             interop.strip(network())
         with pytest.raises(InvalidArgumentError, match="Pass 'int8'"):
             interop.convert(quantized, "none")
+
+
+def test_a_fused_lstm_starts_each_sample_anew(tmp_path):
+    import tfopt
+
+    model = tf_keras.Sequential([tf_keras.layers.LSTM(6, input_shape=(7, 5)), tf_keras.layers.Dense(2)])
+    x = np.random.default_rng(0).normal(size=(5, 7, 5)).astype("float32")
+    tfopt.export_tflite(model, tmp_path / "lstm.tflite")
+    file = tfopt.TFLiteModel(tmp_path / "lstm.tflite")
+    assert "UNIDIRECTIONAL_SEQUENCE_LSTM" in [op.name for op in file.op_types()]
+    np.testing.assert_allclose(file.predict(x), model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_the_door_of_each_verb_leads_to_tfmot(tmp_path):
+    import tfopt
+
+    layers = [tf_keras.layers.Conv2D(4, 3, activation="relu", input_shape=(8, 8, 1)), tf_keras.layers.Flatten()]
+    model = tf_keras.Sequential([*layers, tf_keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(32, 8, 8, 1)).astype("float32")
+    pruned = tfopt.prune(model, tfopt.PolynomialDecay(0.0, 0.75, 0, 4, frequency=1))
+    assert {type(layer).__module__.split(".")[0] for layer in pruned.layers} == {"tensorflow_model_optimization"}
+    pruned.compile("adam", "mse")
+    pruned.fit(x, np.zeros((32, 3)), batch_size=4, verbose=0)
+    plain = tfopt.strip(pruned)
+    assert [int((layer.kernel.numpy() == 0).sum()) for layer in (plain.layers[0], plain.layers[2])] == [27, 324]
+    quantized = tfopt.quantize(plain)
+    quantized.compile("adam", "mse")
+    quantized.fit(x, np.zeros((32, 3)), batch_size=4, epochs=4, verbose=0)
+    export = tfopt.export_tflite(quantized, tmp_path / "q.tflite")
+    assert export.quantization == "int8"
+    assert tfopt.TFLiteModel(tmp_path / "q.tflite").float_compute_ops() == ()
+    with pytest.raises(UnsupportedModelError, match="port it to Keras 3"):
+        tfopt.calibrate(quantized, x)

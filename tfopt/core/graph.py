@@ -21,7 +21,9 @@ def check_model(model: object) -> keras.Model:
         raise UnsupportedModelError(
             "A `keras.Model` of Keras 3 is expected.",
             received=f"{type(model).__module__}.{type(model).__name__}",
-            fix="Load a saved model with `tfopt.load_model(path)` first.",
+            fix="tf_keras models go through `prune`, `quantize`, `strip` and `export_tflite` only; port it to Keras 3."
+            if type(model).__module__.startswith("tf_keras")
+            else "Load a saved model with `tfopt.load_model(path)` first.",
         )
     if not isinstance(model, (keras.Sequential, Functional)):
         raise UnsupportedModelError(

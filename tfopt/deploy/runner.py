@@ -217,6 +217,7 @@ class TFLiteModel:
         return [values[:count] for values in self._run(arrays)]
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        self._interpreter.reset_all_variables()  # a fused LSTM would carry its state from sample to sample
         self._feed(arrays)
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(spec.index) for spec in self.outputs]

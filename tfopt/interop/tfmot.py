@@ -248,7 +248,7 @@ def strip(model):
 def convert(model, quantization: str = "none") -> bytes:
     """The .tflite file of a tf_keras model; pruning wrappers are stripped first.
 
-    The file takes one sample at a time, shape `(1, ...)`, and names its outputs `output_000`, `output_001`, ...
+    The file takes one sample at a time, shape `(1, ...)`; its outputs keep the order of the model's.
 
     Args:
         model: a built Sequential or Functional tf_keras model.
