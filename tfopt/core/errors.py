@@ -46,3 +46,13 @@ class FileError(TfoptError):
 
 class ExportError(TfoptError):
     """The converter failed, or the exported file does not compute what the model computes."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, to quote in another; its class where it has none.
+
+    Example:
+        >>> first_line(ValueError("wrong shape.\\nlong trace"))
+        'wrong shape'
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

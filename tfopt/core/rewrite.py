@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import keras
 
 from tfopt.core import constraints
-from tfopt.core.errors import UnsupportedModelError
+from tfopt.core.errors import UnsupportedModelError, first_line
 from tfopt.core.graph import Graph, check_model
 from tfopt.core.keras_internals import (
     Functional,
@@ -75,15 +75,17 @@ def in_float32(model: keras.Model) -> keras.Model:
         'float32'
     """
 
-    def is_reduced(layer) -> bool:
-        return any(part.compute_dtype in ("float16", "bfloat16") for part in sublayers(layer))
-
     def replace(op, state):
-        if isinstance(op, keras.Model) or not isinstance(op, keras.layers.Layer) or not is_reduced(op):
+        if isinstance(op, keras.Model) or not computes_in_16_bits(op):
             return None
         return state.copy(op, **_with_float32(op.get_config()))
 
-    return rewrite(model, replace) if is_reduced(model) else model
+    return rewrite(model, replace) if computes_in_16_bits(model) else model
+
+
+def computes_in_16_bits(op: keras.Operation) -> bool:
+    """True if the layer, or one inside it, computes in float16 or bfloat16."""
+    return any(layer.compute_dtype in ("float16", "bfloat16") for layer in sublayers(op))
 
 
 @dataclass
@@ -103,31 +105,27 @@ class Rewrite:
         except Exception as error:
             raise UnsupportedModelError(
                 "Each layer has to be cloneable from its config.",
-                received=f"{type(op).__name__} '{self.path}': {str(error).strip().splitlines()[0]}",
+                received=f"{type(op).__name__} '{self.path}': {first_line(error)}",
                 fix="Give the class `get_config` (and `from_config` where the config holds objects).",
             ) from error
         if isinstance(op, keras.layers.Layer):
             self.copies.append((op, copied))
         return copied
 
-    def model(self, model: keras.Model) -> keras.Model:
-        """The clone of a model or nested model; asked twice for a shared one, it gives the same clone."""
+    def model(self, model: keras.Model, prefix: str = "") -> keras.Model:
+        """The clone of a model, `prefix` before its layers' paths; of a shared one there is a single clone."""
         if id(model) not in self._models:
-            outer, self.path = self.path, self.path + "/" if self._models else ""
-            self._models[id(model)] = None
-            build = self._sequential if isinstance(model, keras.Sequential) else self._functional
-            clone = build(model, self.path)
+            clone = (self._sequential if isinstance(model, keras.Sequential) else self._functional)(model, prefix)
             if not model.trainable:
                 clone.trainable = False
             self._models[id(model)] = clone
-            self.path = outer
         return self._models[id(model)]
 
     def _ops(self, op: keras.Operation, prefix: str) -> list[keras.Operation]:
         self.path = prefix + op.name
         replaced = self.replace(op, self)
         if replaced is None:
-            return [self.model(op) if isinstance(op, keras.Model) else self.copy(op)]
+            return [self.model(op, f"{self.path}/") if isinstance(op, keras.Model) else self.copy(op)]
         return list(replaced) if isinstance(replaced, (list, tuple)) else [replaced]
 
     def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:

@@ -32,6 +32,7 @@ from tfopt.core.errors import (
     NothingToDoError,
     TfoptError,
     UnsupportedModelError,
+    first_line,
 )
 from tfopt.core.graph import as_patterns, matches
 
@@ -279,7 +280,7 @@ def convert(model, quantization: str = "none") -> bytes:
             return converter.convert()
     except (_converter_error(), *_FAILURES) as error:
         raise ExportError(
-            "The TFLite converter takes a model of the operations that LiteRT has.", received=_first_line(error)
+            "The TFLite converter takes a model of the operations that LiteRT has.", received=first_line(error)
         ) from error
 
 
@@ -367,13 +368,9 @@ def _call_on(model, function: str) -> Iterator[None]:
     except _FAILURES as error:
         raise UnsupportedModelError(
             f"`{function}` has to know every layer of a tf_keras model that it is given.",
-            received=_first_line(error),
+            received=first_line(error),
             fix="Leave layers out with `exclude`, or port the model to Keras 3, where tfopt does the work itself.",
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 # Checks

@@ -64,21 +64,34 @@ class PruningMask(WeightConstraint):
         return tf.where(self.mask.value, value, tf.zeros_like(value))
 
     def _follow(self, step, value) -> None:
-        """Brings the mask up to `step`."""
-        seen, mask, ceiling = self._step.value, self.mask.value, self._ceiling.value
-        jumped = step > seen + 1
-        ceiling = tf.cond(step < seen, lambda: tf.reduce_sum(tf.cast(mask, tf.int32)), lambda: tf.identity(ceiling))
+        """Brings the mask up to `step`; on most steps there is nothing to do, and a few scalar operations tell."""
+        seen = self._step.value
+        jumped, restarted = step > seen + 1, step < seen
+        change = tf.logical_or(jumped, restarted)
+        if self.schedule is not None:
+            due, _ = evaluate(self.schedule, step)
+            change = tf.logical_or(change, tf.logical_and(due, step != seen))
+        mask, ceiling = tf.cond(
+            change,
+            lambda: self._changed(step, value, jumped, restarted),
+            lambda: (tf.identity(self.mask.value), tf.identity(self._ceiling.value)),
+        )
+        self.mask.assign(mask)
+        self._ceiling.assign(ceiling)
+        self._step.assign(step)
+
+    def _changed(self, step, value, jumped, restarted):
+        """The new mask, and how many weights may be kept from now on."""
+        mask, ceiling = self.mask.value, self._ceiling.value
+        ceiling = tf.where(restarted, tf.reduce_sum(tf.cast(mask, tf.int32)), ceiling)
         if self.schedule is None:
             kept, update = ceiling, jumped
         else:
             due, sparsity = evaluate(self.schedule, step)
             sparsity = tf.cond(jumped, lambda: latest_sparsity(self.schedule, step), lambda: sparsity)
             kept = tf.minimum(kept_count(int(np.prod(value.shape)), sparsity), ceiling)
-            update = tf.logical_or(tf.logical_and(due, step != seen), jumped)
-        mask = tf.cond(update, lambda: element_mask(magnitude(value), kept), lambda: tf.identity(mask))
-        self.mask.assign(mask)
-        self._ceiling.assign(ceiling)
-        self._step.assign(step)
+            update = tf.logical_or(due, jumped)
+        return tf.cond(update, lambda: element_mask(magnitude(value), kept), lambda: tf.identity(mask)), ceiling
 
 
 def _state(value, name: str) -> keras.Variable:

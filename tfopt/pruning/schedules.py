@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.errors import InvalidArgumentError, first_line
 
 Schedule = Callable[[Any], tuple]
 
@@ -47,7 +47,7 @@ def check_schedule(schedule: object) -> Schedule:
     except (TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError) as error:
         raise InvalidArgumentError(
             "`schedule(step)` has to give (prune_now, sparsity) for a tensor `step`, inside a compiled training step.",
-            received=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            received=f"{type(error).__name__}: {first_line(error)}",
             fix="Write it with TensorFlow or `keras.ops` operations instead of Python `if`.",
         ) from error
     if not 0.0 <= float(sparsity) < 1.0:

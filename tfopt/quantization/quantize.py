@@ -100,7 +100,7 @@ def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batc
         >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> ready = calibrate(quantize(model), np.array([[0.0, 1.0], [2.0, -1.0]]))
-        >>> float(ready.layers[0].low.numpy()), float(ready.layers[0].high.numpy())
+        >>> ready.layers[0].ranges()["output"].bounds()
         (-1.0, 2.0)
     """
     check_model(model)
