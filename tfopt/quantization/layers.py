@@ -11,26 +11,25 @@ from tfopt.quantization.affine import affine_terms, apply_affine
 
 
 class ActivationRange:
-    """Range of one tensor, two scalar weights of the layer that owns it: follows the data and rounds to 8 bits.
+    """Range of one tensor, a weight `[low, high]` of the layer that owns it: follows the data and rounds to 8 bits.
 
-    The bounds are (0, 0) until data was seen; values then pass unchanged.
+    Both bounds are 0 until data was seen; values then pass unchanged.
     """
 
-    def __init__(self, owner: keras.layers.Layer, prefix: str = "", observer: str = "moving_average"):
-        self.owner, self.prefix = owner, prefix
+    def __init__(self, owner: keras.layers.Layer, name: str, observer: str = "moving_average"):
+        self.owner, self.name = owner, name
         self.follow = fakequant.widest_range if observer == "all_values" else fakequant.moving_range
 
     def build(self):
-        self.low, self.high = (self._weight(f"{self.prefix}{name}") for name in ("low", "high"))
-
-    def _weight(self, name: str) -> keras.Variable:
-        return self.owner.add_weight(
-            shape=(), initializer="zeros", trainable=False, name=name, aggregation="only_first_replica"
+        self.weight = self.owner.add_weight(
+            shape=(2,), initializer="zeros", trainable=False, name=self.name, aggregation="only_first_replica"
         )
 
     def __call__(self, inputs, training):
         values = tf.cast(inputs, tf.float32)
-        low, high = tf.convert_to_tensor(self.low), tf.convert_to_tensor(self.high)
+        if in_mode("export"):
+            return fakequant.fake_quantize(values, *(tf.constant(bound) for bound in self.bounds()))
+        low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
             self._move(low, high, values, fakequant.widest_range)
             return inputs
@@ -38,22 +37,19 @@ class ActivationRange:
             low, high = self._move(low, high, values, self.follow)
             return tf.cast(fakequant.fake_quantize(values, low, high), inputs.dtype)
         rounded = fakequant.fake_quantize(values, low, high)
-        if not in_mode("export"):
-            rounded = tf.where(fakequant.is_unset(low, high), values, rounded)
-        return tf.cast(rounded, inputs.dtype)
+        return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
 
     def _move(self, low, high, values, follow):
         low, high = follow(low, high, *fakequant.observed_range(values))
-        self.low.assign(low)
-        self.high.assign(high)
+        self.weight.assign(tf.stack([low, high]))
         return low, high
 
     def bounds(self) -> tuple[float, float]:
-        return float(self.low.numpy()), float(self.high.numpy())
+        low, high = keras.ops.convert_to_numpy(self.weight)
+        return float(low), float(high)
 
     def reset(self) -> None:
-        self.low.assign(0.0)
-        self.high.assign(0.0)
+        self.weight.assign([0.0, 0.0])
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -69,7 +65,7 @@ class FakeQuantize(FakeQuantized, keras.layers.Layer):
     def __init__(self, observer: str = "moving_average", **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.observer = observer
-        self.range = ActivationRange(self, observer=observer)
+        self.range = ActivationRange(self, "range", observer)
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -115,8 +111,8 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
         self.activation = keras.activations.get(activation) if activation else None
         self.affine = affine
-        self.pre_activation = ActivationRange(self, "pre_activation_") if activation else None
-        self.output_range = ActivationRange(self, "output_") if quantize_output else None
+        self.pre_activation = ActivationRange(self, "pre_activation_range") if activation else None
+        self.output_range = ActivationRange(self, "output_range") if quantize_output else None
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape):
