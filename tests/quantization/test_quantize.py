@@ -115,6 +115,12 @@ def test_calibration_takes_the_widest_range_and_starts_anew():
     assert ranges(tfopt.calibrate(calibrated, x, samples=1))["d/output"] == (0.0, 4.0)
 
 
+def test_calibration_shows_its_progress(capsys):
+    model = zoo.build("sequential")
+    tfopt.calibrate(tfopt.quantize(model), zoo.inputs_for(model), verbose=1)
+    assert "calibrate" in capsys.readouterr().out
+
+
 def test_evaluation_moves_nothing():
     model = zoo.build("residual")
     x = zoo.inputs_for(model)
@@ -241,3 +247,13 @@ def test_a_registered_layer_of_ones_own_is_quantized():
     scale = np.abs(model.layers[0].matrix.numpy()).max() / 127
     rounded = np.round(model.layers[0].matrix.numpy() / scale) * scale
     np.testing.assert_allclose(layer(x), x @ rounded, atol=0.02)
+
+
+def test_a_nested_model_is_chosen_by_its_name():
+    model = zoo.build("nested")
+    only = tfopt.quantize(model, include="head")
+    wrapped = {path for path, layer in walk_layers(only) if isinstance(layer, QuantizedLayer)}
+    assert wrapped == {"head/deep/inner", "head/out"}
+    others = tfopt.quantize(model, exclude="head")
+    wrapped = {path for path, layer in walk_layers(others) if isinstance(layer, QuantizedLayer)}
+    assert wrapped == {"first", "block/inner"}

@@ -74,6 +74,15 @@ def matches(path: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
+def is_selected(path: str, included: list[str], excluded: list[str]) -> bool:
+    """True if a layer, or a model that it is nested in, is included (or nothing is) and not excluded."""
+    parts = path.split("/")
+    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    if included and not any(matches(p, included) for p in paths):
+        return False
+    return not any(matches(p, excluded) for p in paths)
+
+
 def as_patterns(value: object, argument: str) -> list[str]:
     """A name, a glob or a list of them as a list."""
     if value is None:

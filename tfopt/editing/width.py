@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
-from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, matches, walk_layers
+from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, walk_layers
 from tfopt.core.rewrite import rewrite
 
 # Config key that holds the number of output channels, by layer class.
@@ -96,7 +96,7 @@ def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
     widths = {}
     for path, layer in walk_layers(model):
         key = _WIDTH_KEYS.get(type(layer))
-        if key is None or id(layer) in heads or not _selected(path, included, excluded):
+        if key is None or id(layer) in heads or not is_selected(path, included, excluded):
             continue
         step = math.lcm(round_to, getattr(layer, "groups", 1))
         width = max(step, math.floor(getattr(layer, key) * factor / step + 0.5) * step)
@@ -143,15 +143,6 @@ def _sets_width(op: keras.Operation) -> bool:
     if isinstance(op, _FOLLOWERS) or not isinstance(op, keras.layers.Layer):
         return False
     return any(len(weight.shape) >= 2 for weight in op.weights)
-
-
-def _selected(path: str, included: list[str], excluded: list[str]) -> bool:
-    """A name fits the layer itself or a model that it is nested in."""
-    parts = path.split("/")
-    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-    if included and not any(matches(p, included) for p in paths):
-        return False
-    return not any(matches(p, excluded) for p in paths)
 
 
 def _rebuilt(model: keras.Model, widths: dict[int, int], seed: int | None) -> keras.Model:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfopt.core import constraints
 from tfopt.core.catalog import entry_of, prunable_weights
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, matches, walk_layers
+from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, is_selected, matches, walk_layers
 from tfopt.core.keras_internals import children
 from tfopt.core.rewrite import rewrite
 from tfopt.interop import tfmot
@@ -122,7 +122,7 @@ def _targets(model, included, excluded, sparsity) -> list[tuple[keras.Variable, 
         fraction = _fraction_for(path, sparsity)
         if isinstance(layer, keras.Model) or fraction is _NOT_NAMED:
             continue
-        if not _selected(path, included, excluded):
+        if not is_selected(path, included, excluded):
             continue
         kernels = prunable_weights(layer)
         if not kernels and _is_unknown(layer):
@@ -152,15 +152,6 @@ def _fraction_for(path: str, sparsity):
         return 0.5 if sparsity is None else sparsity
     named = [fraction for pattern, fraction in sparsity.items() if matches(path, [pattern])]
     return named[-1] if named else _NOT_NAMED
-
-
-def _selected(path: str, included: list[str], excluded: list[str]) -> bool:
-    """A name fits the layer itself or a model that it is nested in."""
-    parts = path.split("/")
-    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-    if included and not any(matches(p, included) for p in paths):
-        return False
-    return not any(matches(p, excluded) for p in paths)
 
 
 def _is_unknown(layer) -> bool:

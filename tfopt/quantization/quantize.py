@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from rich.progress import track
 
 from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, matches, walk_layers
+from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, is_selected, walk_layers
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.core.rewrite import Rewrite, rewrite
@@ -80,7 +81,9 @@ def quantize(
     return quantized
 
 
-def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batch_size: int = 32) -> keras.Model:
+def calibrate(
+    model: keras.Model, data: Any, *, samples: int | None = None, batch_size: int = 32, verbose: int = 0
+) -> keras.Model:
     """Returns a copy of a quantized model with its activation ranges set from data: post-training quantization.
 
     Each range becomes the widest seen over the data; earlier ranges are forgotten. Weights do not change.
@@ -91,6 +94,7 @@ def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batc
             an iterator of batches. Some hundred samples of the training set will do.
         samples: use at most so many.
         batch_size: for arrays.
+        verbose: 1 shows a progress bar.
 
     Raises:
         InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
@@ -119,7 +123,8 @@ def calibrate(model: keras.Model, data: Any, *, samples: int | None = None, batc
         with mode("calibrate"):
             return calibrated(keras.tree.pack_sequence_as(structure, inputs), training=False)
 
-    for batch in input_batches(model, data, batch_size=batch_size, limit=samples):
+    batches = input_batches(model, data, batch_size=batch_size, limit=samples)
+    for batch in track(batches, "calibrate", total=None) if verbose else batches:
         observe(
             *[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs, strict=True)]
         )
@@ -169,7 +174,7 @@ class _Plan:
         return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
 
     def _treatment(self, op, path: str) -> Treatment:
-        if (self.included and not matches(path, self.included)) or matches(path, self.excluded):
+        if not is_selected(path, self.included, self.excluded):
             return Treatment({}, reason=CHOSEN)
         return treatment(op, self.graphs[id(op)])
 
