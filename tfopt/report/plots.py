@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import TYPE_CHECKING, Any
 
 from tfopt.report.render import INK
@@ -51,7 +52,7 @@ def scatter_figure(points: Sequence[tuple[str, int, float]], score: str) -> Figu
     axes = figure.subplots()
     for place, (name, size_bytes, value) in enumerate(points):
         axes.scatter([size_bytes / 1000], [value], s=70, color=COLOURS[place % len(COLOURS)], zorder=3)
-        beside = (8, 6) if place % 2 == 0 else (8, -14)
+        beside = (8, 6) if _above_its_neighbour(points, place) else (8, -14)
         axes.annotate(_plain(name), (size_bytes / 1000, value), xytext=beside, textcoords="offset points", color=INK)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -62,6 +63,16 @@ def scatter_figure(points: Sequence[tuple[str, int, float]], score: str) -> Figu
     _label(axes, "size of the .tflite file, kB (1000 bytes)")
     axes.grid(axis="y", alpha=0.25)
     return figure
+
+
+def _above_its_neighbour(points: Sequence[tuple[str, int, float]], place: int) -> bool:
+    """True if a point is not lower than the one nearest in size: labels then lean away from each other."""
+    _, size, value = points[place]
+    others = [other for i, other in enumerate(points) if i != place]
+    if not others:
+        return True
+    _, _, nearest = min(others, key=lambda other: abs(log(other[1] / size)))
+    return value >= nearest
 
 
 def _figure(width: float, height: float) -> Figure:
