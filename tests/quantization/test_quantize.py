@@ -257,3 +257,19 @@ def test_a_nested_model_is_chosen_by_its_name():
     others = tfopt.quantize(model, exclude="head")
     wrapped = {path for path, layer in walk_layers(others) if isinstance(layer, QuantizedLayer)}
     assert wrapped == {"first", "block/inner"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "reason"),
+    [
+        ((6, 6, 3), kl.SeparableConv2D(4, 3, name="it"), "two convolutions"),
+        ((5, 5, 5, 2), kl.Conv3D(4, 3, name="it"), "3-D"),
+    ],
+    ids=["separable", "3-D"],
+)
+def test_what_litert_would_run_in_float_is_said_before_training(shape, layer, reason):
+    model = keras.Sequential([keras.Input(shape), layer, kl.Flatten(), kl.Dense(2)])
+    with pytest.warns(UserWarning, match=f"'it' .*{reason}"):
+        quantized = tfopt.quantize(model)
+    assert not isinstance(quantized.get_layer("it"), QuantizedLayer)
+    assert "it_range/output" in ranges(quantized)  # the Dense layer behind it still reads integers

@@ -121,14 +121,20 @@ _ACTIVATIONS.update(dict.fromkeys(("sigmoid", "tanh", "softmax", "log_softmax"),
 
 # Kernels. Channel axes as LiteRT's integer kernels want them: convolutions one range for each output channel,
 # matrix products one for all (https://ai.google.dev/edge/litert/models/quantization_spec).
-_enter((kl.Conv1D, kl.Conv2D, kl.Conv3D), prunable=("kernel",), **_kernel("kernel", (-1,)))
-_enter((kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose), prunable=("kernel",), **_kernel("kernel", (-2,)))
+_enter((kl.Conv1D, kl.Conv2D), prunable=("kernel",), **_kernel("kernel", (-1,)))
+_enter((kl.Conv1DTranspose, kl.Conv2DTranspose), prunable=("kernel",), **_kernel("kernel", (-2,)))
+_enter(
+    (kl.Conv3D, kl.Conv3DTranspose),
+    prunable=("kernel",),
+    output=Output.FLOAT,
+    reason="LiteRT has no integer 3-D convolution",
+)
 _enter((kl.DepthwiseConv1D, kl.DepthwiseConv2D), **_kernel("kernel", (-2, -1)))
 _enter(
     (kl.SeparableConv1D, kl.SeparableConv2D),
     prunable=("pointwise_kernel",),
-    kernels=(("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,))),
-    output=Output.RANGE,
+    output=Output.FLOAT,
+    reason="no range between its two convolutions; write it as DepthwiseConv and Conv",
 )
 _enter((kl.Dense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
