@@ -3,7 +3,9 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras.src import ops as keras_ops
+from keras.src.applications import convnext, inception_resnet_v2
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.backend.common.variables import initialize_all_variables
@@ -13,6 +15,7 @@ from keras.src.ops.node import Node
 __all__ = [
     "Functional",
     "Node",
+    "application_layer",
     "applying_optimizer",
     "children",
     "create_values",
@@ -70,6 +73,11 @@ def op_class(name: str) -> type:
     return getattr(keras_ops.numpy, name, None) or getattr(keras_ops.nn, name)
 
 
+def application_layer(name: str) -> type:
+    """A layer class that `keras.applications` keeps to itself, such as `"LayerScale"` of ConvNeXt."""
+    return getattr(convnext, name, None) or getattr(inception_resnet_v2, name)
+
+
 def values_come_later(*ops: keras.Operation):
     """Inside, the variables that the `ops` build get no values; `create_values` gives them theirs.
 
@@ -80,10 +88,11 @@ def values_come_later(*ops: keras.Operation):
     return StatelessScope(initialize_variables=False) if own else contextlib.nullcontext()
 
 
-def set_value(variable: keras.Variable, source: keras.Variable) -> None:
+def set_value(variable: keras.Variable, source: keras.Variable | np.ndarray) -> None:
     """Gives `variable` the value of `source`, as its first value if it has none yet."""
     if variable._value is None:
-        variable._initializer = lambda shape, dtype: source._value.read_value()
+        array = source if isinstance(source, np.ndarray) else None
+        variable._initializer = lambda shape, dtype: source._value.read_value() if array is None else array
     else:
         variable.assign(source)
 

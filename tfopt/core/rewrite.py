@@ -7,6 +7,7 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 
@@ -27,7 +28,9 @@ from tfopt.core.keras_internals import (
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[keras.Operation] | None"]
 
 
-def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
+def rewrite(
+    model: keras.Model, replace: Replace | None = None, *, values_of: Callable[[keras.Variable], Any] | None = None
+) -> keras.Model:
     """Clones `model`, layer by layer, and lets `replace` put something else in a layer's place.
 
     Works on Sequential and Functional models with nested models, shared layers, several inputs and outputs, op layers
@@ -41,6 +44,8 @@ def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
             call one after the other: `[]` drops the layer, `[rewrite.copy(op), new]` inserts `new` behind it.
             `rewrite.copy(layer, **config)` gives a copy whose weights are carried over; `rewrite.path` is the
             slash-separated path of the layer.
+        values_of: the array for the copy of a variable, where the copy is of another shape; weight constraints are
+            then left behind.
 
     Returns:
         A new model: Sequential for a Sequential, Functional otherwise.
@@ -59,10 +64,10 @@ def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
     with _collector_paused():
         clone = state.model(model)
         for source, target in state.copies:
-            transfer_values(source, target)
+            transfer_values(source, target, values_of)
         create_values()
     for source, target in state.copies:
-        transfer_settings(source, target)
+        transfer_settings(source, target, with_constraints=values_of is None)
     return clone
 
 
@@ -131,6 +136,9 @@ class Rewrite:
     def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:
         source = functional_of(model).inputs[0]._keras_history.operation
         layers = [new for op in [source, *model.layers] for new in self._ops(op, prefix)]
+        if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+            inputs = layers[0].output
+            return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
         with values_come_later(*layers):
             return keras.Sequential(layers, name=model.name)
 
@@ -154,8 +162,8 @@ class Rewrite:
         return _model_class(model)(inputs, outputs, name=model.name)
 
 
-def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies the variables of a layer to its copy."""
+def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of=None) -> None:
+    """Copies the variables of a layer to its copy, each through `values_of` if given."""
     if len(source.variables) != len(target.variables):
         raise UnsupportedModelError(
             "A copied layer has to create the same variables as its original.",
@@ -163,12 +171,12 @@ def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer) -> N
             fix="Create all weights in `__init__` or `build`, from the config alone.",
         )
     for old, new in zip(source.variables, target.variables, strict=True):
-        set_value(new, old)
+        set_value(new, old if values_of is None else values_of(old))
 
 
-def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, *, with_constraints: bool = True) -> None:
     """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there."""
-    for old, new in zip(source.variables, target.variables, strict=True):
+    for old, new in zip(source.variables, target.variables, strict=True) if with_constraints else ():
         constraints.carry(old, new)
     for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
         if old_layer.trainable != new_layer.trainable:
