@@ -91,10 +91,13 @@ def values_come_later(*ops: keras.Operation):
 def set_value(variable: keras.Variable, source: keras.Variable | np.ndarray) -> None:
     """Gives `variable` the value of `source`, as its first value if it has none yet."""
     if variable._value is None:
-        array = source if isinstance(source, np.ndarray) else None
-        variable._initializer = lambda shape, dtype: source._value.read_value() if array is None else array
+        variable._initializer = lambda shape, dtype: source if isinstance(source, np.ndarray) else _read(source)
     else:
         variable.assign(source)
+
+
+def _read(variable: keras.Variable):
+    return variable._value.read_value()
 
 
 def create_values() -> None:
