@@ -43,8 +43,9 @@ def prune_layers(
       them, outside of the branches of additions and products, and not where they give the output of the model;
     - nested models with one input and one output of the same shape, if there is no candidate inside.
 
-    A block's score is the mean of the scores of its kernels' weights, each counted once, so that the size of a block
-    does not matter. Blocks of the lowest scores go first, of equal ones the first in the model.
+    A block's score is the mean of the scores of the weights of its kernels, so that blocks of many weights are no more
+    important for that. Blocks of the lowest scores go first, of equal ones the first in the model. Magnitudes are
+    smaller in wider layers from the start; `"block_influence"` compares blocks of different width by what they do.
 
     Args:
         model: a built Sequential or Functional model.
