@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfopt.core.loading import load_model as load_model
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
@@ -55,6 +56,7 @@ _PUBLIC = {
     "UnsupportedModelError": "tfopt.core.errors",
     "calibrate": "tfopt.quantization.quantize",
     "compare": "tfopt.report.compare",
+    "drop_layers": "tfopt.editing.depth",
     "export_tflite": "tfopt.deploy.tflite",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",

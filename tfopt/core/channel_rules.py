@@ -270,9 +270,8 @@ def _layer_normalization(context: Context, x: Channels, *_, **__):
     if not x.zero:
         raise Unsupported("the normalization counts them, and they are not zero when masked")
     labels = _along(context, x)
-    weights = [
-        weight for weight in (getattr(layer, "gamma", getattr(layer, "scale", None)), getattr(layer, "beta", None))
-    ]
+    scale = getattr(layer, "gamma", getattr(layer, "scale", None))
+    weights = [scale, getattr(layer, "beta", None)]
     for weight in weights:
         if isinstance(weight, keras.Variable):
             context.graph.slot(context.path, weight, -1, labels, "each")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import keras
 import numpy as np
@@ -182,6 +183,21 @@ class Graph:
     def is_output(self, tensor) -> bool:
         return id(tensor) in self._output_ids
 
+    def needed(self, instead: Mapping[int, Any]) -> set[Call]:
+        """The calls that the outputs depend on, where `instead[id(tensor)]` is read in place of a tensor."""
+        needed: set[Call] = set()
+        tensors = list(self.outputs)
+        while tensors:
+            tensor = tensors.pop()
+            if id(tensor) in instead:
+                tensors.append(instead[id(tensor)])
+                continue
+            call = self.producer(tensor)
+            if call is not None and call not in needed:
+                needed.add(call)
+                tensors.extend(call.inputs)
+        return needed
+
     def sole_consumer(self, op: keras.Operation) -> keras.Operation | None:
         """The op that alone reads the output of `op`, None if it is shared, branches or is an output of the model."""
         calls = self.calls_of(op)
@@ -200,3 +216,34 @@ class Graph:
             return None
         producer = self.producer(calls[0].inputs[0])
         return producer.op if producer else None
+
+
+def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], None]) -> list:
+    """Runs a model call by call in inference mode; gives the outputs, flat.
+
+    Args:
+        model: a built Sequential or Functional model.
+        inputs: arrays in the order of its inputs.
+        visit: called after each run of the model, and of the models nested in it, with `{id(tensor): value}` of all
+            tensors of its graph.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(), keras.layers.Flatten()])
+        >>> compute(model, [np.array([[-1.0, 3.0]])], lambda values: print(len(values)))[0].numpy().tolist()
+        3
+        [[0.0, 3.0]]
+    """
+    graph = Graph(model)
+    values = {
+        id(tensor): keras.ops.convert_to_tensor(value, dtype=tensor.dtype)
+        for tensor, value in zip(graph.inputs, inputs, strict=True)
+    }
+    for call in graph.calls:
+        if isinstance(call.op, keras.Model):
+            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit)
+        else:
+            args, kwargs = call.arguments(values)
+            outputs = keras.tree.flatten(call.op(*args, **kwargs))
+        values.update((id(tensor), value) for tensor, value in zip(call.outputs, outputs, strict=True))
+    visit(values)
+    return [values[id(tensor)] for tensor in graph.outputs]

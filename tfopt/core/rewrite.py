@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,11 @@ Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[ker
 
 
 def rewrite(
-    model: keras.Model, replace: Replace | None = None, *, values_of: Callable[[keras.Variable], Any] | None = None
+    model: keras.Model,
+    replace: Replace | None = None,
+    *,
+    bypass: Mapping[int, Any] | None = None,
+    values_of: Callable[[keras.Variable], Any] | None = None,
 ) -> keras.Model:
     """Clones `model`, layer by layer, and lets `replace` put something else in a layer's place.
 
@@ -44,6 +48,8 @@ def rewrite(
             call one after the other: `[]` drops the layer, `[rewrite.copy(op), new]` inserts `new` behind it.
             `rewrite.copy(layer, **config)` gives a copy whose weights are carried over; `rewrite.path` is the
             slash-separated path of the layer.
+        bypass: `{id(tensor): earlier tensor of the same graph}`, which is read in its place. What no output needs any
+            more is left out, and `replace` does not see it.
         values_of: the array for the copy of a variable, where the copy is of another shape; weight constraints are
             then left behind.
 
@@ -60,7 +66,7 @@ def rewrite(
         ['Dense', 'Activation']
     """
     check_model(model)
-    state = Rewrite(replace or (lambda op, rewrite: None))
+    state = Rewrite(replace or (lambda op, rewrite: None), bypass or {})
     with _collector_paused():
         clone = state.model(model)
         for source, target in state.copies:
@@ -98,6 +104,7 @@ class Rewrite:
     """One rewrite under way; what `replace` sees of it."""
 
     replace: Replace
+    bypass: Mapping[int, Any] = field(default_factory=dict)
     copies: list[tuple] = field(default_factory=list)
     path: str = ""
     _models: dict[int, keras.Model] = field(default_factory=dict)
@@ -135,7 +142,9 @@ class Rewrite:
 
     def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:
         source = functional_of(model).inputs[0]._keras_history.operation
-        layers = [new for op in [source, *model.layers] for new in self._ops(op, prefix)]
+        needed = {id(call.op) for call in Graph(model).needed(self.bypass)}
+        ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
+        layers = [new for op in ops for new in self._ops(op, prefix)]
         if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
             inputs = layers[0].output
             return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
@@ -151,12 +160,17 @@ class Rewrite:
             source, *chain = self._ops(tensor._keras_history.operation, prefix)
             new_inputs[id(tensor)] = source.output
             values[id(tensor)] = _run(chain, (source.output,), {})
+        needed = graph.needed(self.bypass)
         for call in graph.calls:
-            if id(call.op) not in new_ops:
-                new_ops[id(call.op)] = self._ops(call.op, prefix)
-            args, kwargs = call.arguments(values)
-            outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))
-            values.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+            if call in needed:
+                if id(call.op) not in new_ops:
+                    new_ops[id(call.op)] = self._ops(call.op, prefix)
+                args, kwargs = call.arguments(values)
+                outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))
+                values.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+            for old in call.outputs:
+                if id(old) in self.bypass:
+                    values[id(old)] = values.get(id(self.bypass[id(old)]))
         inputs = keras.tree.map_structure(lambda t: new_inputs[id(t)], model.input)
         outputs = keras.tree.map_structure(lambda t: values[id(t)], model.output)
         return _model_class(model)(inputs, outputs, name=model.name)
