@@ -15,6 +15,7 @@ __all__ = [
     "Node",
     "applying_optimizer",
     "children",
+    "compiled_loss",
     "create_values",
     "functional_like_constructor",
     "functional_of",
@@ -68,6 +69,12 @@ def children(op: keras.Operation) -> list[keras.layers.Layer]:
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
     return getattr(keras_ops.numpy, name, None) or getattr(keras_ops.nn, name)
+
+
+def compiled_loss(model: keras.Model) -> dict:
+    """The `loss` and `loss_weights` that the model was compiled with, as given; empty without a loss."""
+    config = model._compile_config.config if getattr(model, "_compile_config", None) else {}
+    return {key: config[key] for key in ("loss", "loss_weights")} if config.get("loss") is not None else {}
 
 
 def values_come_later(*ops: keras.Operation):
