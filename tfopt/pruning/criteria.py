@@ -184,7 +184,8 @@ def along(vector, axis: int, rank: int) -> np.ndarray:
 def as_criterion(criterion: str | Callable | Criterion) -> Criterion:
     """The criterion of that name, or a user's function as one.
 
-    A function takes the weights first, and by keyword what it names of `NEEDS`; other parameters need a default.
+    A function takes the weights first, and by keyword what it names of `NEEDS`; other parameters need a default. It
+    gets NumPy arrays; one of the weights alone gets tensors where a schedule calls it inside the training step.
 
     Raises:
         InvalidArgumentError: an unknown name, or a function with parameters that nothing is known to fill.

@@ -46,9 +46,9 @@ def batch_gradients(
             total = twin.compute_loss(inputs, targets, twin(inputs, training=False), weights)
         return [None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(total, watched)]
 
-    for inputs, targets, weights in _shown(itertools.chain([first], batches), verbose):
-        arguments = keras.tree.map_structure(lambda a: None if a is None else tf.constant(a), (targets, weights))
-        yield [None if g is None else g.numpy() for g in gradients(as_inputs(twin, inputs), *arguments)]
+    gradients.get_concrete_function(*keras.tree.map_structure(_any_batch_size, _tensors(twin, first)))
+    for batch in _shown(itertools.chain([first], batches), verbose):
+        yield [None if g is None else g.numpy() for g in gradients(*_tensors(twin, batch))]
 
 
 def observe(
@@ -109,20 +109,32 @@ class _Recorder(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
+def _tensors(model: keras.Model, batch: tuple) -> tuple:
+    """The inputs in the structure of the model's, the targets and the sample weights of a batch, None as None."""
+    inputs, *labels = batch
+    return (
+        as_inputs(model, inputs),
+        *keras.tree.map_structure(lambda a: None if a is None else tf.constant(a), labels),
+    )
+
+
+def _any_batch_size(tensor: tf.Tensor | None) -> tf.TensorSpec | None:
+    return None if tensor is None else tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+
+
 def _compile(twin: keras.Model, loss: Mapping[str, Any], batch: tuple) -> None:
     """Compiles with the loss, and takes it of one batch, so that what does not fit comes out here."""
-    inputs, targets, weights = batch
-    tensors = as_inputs(twin, inputs)
-    predictions = twin(tensors, training=False)
+    inputs, targets, weights = _tensors(twin, batch)
+    predictions = twin(inputs, training=False)
     if not loss:
-        loss = {"loss": inferred_loss(twin, predictions, targets)}
+        loss = {"loss": inferred_loss(twin, predictions, batch[1])}
     try:
         keras.Model.compile(twin, **loss)
-        twin.compute_loss(tensors, targets, predictions, weights)
+        twin.compute_loss(inputs, targets, predictions, weights)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise InvalidArgumentError(
             "The loss has to fit the labels and the model's outputs.",
-            received=f"loss={loss['loss']!r}: {first_line(error)}",
+            received=f"loss {getattr(loss['loss'], 'name', loss['loss'])}: {first_line(error)}",
             fix="Pass `loss=` as you would to `compile`, and `data=(x, y)` with labels of that form.",
         ) from error
 
@@ -132,7 +144,8 @@ def _shown(batches: Iterable, verbose: int) -> Iterator:
     if not verbose:
         yield from batches
         return
-    bar = keras.utils.Progbar(None, unit_name="batch")
-    for batch in batches:
+    bar, count = keras.utils.Progbar(None, unit_name="batch"), 0
+    for count, batch in enumerate(batches, start=1):
         yield batch
-        bar.add(1)
+        bar.update(count)
+    bar.update(count, finalize=True)

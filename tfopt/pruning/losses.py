@@ -39,6 +39,7 @@ def inferred_loss(model: keras.Model, predictions: Any, targets: Any) -> Any:
     """
     tensors = functional_of(model).output
     if not isinstance(tensors, dict):
+        _check_outputs(not isinstance(targets, dict), "a dict for outputs without names")
         labels, tensors = keras.tree.flatten(targets), keras.tree.flatten(tensors)
         _check_outputs(len(labels) == len(tensors), f"{len(labels)} arrays for {len(tensors)} outputs")
         parts = zip(tensors, keras.tree.flatten(predictions), labels, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -126,7 +126,7 @@ def _given(
         if "activations" in needs:
             values["activations"] = _finite(outputs[id(site.last)].result(), site)
         if "gamma" in needs:
-            values["gamma"] = site.along_units(keras.ops.convert_to_numpy(site.gamma))
+            values["gamma"] = site.along_units(cast("keras.Variable", site.gamma).numpy())
         if "seed" in needs:
             values["seed"] = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
         if "axis" in needs:
@@ -205,7 +205,7 @@ def _check_gradients(criterion: Criterion, sites: list[Site], gradients: list[np
 
 def _score(criterion: Criterion, site: Site, given: dict[str, Any]) -> np.ndarray:
     """What the criterion says of a kernel, checked; it gets a copy of the weights."""
-    weights = np.array(keras.ops.convert_to_numpy(site.kernel), "float32")
+    weights = np.array(site.kernel.numpy(), "float32")
     result = criterion.score(weights, **given)
     try:
         scores = np.asarray(result, "float32")
