@@ -165,7 +165,7 @@ def test_forms_of_data():
 
 def hidden_outputs(model, layer, x):
     """Outputs of a layer of a Functional model, by Keras itself."""
-    return keras.Model(model.inputs, model.get_layer(layer).output)(x).numpy()
+    return keras.Model(model.input, model.get_layer(layer).output)(x).numpy()
 
 
 def bits(activations):
