@@ -7,7 +7,7 @@ file. A layer without an entry is looked into: its sublayers have entries of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -43,7 +43,23 @@ class Entry:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class KernelAxes:
+    """Where the features of a layer lie in one of its prunable kernels.
+
+    Args:
+        units: axes that count the units (neurons, filters) that the kernel computes, negative.
+        inputs: axis that counts the features of the layer's input; None if they do not lie along one axis.
+        channels: each unit is one channel of the layer's output.
+    """
+
+    units: tuple[int, ...] = (-1,)
+    inputs: int | None = None
+    channels: bool = True
+
+
 _ENTRIES: dict[type, Entry] = {}
+_AXES: dict[type, KernelAxes] = {}
 _ACTIVATIONS: dict[str, Output] = {}
 
 
@@ -97,6 +113,40 @@ def prunable_weights(layer: kl.Layer) -> dict[str, keras.Variable]:
     for child in children(layer):
         found.update({f"{child.name}/{name}": weight for name, weight in prunable_weights(child).items()})
     return found
+
+
+def kernel_axes(layer: kl.Layer, name: str) -> KernelAxes:
+    """Axes of a kernel by its name in `prunable_weights(layer)`; the last one counts the units if nothing is known.
+
+    Example:
+        >>> kernel_axes(kl.Conv2DTranspose(8, 3), "kernel")
+        KernelAxes(units=(-2,), inputs=-1, channels=True)
+    """
+    child_name, _, rest = name.partition("/")
+    if rest:
+        return kernel_axes(next(child for child in children(layer) if child.name == child_name), rest)
+    if isinstance(layer, kl.EinsumDense):
+        return KernelAxes(_einsum_units(layer.equation), None, channels=False)
+    known = next((_AXES[cls] for cls in type(layer).__mro__ if cls in _AXES), KernelAxes())
+    return known if getattr(layer, "groups", 1) == 1 else replace(known, inputs=None)
+
+
+def _einsum_units(equation: str) -> tuple[int, ...]:
+    """Axes of the kernel that are axes of the output too."""
+    operands, output = equation.replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    return tuple(i - len(kernel) for i, letter in enumerate(kernel) if letter in output)
+
+
+def channel_axis(layer: kl.Layer) -> int:
+    """The axis of a layer's input and output that counts channels."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def is_per_channel(op: keras.Operation) -> bool:
+    """True if channel i of the output depends on channel i of the input alone, and has its shape."""
+    name = getattr(getattr(op, "activation", None), "__name__", None)
+    return isinstance(op, _PER_CHANNEL) and name not in ("softmax", "log_softmax")
 
 
 def activation_output(name: str) -> Output | None:
@@ -210,3 +260,26 @@ _enter(
     output=Output.RANGE,
 )
 _enter((kl.Softmax, *map(op_class, ("Softmax", "Sigmoid", "Tanh"))), output=Output.FIXED)
+
+# Where the features lie in a kernel.
+_AXES.update(dict.fromkeys((kl.Dense, kl.Conv1D, kl.Conv2D, kl.Conv3D), KernelAxes((-1,), -2)))
+_AXES.update(dict.fromkeys((kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose), KernelAxes((-2,), -1)))
+_AXES[kl.Embedding] = KernelAxes((-1,), None, channels=False)  # its weights are looked up, not multiplied
+
+_PER_CHANNEL = (
+    kl.BatchNormalization,
+    kl.Activation,
+    kl.ReLU,
+    kl.LeakyReLU,
+    kl.PReLU,
+    kl.ELU,
+    kl.Identity,
+    kl.Dropout,
+    kl.SpatialDropout1D,
+    kl.SpatialDropout2D,
+    kl.SpatialDropout3D,
+    kl.AlphaDropout,
+    kl.GaussianDropout,
+    kl.GaussianNoise,
+    *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh")),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +32,48 @@ def input_batches(
         NonFiniteError: NaN or infinity.
     """
     specs = _specs(model)
-    seen = 0
-    for batch in _raw_batches(data, specs, batch_size):
-        arrays = [np.asarray(array) for array in batch]
-        if limit is not None:
-            arrays = [array[: limit - seen] for array in arrays]
-        _check(arrays, specs)
-        if not len(arrays[0]):
-            continue
-        seen += len(arrays[0])
-        yield arrays
-        if limit is not None and seen >= limit:
-            return
-    if not seen:
-        raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
+    batches = _raw_batches(data, lambda batch: _Batch(_input_arrays(batch, specs)), batch_size)
+    for batch in _checked_batches(batches, specs, limit):
+        yield batch.inputs
+
+
+def labelled_batches(
+    model: keras.Model, data: Any, *, batch_size: int = 32, limit: int | None = None
+) -> Iterator[tuple[list[np.ndarray], Any, Any]]:
+    """Batches `(inputs, targets, sample_weights)`, checked as those of `input_batches`.
+
+    Args:
+        model: gives number, names and shapes of the inputs.
+        data: `(x, y)` or `(x, y, sample_weights)` of arrays, or of lists or dicts of arrays; a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or any iterable of batches of that form.
+        batch_size: for arrays.
+        limit: at most so many samples.
+
+    Returns:
+        An iterator. Inputs are a list of arrays in the order of the model's inputs, targets an array or a list or dict
+        of arrays as given, sample weights too or None.
+
+    Raises:
+        InvalidArgumentError: wrong form or shape, no labels, or no sample.
+        NonFiniteError: NaN or infinity.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> batches = labelled_batches(model, (np.zeros((5, 2)), np.arange(5)), batch_size=3)
+        >>> [(x.shape, y.tolist(), weights) for (x,), y, weights in batches]
+        [((3, 2), [0, 1, 2], None), ((2, 2), [3, 4], None)]
+    """
+    specs = _specs(model)
+    batches = _raw_batches(data, lambda batch: _labelled(batch, specs), batch_size)
+    for batch in _checked_batches(batches, specs, limit):
+        yield batch.inputs, batch.targets, batch.weights
+
+
+def as_inputs(model: keras.Model, arrays: list[np.ndarray]) -> Any:
+    """Arrays in the order of the model's inputs as tensors in the structure that the model is called with."""
+    functional = functional_of(model)
+    tensors = [tf.cast(array, spec.dtype) for array, spec in zip(arrays, functional.inputs, strict=True)]
+    return keras.tree.pack_sequence_as(functional.input, tensors)
 
 
 @dataclass(frozen=True)
@@ -62,24 +90,83 @@ def _specs(model: keras.Model) -> list[_Spec]:
     return [_Spec(name, t.name, tuple(t.shape)) for name, t in zip(input_names(model), tensors, strict=True)]
 
 
-def _raw_batches(data, specs, batch_size) -> Iterator[list]:
+@dataclass(frozen=True)
+class _Batch:
+    """Samples with what goes with them: targets and sample weights are arrays, structures of arrays or None."""
+
+    inputs: list
+    targets: Any = None
+    weights: Any = None
+
+    def arrays(self) -> list:
+        return [array for array in keras.tree.flatten((self.inputs, self.targets, self.weights)) if array is not None]
+
+    def map(self, function: Callable) -> _Batch:
+        """Each array replaced by `function(array)`."""
+
+        def mapped(structure):
+            return keras.tree.map_structure(lambda array: None if array is None else function(array), structure)
+
+        return _Batch(mapped(self.inputs), mapped(self.targets), mapped(self.weights))
+
+
+def _raw_batches(data, split: Callable[[Any], _Batch], batch_size: int) -> Iterator[_Batch]:
     if isinstance(data, keras.utils.PyDataset):
         batches = (data[i] for i in range(data.num_batches or 0))
     elif isinstance(data, tf.data.Dataset) or hasattr(data, "__next__"):
         batches = iter(data)
     else:
-        yield from _array_batches(_inputs_of(data, specs), batch_size)
+        yield from _slices(split(data), batch_size)
         return
     for batch in batches:
-        yield _inputs_of(batch, specs)
+        yield split(batch)
 
 
-def _array_batches(arrays: list, batch_size: int) -> Iterator[list]:
-    arrays = [np.asarray(array) for array in arrays]
-    if any(array.ndim == 0 for array in arrays):
-        raise InvalidArgumentError("`data` holds arrays with samples along the first axis.", received="a scalar")
-    for start in range(0, max(len(arrays[0]), 1), batch_size):
-        yield [array[start : start + batch_size] for array in arrays]
+def _slices(whole: _Batch, batch_size: int) -> Iterator[_Batch]:
+    _check_lengths(whole)
+    for start in range(0, max(len(whole.inputs[0]), 1), batch_size):
+        yield whole.map(lambda array, start=start: array[start : start + batch_size])
+
+
+def _checked_batches(batches: Iterator[_Batch], specs, limit: int | None) -> Iterator[_Batch]:
+    """The batches that hold a sample, up to `limit` samples."""
+    seen = 0
+    for batch in batches:
+        _check(batch.inputs, specs)
+        _check_lengths(batch)
+        _check_labels(batch)
+        if limit is not None:
+            batch = batch.map(lambda array, room=limit - seen: array[:room])
+        if not len(batch.inputs[0]):
+            continue
+        seen += len(batch.inputs[0])
+        yield batch
+        if limit is not None and seen >= limit:
+            return
+    if not seen:
+        raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
+
+
+def _labelled(data, specs) -> _Batch:
+    """The parts of `(x, y)` or `(x, y, sample_weights)`."""
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or any(part is None for part in data[:2]):
+        raise InvalidArgumentError(
+            "`data` holds samples and their labels: `(x, y)`, or batches of that form.",
+            received=type(data).__name__ + (f" of {len(data)}" if isinstance(data, (tuple, list)) else ""),
+        )
+    return _Batch(_input_arrays(data[0], specs), *map(_label_arrays, data[1:]))
+
+
+def _label_arrays(labels):
+    """Lists of numbers as one array; arrays, and lists and dicts of arrays, as they are."""
+    if labels is None:
+        return None
+    is_structure = any(np.ndim(leaf) for leaf in keras.tree.flatten(labels))
+    return keras.tree.map_structure(np.asarray, labels) if is_structure else np.asarray(labels)
+
+
+def _input_arrays(data, specs) -> list[np.ndarray]:
+    return [np.asarray(array) for array in _inputs_of(data, specs)]
 
 
 def _inputs_of(data, specs) -> list:
@@ -106,11 +193,32 @@ def _inputs_of(data, specs) -> list:
     )
 
 
-def _check(arrays: list[np.ndarray], specs) -> None:
-    if len({len(array) for array in arrays}) > 1:
+def _check_lengths(batch: _Batch) -> None:
+    if any(array.ndim == 0 for array in batch.arrays()):
+        raise InvalidArgumentError("`data` holds arrays with samples along the first axis.", received="a scalar")
+    lengths = [len(array) for array in batch.arrays()]
+    if len(set(lengths)) > 1:
         raise InvalidArgumentError(
-            "All inputs hold the same number of samples.", received=", ".join(str(len(array)) for array in arrays)
+            "All inputs, labels and sample weights hold the same number of samples.",
+            received=", ".join(map(str, lengths)),
         )
+
+
+def _check_labels(batch: _Batch) -> None:
+    for array in keras.tree.flatten((batch.targets, batch.weights)):
+        if array is None:
+            continue
+        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise InvalidArgumentError(
+                "The labels have to be numbers.",
+                received=f"dtype {array.dtype}",
+                fix="Number the classes from 0 to C-1, in the order of the outputs.",
+            )
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise NonFiniteError("The labels have to be finite.", received="NaN or infinity")
+
+
+def _check(arrays: list[np.ndarray], specs) -> None:
     for array, spec in itertools.zip_longest(arrays, specs):
         wanted = tuple(spec.shape[1:])
         if len(array.shape) != len(spec.shape) or any(

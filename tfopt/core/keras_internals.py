@@ -18,6 +18,7 @@ __all__ = [
     "application_layer",
     "applying_optimizer",
     "children",
+    "compiled_loss",
     "create_values",
     "functional_like_constructor",
     "functional_of",
@@ -76,6 +77,12 @@ def op_class(name: str) -> type:
 def application_layer(name: str) -> type:
     """A layer class that `keras.applications` keeps to itself, such as `"LayerScale"` of ConvNeXt."""
     return getattr(convnext, name, None) or getattr(inception_resnet_v2, name)
+
+
+def compiled_loss(model: keras.Model) -> dict:
+    """The `loss` and `loss_weights` that the model was compiled with, as given; empty without a loss."""
+    config = model._compile_config.config if getattr(model, "_compile_config", None) else {}
+    return {key: config[key] for key in ("loss", "loss_weights")} if config.get("loss") is not None else {}
 
 
 def values_come_later(*ops: keras.Operation):

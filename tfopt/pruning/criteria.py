@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
+
+NEEDS = ("gradients", "input_norms", "activations", "gamma", "seed", "axis")
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,19 @@ class Criterion:
     Args:
         name: as users write it.
         score: `(weights, **needs) -> scores` of the shape of `weights`.
-        needs: keyword arguments of `score` besides the weights. With none, scores can be taken anew at any training
-            step; otherwise they are taken once, when `prune` is called.
+        needs: keyword arguments of `score` besides the weights, out of `NEEDS`:
+
+            - `gradients`: gradient of the loss of one batch, in the shape of the weights. The score of a kernel is
+              the mean of its scores over the batches.
+            - `input_norms`: L2 norm of each input feature over the data, shaped to broadcast against the weights.
+            - `activations`: outputs of each unit, `(samples, units)`, the mean over positions in space or time.
+            - `gamma`: scales of the batch normalization behind the layer, shaped to broadcast against the weights.
+            - `seed`: an integer, another one for each kernel.
+            - `axis`: the axes of the kernel that count its units, such as `(-1,)`. A gate of an LSTM or GRU counts
+              as units of its own.
+
+            With none, scores can be taken anew at any training step; otherwise they are taken once, when `prune` is
+            called.
         per_unit: all weights of a unit (filter, neuron) have the same score.
         comparable: scores of different layers can be ranked together as they are.
     """
@@ -41,17 +56,180 @@ def magnitude(weights):
     return tf.abs(weights)
 
 
-CRITERIA = {criterion.name: criterion for criterion in (Criterion("magnitude", magnitude),)}
+def gradient_magnitude(weights, gradients):
+    """Absolute gradient: how much the loss hangs on a weight (as RigL ranks connections, Evci et al. 2020,
+    https://arxiv.org/abs/1911.11134).
+
+    Example:
+        >>> gradient_magnitude(tf.constant([4.0, 0.0]), tf.constant([0.5, -3.0])).numpy().tolist()
+        [0.5, 3.0]
+    """
+    return tf.abs(gradients)
+
+
+def taylor(weights, gradients):
+    """`|w * g|`, the change of the loss to first order if the weight became 0 (Molchanov et al. 2017,
+    https://arxiv.org/abs/1611.06440; for single weights Lee et al. 2019, https://arxiv.org/abs/1810.02340).
+
+    Example:
+        >>> taylor(tf.constant([4.0, 0.25]), tf.constant([0.5, -3.0])).numpy().tolist()
+        [2.0, 0.75]
+    """
+    return tf.abs(tf.multiply(weights, gradients))
+
+
+def random(weights, seed: int):
+    """Uniform in [0, 1), the same for the same seed and shape: the baseline (Liu et al. 2022,
+    https://arxiv.org/abs/2202.02643).
+
+    Example:
+        >>> weights = tf.zeros(3)
+        >>> bool(tf.reduce_all(random(weights, seed=1) == random(weights, seed=1)))
+        True
+    """
+    return tf.random.stateless_uniform(weights.shape, seed=np.array([seed, 0], "int64"))
+
+
+def neuron(weights, axis=-1):
+    """Sum of the absolute weights of each unit, for all of its weights (Li et al. 2017,
+    https://arxiv.org/abs/1608.08710).
+
+    Args:
+        weights: a kernel.
+        axis: the axis, or axes, that count the units.
+
+    Example:
+        >>> neuron(tf.constant([[1.0, -2.0], [3.0, 0.5]])).numpy().tolist()
+        [[4.0, 2.5], [4.0, 2.5]]
+    """
+    rank = len(weights.shape)
+    units = {int(index) % rank for index in np.atleast_1d(axis)}
+    others = [index for index in range(rank) if index not in units]
+    return tf.broadcast_to(tf.reduce_sum(tf.abs(weights), others, keepdims=True), weights.shape)
+
+
+def entropy(weights, activations, axis=-1, bins: int = 10):
+    """Information of each unit, for all of its weights: the entropy of its activations over the samples, in bits.
+
+    The range of each unit is cut into bins of equal width, so a unit that always gives the same value has entropy 0,
+    and none has more than `log2(bins)` (Luo and Wu 2017, https://arxiv.org/abs/1706.05791).
+
+    Args:
+        weights: a kernel.
+        activations: `(samples, units)`.
+        axis: the axis of `weights` that counts the units.
+        bins: number of bins.
+
+    Example:
+        >>> activations = np.array([[0.0, 5.0], [1.0, 5.0]])
+        >>> entropy(np.ones((1, 2), "float32"), activations).tolist()
+        [[1.0, 0.0]]
+    """
+    activations = np.asarray(activations, "float64")
+    shares = np.stack([np.histogram(unit, bins)[0] for unit in activations.T]) / len(activations)
+    bits = -np.sum(shares * np.log2(np.where(shares > 0, shares, 1)), axis=1) + 0.0  # no -0.0
+    (unit_axis,) = np.atleast_1d(axis)
+    return np.broadcast_to(along(bits, int(unit_axis), len(weights.shape)), weights.shape).astype("float32")
+
+
+def bn_scale(weights, gamma):
+    """Absolute scale of the batch normalization behind each unit, for all of its weights (Liu et al. 2017,
+    https://arxiv.org/abs/1708.06519).
+
+    Example:
+        >>> bn_scale(tf.ones((2, 2)), gamma=tf.constant([[-0.5, 2.0]])).numpy().tolist()
+        [[0.5, 2.0], [0.5, 2.0]]
+    """
+    return tf.broadcast_to(tf.abs(gamma), weights.shape)
+
+
+def wanda(weights, input_norms):
+    """`|w| * norm` of the input feature that the weight multiplies (Sun et al. 2023,
+    https://arxiv.org/abs/2306.11695).
+
+    Example:
+        >>> wanda(tf.constant([[1.0, -2.0], [3.0, 1.0]]), input_norms=tf.constant([[2.0], [0.5]])).numpy().tolist()
+        [[2.0, 4.0], [1.5, 0.5]]
+    """
+    return tf.abs(weights) * input_norms
+
+
+CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("magnitude", magnitude),
+        Criterion("gradient", gradient_magnitude, ("gradients",), comparable=True),
+        Criterion("taylor", taylor, ("gradients",), comparable=True),
+        Criterion("random", random, ("seed",), comparable=True),
+        Criterion("entropy", entropy, ("activations", "axis"), per_unit=True, comparable=True),
+        Criterion("neuron", neuron, ("axis",), per_unit=True),
+        Criterion("bn_scale", bn_scale, ("gamma",), per_unit=True),
+        Criterion("wanda", wanda, ("input_norms",)),
+    )
+}
+
+
+def along(vector, axis: int, rank: int) -> np.ndarray:
+    """A vector as an array of `rank` axes, its values along `axis`.
+
+    Example:
+        >>> along([1.0, 2.0, 3.0], axis=-2, rank=4).shape
+        (1, 1, 3, 1)
+    """
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.reshape(vector, shape)
 
 
 def as_criterion(criterion: str | Callable | Criterion) -> Criterion:
-    """The criterion of that name, or a user's function `weights -> scores` as one."""
+    """The criterion of that name, or a user's function as one.
+
+    A function takes the weights first, and by keyword what it names of `NEEDS`; other parameters need a default. It
+    gets NumPy arrays; one of the weights alone gets tensors where a schedule calls it inside the training step.
+
+    Raises:
+        InvalidArgumentError: an unknown name, or a function with parameters that nothing is known to fill.
+
+    Example:
+        >>> def kept_by_gradient(weights, gradients):
+        ...     return abs(gradients) / (abs(weights) + 1)
+        >>> as_criterion(kept_by_gradient).needs
+        ('gradients',)
+    """
     if isinstance(criterion, Criterion):
+        if not callable(criterion.score) or set(criterion.needs) - set(NEEDS):
+            raise InvalidArgumentError(
+                f"A `Criterion` has a function `score` and `needs` out of {', '.join(NEEDS)}.", received=criterion
+            )
         return criterion
-    if callable(criterion):
-        return Criterion(getattr(criterion, "__name__", "custom"), criterion)
-    if criterion not in CRITERIA:
+    if isinstance(criterion, str) and criterion in CRITERIA:
+        return CRITERIA[criterion]
+    if isinstance(criterion, str) or not callable(criterion):
         raise InvalidArgumentError(
             f"`criterion` is one of {', '.join(CRITERIA)}, or a function of the weights.", received=repr(criterion)
         )
-    return CRITERIA[criterion]
+    return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion, _needs(criterion))
+
+
+def _needs(function: Callable) -> tuple[str, ...]:
+    """The needs that a function names in its signature, in the order of its parameters."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # functions written in C, as NumPy's, may not tell theirs: of the weights alone then
+        return ()
+    fixed = getattr(function, "keywords", {})  # of a functools.partial
+    needs = tuple(p.name for p in parameters[1:] if p.name in NEEDS and p.name not in fixed)
+    open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    known = all(p.name in NEEDS or p.default is not p.empty or p.kind in open_ended for p in parameters[1:])
+    by_keyword = all(p.kind is not p.POSITIONAL_ONLY for p in parameters[1:] if p.name in needs)
+    takes_weights = bool(parameters) and parameters[0].kind not in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    )
+    if not (known and by_keyword and takes_weights and parameters[0].name not in NEEDS):
+        raise InvalidArgumentError(
+            f"A function as `criterion` takes the weights first, then by keyword any of {', '.join(NEEDS)}.",
+            received=f"{getattr(function, '__name__', 'a function')}{inspect.signature(function)}",
+            fix="Fix other parameters with `functools.partial`, or give them a default.",
+        )
+    return needs
