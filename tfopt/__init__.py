@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
+    from tfopt.pruning.patterns import Block as Block
     from tfopt.pruning.prune import prune as prune
     from tfopt.quantization.quantize import calibrate as calibrate
     from tfopt.quantization.quantize import quantize as quantize
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
+    "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
     "ExportError": "tfopt.core.errors",
     "FileError": "tfopt.core.errors",

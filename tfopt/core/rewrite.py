@@ -61,8 +61,9 @@ def rewrite(model: keras.Model, replace: Replace | None = None) -> keras.Model:
         for source, target in state.copies:
             transfer_values(source, target)
         create_values()
+    shared: dict = {}
     for source, target in state.copies:
-        transfer_settings(source, target)
+        transfer_settings(source, target, shared)
     return clone
 
 
@@ -166,10 +167,13 @@ def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer) -> N
         set_value(new, old)
 
 
-def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there."""
+def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, shared: dict) -> None:
+    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there.
+
+    `shared` is one dict for all layers of a model: what their constraints have in common is copied once.
+    """
     for old, new in zip(source.variables, target.variables, strict=True):
-        constraints.carry(old, new)
+        constraints.carry(old, new, shared)
     for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable
