@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
+    from tfopt.pruning.patterns import Block as Block
     from tfopt.pruning.prune import prune as prune
+    from tfopt.pruning.shrink import shrink as shrink
     from tfopt.quantization.quantize import calibrate as calibrate
     from tfopt.quantization.quantize import quantize as quantize
     from tfopt.report.compare import compare as compare
@@ -44,6 +46,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
+    "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
     "ExportError": "tfopt.core.errors",
     "FileError": "tfopt.core.errors",
@@ -63,6 +66,7 @@ _PUBLIC = {
     "quantize": "tfopt.quantization.quantize",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
+    "shrink": "tfopt.pruning.shrink",
     "strip": "tfopt.stripping",
     "summary": "tfopt.report.measure",
 }

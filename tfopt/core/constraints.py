@@ -22,8 +22,12 @@ class WeightConstraint(keras.constraints.Constraint):
         """Called once, when attached."""
         self.variable = variable
 
-    def carried(self) -> WeightConstraint:
-        """An unbound copy with the same state, to attach to another variable of the same shape."""
+    def carried(self, memo: dict) -> WeightConstraint:
+        """An unbound copy with the same state, to attach to another variable of the same shape.
+
+        Args:
+            memo: one dict for all variables carried from a model to another, to remember what they share.
+        """
         raise NotImplementedError
 
 
@@ -62,11 +66,19 @@ def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:
     return next((part for part in _parts(variable) if isinstance(part, kind)), None)
 
 
-def carry(source: keras.Variable, target: keras.Variable) -> None:
-    """Attaches copies of tfopt's constraints on `source` to `target`."""
+def carry(source: keras.Variable, target: keras.Variable, memo: dict) -> None:
+    """Attaches copies of tfopt's constraints on `source` to `target`; `memo` as `WeightConstraint.carried` takes it."""
     for part in _parts(source):
         if isinstance(part, WeightConstraint):
-            attach(target, part.carried())
+            attach(target, part.carried(memo))
+
+
+def under_own(variable: keras.Variable):
+    """The value of the variable as the user's own constraint, if any, leaves it."""
+    value = variable
+    for part in _parts(variable):
+        value = value if isinstance(part, WeightConstraint) else part(value)
+    return value
 
 
 def remove(variable: keras.Variable) -> bool:

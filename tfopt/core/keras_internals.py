@@ -16,7 +16,6 @@ __all__ = [
     "Functional",
     "Node",
     "application_layer",
-    "applying_optimizer",
     "children",
     "compiled_loss",
     "create_values",
@@ -26,6 +25,7 @@ __all__ = [
     "input_names",
     "moving_average_of",
     "op_class",
+    "running_apply",
     "set_value",
     "sublayers",
     "topological_nodes",
@@ -112,17 +112,14 @@ def create_values() -> None:
     initialize_all_variables()
 
 
-def applying_optimizer() -> keras.optimizers.Optimizer | None:
-    """The optimizer whose `apply` runs now, if any.
+def running_apply():
+    """The scope of the optimizer's `apply` that runs now, if any: one object a call; its `caller` is the optimizer.
 
     A weight constraint is called by the optimizer without a reference to it. `apply` opens a name scope with the
     optimizer as caller, so the scope stack tells it, whichever model was compiled and in custom training loops too.
     """
     stack = global_state.get_global_attribute("name_scope_stack") or []
-    for scope in reversed(stack):
-        if isinstance(scope.caller, keras.optimizers.Optimizer):
-            return scope.caller
-    return None
+    return next((s for s in reversed(stack) if isinstance(s.caller, keras.optimizers.Optimizer)), None)
 
 
 def updates_done(optimizer: keras.optimizers.Optimizer):

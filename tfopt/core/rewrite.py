@@ -72,8 +72,9 @@ def rewrite(
         for source, target in state.copies:
             transfer_values(source, target, values_of)
         create_values()
+    shared: dict | None = {} if values_of is None else None
     for source, target in state.copies:
-        transfer_settings(source, target, with_constraints=values_of is None)
+        transfer_settings(source, target, shared)
     return clone
 
 
@@ -188,10 +189,15 @@ def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, valu
         set_value(new, old if values_of is None else values_of(old))
 
 
-def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, *, with_constraints: bool = True) -> None:
-    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there."""
-    for old, new in zip(source.variables, target.variables, strict=True) if with_constraints else ():
-        constraints.carry(old, new)
+def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, shared: dict | None) -> None:
+    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there.
+
+    `shared` is one dict for all layers of a model: what their constraints have in common is copied once. With None,
+    constraints are left behind.
+    """
+    if shared is not None:
+        for old, new in zip(source.variables, target.variables, strict=True):
+            constraints.carry(old, new, shared)
     for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable

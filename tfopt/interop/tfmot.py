@@ -109,6 +109,7 @@ def prune(
     sparsity: float | Mapping[str, float] | str | None = None,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ):
     """A copy of a tf_keras model that TFMOT's `prune_low_magnitude` prunes during `fit`.
 
@@ -126,6 +127,7 @@ def prune(
         include: layer names or globs to prune, nested layers by path, as `"encoder/conv1"`. All by default; TFMOT then
             raises if there is one that it does not know.
         exclude: layer names or globs to leave as they are.
+        options: `sparsity_m_by_n`, `block_size` and `block_pooling_type` of `prune_low_magnitude`.
 
     Returns:
         A tf_keras model with TFMOT's pruning wrappers, not compiled.
@@ -149,7 +151,7 @@ def prune(
         raise NothingToDoError(
             "A tf_keras model is pruned once.", received=f"'{model.name}', pruned", fix="Strip it first."
         )
-    wrap = tfmot().sparsity.keras.prune_low_magnitude
+    wrap = functools.partial(tfmot().sparsity.keras.prune_low_magnitude, **(options or {}))
     clone = _clone(model)
     if include is None and exclude is None and not isinstance(sparsity, Mapping):
         with _call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
@@ -527,10 +529,10 @@ def _prunable(layer) -> bool:
 
 
 def _mask_now(wrappers: list) -> None:
-    """Computes and applies the masks of step 0, and leaves the step as TFMOT's callback expects it."""
+    """Computes and applies the first masks, and leaves the step as TFMOT's callback expects it."""
     for wrapper in wrappers:
         step = wrapper.pruning_step.numpy()
-        wrapper.pruning_step.assign(0)
+        wrapper.pruning_step.assign(1 if wrapper.sparsity_m_by_n else 0)  # where TFMOT sets a mask of m by n
         wrapper.pruning_obj.conditional_mask_update()
         wrapper.pruning_obj.weight_mask_op()
         wrapper.pruning_step.assign(step)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,17 +12,21 @@ import tensorflow as tf
 
 from tfopt.core import constraints
 from tfopt.core.catalog import entry_of, prunable_weights
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
 from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, is_selected, matches, walk_layers
 from tfopt.core.keras_internals import children
 from tfopt.core.rewrite import rewrite
 from tfopt.interop import tfmot
-from tfopt.pruning.criteria import magnitude
-from tfopt.pruning.masks import PruningMask
-from tfopt.pruning.patterns import element_mask, kept_count
-from tfopt.pruning.schedules import Schedule, check_schedule, evaluate
-
-KEEP = "keep"
+from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
+from tfopt.pruning.budget import as_budget
+from tfopt.pruning.channels import ChannelOptions, prune_channels
+from tfopt.pruning.criteria import Criterion, as_criterion
+from tfopt.pruning.depth import prune_layers
+from tfopt.pruning.gathering import counterparts
+from tfopt.pruning.masks import MaskPool, PruningMask, Rule
+from tfopt.pruning.patterns import Block, Element, Pattern, ZerosInGroups, as_pattern
+from tfopt.pruning.schedules import Schedule, evaluate
+from tfopt.pruning.scoring import score_kernels
 
 
 def prune(
@@ -29,14 +34,26 @@ def prune(
     schedule: Schedule | None = None,
     *,
     sparsity: float | Mapping[str, float] | str | None = None,
+    threshold: float | Mapping[str, float] | None = None,
+    criterion: str | Callable | Criterion = "magnitude",
+    pattern: str | tuple[int, int] | Pattern = "element",
+    scope: str = "layer",
+    min_kept: float = 0.0,
+    round_to: int = 1,
+    to_macs: float | None = None,
+    to_params: float | None = None,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
+    data: Any = None,
+    loss: str | Callable | None = None,
+    seed: int = 0,
+    verbose: int = 0,
 ) -> keras.Model:
-    """Returns a copy of `model` whose kernels are masked by magnitude; compile it and go on with `fit` as usual.
+    """Returns a copy of `model` whose kernels are masked; compile it and go on with `fit` as usual.
 
     The masks are weight constraints: every optimizer applies them after each update, with any compile option. No
-    wrapper and no callback is needed, and the saved `.keras` file is plain Keras. Each kernel is pruned on its own and
-    ends with exactly `round(size * sparsity)` zeros, ties included.
+    wrapper and no callback is needed, and the saved `.keras` file is plain Keras. Each kernel is pruned on its own
+    (or all together, see `scope`) and ends with exactly `round(size * sparsity)` zeros, ties included.
 
     Args:
         model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `prune_low_magnitude`).
@@ -46,81 +63,186 @@ def prune(
         sparsity: fraction of zeros in each kernel, in (0, 1), by default 0.5; or a dict from layer names or globs to
             fractions, which prunes these layers only; or `"keep"`, which holds the zeros that are there (of a pruned
             model loaded from disk) in further training. Not together with a schedule.
+        threshold: instead of a sparsity: weights (blocks) whose score is below become zero; at least one of each
+            kernel stays. A number of at least 0, or a dict as for `sparsity`.
+        criterion: the scores; the lowest go first. `"magnitude"`, `"gradient"`, `"taylor"`, `"random"`, `"entropy"`,
+            `"neuron"`, `"bn_scale"`, `"wanda"`, or a function from a weight tensor to scores of its shape. What the
+            weights alone do not tell is scored once, now, and these scores stay while a mask grows. Weights that are
+            zero already go before all others.
+        pattern: what goes together. `"element"`: single weights. `(m, n)` or `"m:n"`: m zeros in each n consecutive
+            weights along the input axis, as TFMOT's `sparsity_m_by_n`; `(2, 4)` is the 2:4 sparsity of the field. It
+            fixes the sparsity; a schedule then only says when. `"4x1"` or `tfopt.Block(4, 1)`: blocks of 4 rows and
+            1 column of the kernel's matrix; `sparsity` counts blocks. `"channel"`: filters, neurons, recurrent units,
+            attention heads, masked through every layer that they are tied to; `tfopt.shrink` then takes them out.
+            `"layer"`: whole residual blocks and repeated layers, gone at once.
+        scope: `"layer"`, or `"global"`: all kernels are ranked together, and the sparsity is exact over all of them.
+            Magnitudes are compared as they are; scores of a criterion that differs in scale from layer to layer are
+            divided by the mean of their kernel first.
+        min_kept: fraction of each kernel, in [0, 1), that stays whatever its scores; it comes before the sparsity. At
+            least one weight (block) always stays.
+        round_to: for `"channel"`, the channels left in a layer are a multiple of this, rounded up; 8 suits most
+            hardware.
+        to_macs: for `"channel"` and `"layer"`, instead of a sparsity: prune until at most this fraction of the model's
+            multiply-accumulates is left once it is shrunk.
+        to_params: the same for parameters.
         include: layer names or globs to prune; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs to leave alone.
+        data: samples for a criterion that needs them: `(x, y)`, or x alone where no labels are needed.
+        loss: the loss for a criterion that needs gradients.
+        seed: of a criterion that draws at random.
+        verbose: 1 shows progress over the data.
 
     Returns:
         A new, uncompiled model with the same layer names; the input model is not changed. Depthwise kernels and
-        biases are not pruned (as in TFMOT's `prune_registry.py`).
+        biases are not pruned (as in TFMOT's `prune_registry.py`), but with their channels.
 
     Raises:
-        InvalidArgumentError: sparsity out of range, unknown layer name, schedule that cannot be called.
+        InvalidArgumentError: an argument out of range or in contradiction to another, unknown layer name, schedule
+            that cannot be called.
         UnsupportedModelError: a subclassed or unbuilt model.
-        NonFiniteError: NaN or infinity in the weights.
-        NothingToDoError: no layer to prune, or `"keep"` on a model without zeros.
+        NonFiniteError: NaN or infinity in the weights or scores.
+        NothingToDoError: no layer to prune, no weight below the threshold, or `"keep"` on a model without zeros.
 
     Source: Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878; TFMOT `sparsity/keras/pruning_impl.py`.
 
     Example:
+        >>> import tfopt
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
         >>> pruned = prune(model, sparsity=0.75)
         >>> [int((layer.kernel.numpy() == 0).sum()) for layer in pruned.layers]
         [24, 3]
+        >>> half = prune(model, pattern="2:4")
+        >>> [int((layer.kernel.numpy() == 0).sum()) for layer in half.layers]
+        [16, 2]
+        >>> [layer.units for layer in tfopt.shrink(prune(model, pattern="channel")).layers]
+        [2, 1]
     """
+    budget = as_budget(to_macs, to_params)
+    scoring: dict[str, Any] = {"data": data, "loss": loss, "seed": seed, "verbose": verbose}
+    if pattern == "layer":
+        return prune_layers(
+            model,
+            sparsity=check_whole_layers(sparsity, schedule, threshold, scope, min_kept, round_to),
+            to_macs=to_macs,
+            to_params=to_params,
+            criterion=criterion,
+            include=include,
+            exclude=exclude,
+            **scoring,
+        )
+    by_channel = pattern == "channel"
+    rule = Rule(schedule, Element() if by_channel else as_pattern(pattern), as_criterion(criterion), min_kept)
+    check_arguments(rule, scope, sparsity, threshold, budget)
+    check_structure(by_channel, round_to, budget)
     if tfmot.is_tf_keras_model(model):
-        wanted = 0.5 if sparsity is None and schedule is None else sparsity
-        return tfmot.prune(model, schedule, sparsity=wanted, include=include, exclude=exclude)
+        return _by_tfmot(model, rule, scope, by_channel, sparsity, threshold, include, exclude)
     check_model(model)
-    _check_arguments(schedule, sparsity)
+    amount = amount_of(rule, sparsity, threshold)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     check_patterns(model, included, "include")
     check_patterns(model, excluded, "exclude")
-    if isinstance(sparsity, Mapping):
-        check_patterns(model, list(sparsity), "sparsity")
+    if isinstance(amount, Mapping):
+        check_patterns(model, list(amount), "sparsity" if threshold is None else "threshold")
     check_finite(model)
+    if by_channel:
+        options = ChannelOptions(rule.criterion, scope, min_kept, round_to, included, excluded, scoring)
+        return prune_channels(
+            model, schedule, options, amount=amount, is_threshold=threshold is not None, budget=budget
+        )
 
     pruned = rewrite(model)
-    targets = _targets(pruned, included, excluded, sparsity)
-    for weight, fraction in targets:
-        mask = PruningMask(schedule)
-        constraints.attach(weight, mask)
-        mask.hold(_first_mask(weight, schedule, fraction))
+    targets = _targets(pruned, included, excluded, amount)
+    kernels = [kernel for kernel, _ in targets]
+    scores = _scores(model, pruned, kernels, rule, scoring)
+    pools = _pools(targets, rule, scope, scores)
+    for pool, own in pools:
+        _start(pool, own, is_threshold=threshold is not None)
+    if schedule is None:
+        _check_zeros(pruned, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
     return pruned
 
 
-def _check_arguments(schedule, sparsity) -> None:
-    if schedule is not None:
-        if sparsity is not None:
+def _scores(model, pruned, kernels, rule: Rule, scoring: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """The scores that stay, by the kernel's id; none where they follow from the weights at any time.
+
+    They are measured on the user's model, which knows the loss that it was compiled with.
+    """
+    criterion = rule.criterion
+    if criterion.needs:
+        originals = counterparts(pruned, model, kernels)
+        measured = score_kernels(model, originals, criterion, **scoring)
+        fixed = {id(kernel): measured[id(old)] for kernel, old in zip(kernels, originals, strict=True)}
+        found = [(kernel, fixed[id(kernel)]) for kernel in kernels]
+    else:
+        fixed = {}
+        found = [(kernel, _scores_now(kernel, rule)) for kernel in kernels]
+    for kernel, scores in found:
+        if np.shape(scores) != tuple(kernel.shape):
             raise InvalidArgumentError(
-                "`schedule` and `sparsity` exclude each other: the schedule says how sparse a kernel becomes.",
-                received=f"schedule={schedule!r}, sparsity={sparsity!r}",
-                fix="Pass one of them. For several schedules call `prune` once for each, with `include`.",
+                "A criterion gives a score for each weight.",
+                received=f"shape {np.shape(scores)} for '{kernel.path}' of shape {tuple(kernel.shape)}",
             )
-        check_schedule(schedule)
-    elif isinstance(sparsity, Mapping):
-        if not sparsity:
-            raise InvalidArgumentError("A `sparsity` dict names at least one layer.", received="{}")
-        for fraction in sparsity.values():
-            _check_fraction(fraction)
-    elif sparsity is not None and sparsity != KEEP:
-        _check_fraction(sparsity)
+        if not np.isfinite(scores).all():
+            raise NonFiniteError(
+                "The scores of a criterion have to be finite.",
+                received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
+            )
+    return fixed
 
 
-def _check_fraction(fraction) -> None:
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0.0 < fraction < 1.0:
+def _scores_now(kernel: keras.Variable, rule: Rule) -> np.ndarray:
+    score = rule.criterion.score
+    if rule.schedule is not None:
+        score = tf.function(score, autograph=False)
+    try:
+        return np.asarray(score(tf.constant(kernel.numpy())))
+    except (TypeError, ValueError, NotImplementedError, AttributeError, tf.errors.OpError) as error:
         raise InvalidArgumentError(
-            "`sparsity` is a fraction of zeros above 0 and below 1.",
-            received=repr(fraction),
-            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
-        )
+            "A criterion is a function from a weight tensor to scores of its shape; with a schedule it runs inside a "
+            "compiled training step.",
+            received=f"{type(error).__name__}: {first_line(error)}",
+            fix="Write it with TensorFlow or `keras.ops` operations.",
+        ) from error
 
 
-def _targets(model, included, excluded, sparsity) -> list[tuple[keras.Variable, float | str | None]]:
-    """The kernels to prune, each once, with the sparsity wanted for it."""
+def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray]) -> list[tuple[MaskPool, Any]]:
+    """The kernels' masks attached, in pools of what is ranked together, each with the amount wanted."""
+    shared = MaskPool(rule)
+    pools: list[tuple[MaskPool, Any]] = []
+    for kernel, amount in targets:
+        pool = shared if scope == "global" else MaskPool(rule)
+        constraints.attach(kernel, PruningMask(pool, scores=scores.get(id(kernel))))
+        if not pools or pool is not shared:
+            pools.append((pool, amount))
+    return pools
+
+
+def _start(pool: MaskPool, amount, *, is_threshold: bool) -> None:
+    """Prunes before training: to the wanted amount, or to what the schedule asks for at step 0."""
+    if pool.rule.schedule is not None:
+        _start_schedule(pool, pool.rule.schedule)
+    elif is_threshold:
+        pool.prune_below(amount)
+    elif amount == KEEP:
+        for mask in pool.members:
+            mask.hold(mask.variable.numpy() != 0)
+    else:
+        pool.prune(amount)
+
+
+def _start_schedule(pool: MaskPool, schedule: Schedule) -> None:
+    """Prunes to what the schedule asks for at step 0."""
+    due, sparsity = evaluate(schedule, tf.constant(0, tf.int64))
+    if due:
+        pool.prune(sparsity)
+
+
+def _targets(model, included, excluded, amount) -> list[tuple[keras.Variable, Any]]:
+    """The kernels to prune, each once, with the amount wanted for it."""
     targets, seen, unknown = [], set(), []
     for path, layer in walk_layers(model):
-        fraction = _fraction_for(path, sparsity)
-        if isinstance(layer, keras.Model) or fraction is _NOT_NAMED:
+        own = _amount_for(path, amount)
+        if isinstance(layer, keras.Model) or own is _NOT_NAMED:
             continue
         if not is_selected(path, included, excluded):
             continue
@@ -130,13 +252,13 @@ def _targets(model, included, excluded, sparsity) -> list[tuple[keras.Variable, 
         for weight in kernels.values():
             if id(weight) not in seen:
                 seen.add(id(weight))
-                targets.append((weight, fraction))
-    if sparsity == KEEP:
+                targets.append((weight, own))
+    if amount == KEEP:
         targets = [target for target in targets if not np.all(target[0].numpy())]
     if not targets:
         raise NothingToDoError(
             "The model has to have a kernel to prune: convolution, dense, embedding, recurrent or attention layers.",
-            received=_received(model, sparsity),
+            received=_received(model, amount),
             fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(prunable=...)`.",
         )
     _warn(targets, unknown)
@@ -146,11 +268,11 @@ def _targets(model, included, excluded, sparsity) -> list[tuple[keras.Variable, 
 _NOT_NAMED = object()
 
 
-def _fraction_for(path: str, sparsity):
-    """The fraction for a layer; a later entry of a dict wins over an earlier one."""
-    if not isinstance(sparsity, Mapping):
-        return 0.5 if sparsity is None else sparsity
-    named = [fraction for pattern, fraction in sparsity.items() if matches(path, [pattern])]
+def _amount_for(path: str, amount):
+    """The amount for a layer; a later entry of a dict wins over an earlier one."""
+    if not isinstance(amount, Mapping):
+        return amount
+    named = [value for pattern, value in amount.items() if matches(path, [pattern])]
     return named[-1] if named else _NOT_NAMED
 
 
@@ -158,9 +280,9 @@ def _is_unknown(layer) -> bool:
     return entry_of(layer) is None and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)
 
 
-def _received(model, sparsity) -> str:
+def _received(model, amount) -> str:
     names = sorted({type(layer).__name__ for _, layer in walk_layers(model)})
-    zeros = " without a zero in its kernels" if sparsity == KEEP else ""
+    zeros = " without a zero in its kernels" if amount == KEEP else ""
     return f"'{model.name}'{zeros}, with layers of type {', '.join(names)}"
 
 
@@ -180,13 +302,38 @@ def _warn(targets, unknown: list[str]) -> None:
         )
 
 
-def _first_mask(weight: keras.Variable, schedule, fraction) -> np.ndarray:
-    """The mask before training: the zeros to keep, the wanted sparsity, or what the schedule asks for at step 0."""
-    if fraction == KEEP:
-        return weight.numpy() != 0
-    if schedule is not None:
-        due, fraction = evaluate(schedule, tf.constant(0, tf.int64))
-        if not due:
-            return np.ones(weight.shape, bool)
-    kept = kept_count(int(np.prod(weight.shape)), fraction)
-    return element_mask(magnitude(tf.convert_to_tensor(weight.numpy())), kept).numpy()
+def _check_zeros(model, masks: list[PruningMask], pattern: Pattern) -> None:
+    """Raises if all kernels stayed dense, warns if groups of n weights do not fit into some."""
+    dense = [mask.variable.path for mask in masks if np.all(mask.mask.numpy())]
+    if len(dense) == len(masks):
+        raise NothingToDoError(
+            "At least one weight has to become zero.",
+            received=f"'{model.name}', no weight below the threshold or kernels too small for sparsity and pattern",
+            fix="Pass a higher `sparsity` or `threshold`.",
+        )
+    if dense and isinstance(pattern, ZerosInGroups):
+        warnings.warn(
+            f"Left dense, as {pattern.zeros}:{pattern.size} takes more weights along the input axis: "
+            + ", ".join(dense)
+            + ".",
+            stacklevel=3,
+        )
+
+
+def _by_tfmot(model, rule: Rule, scope: str, by_channel: bool, sparsity, threshold, include, exclude):
+    """TFMOT's pruning of a tf_keras model."""
+    if by_channel or scope != "layer" or threshold is not None or not rule.by_magnitude or rule.min_kept:
+        raise InvalidArgumentError(
+            "TFMOT prunes the kernels of a tf_keras model one by one, by magnitude and to a sparsity.",
+            received=f"scope='{scope}', threshold={threshold!r}, criterion='{rule.criterion.name}', "
+            f"min_kept={rule.min_kept}" + (", pattern='channel'" if by_channel else ""),
+            fix="Port the model to Keras 3, where tfopt does the work itself.",
+        )
+    options: dict[str, Any] = {}
+    if isinstance(rule.pattern, ZerosInGroups):
+        options["sparsity_m_by_n"] = (rule.pattern.zeros, rule.pattern.size)
+    elif isinstance(rule.pattern, Block):
+        options["block_size"] = (rule.pattern.height, rule.pattern.width)
+        options["block_pooling_type"] = {"average": "AVG", "max": "MAX"}[rule.pattern.pooling]
+    wanted = amount_of(rule, sparsity, None)
+    return tfmot.prune(model, rule.schedule, sparsity=wanted, include=include, exclude=exclude, options=options)

@@ -22,15 +22,15 @@ def evaluate(schedule: Schedule, step) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
 
 
-def latest_sparsity(schedule: Schedule, step) -> tf.Tensor:
-    """The sparsity that the last pruning step up to and including `step` asked for; 0 if there was none.
+def latest(schedule: Schedule, step) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether the schedule has pruned up to and including `step`, and the sparsity it asked for the last time.
 
     Used once after a training was resumed in a new process, to build the masks again.
     """
     last = tf.while_loop(
         lambda s: tf.logical_and(s >= 0, tf.logical_not(evaluate(schedule, s)[0])), lambda s: (s - 1,), (step,)
     )[0]
-    return tf.where(last >= 0, evaluate(schedule, tf.maximum(last, 0))[1], 0.0)
+    return last >= 0, evaluate(schedule, tf.maximum(last, 0))[1]
 
 
 def check_schedule(schedule: object) -> Schedule:

@@ -1,0 +1,176 @@
+"""The checks of what `prune` is asked for, before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.pruning.budget import Budget
+from tfopt.pruning.masks import Rule
+from tfopt.pruning.patterns import ZerosInGroups
+from tfopt.pruning.schedules import check_schedule
+
+KEEP = "keep"
+SCOPES = ("layer", "global")
+
+
+def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budget: Budget | None = None) -> None:
+    """Raises `InvalidArgumentError` for arguments out of range, or that contradict each other."""
+    if scope not in SCOPES:
+        raise InvalidArgumentError(f"`scope` is one of {', '.join(SCOPES)}.", received=repr(scope))
+    _check_fraction(rule.min_kept)
+    _check_one_amount(rule.schedule, sparsity, threshold, budget)
+    if rule.schedule is not None:
+        check_schedule(rule.schedule)
+    for fraction in _values(sparsity, "sparsity"):
+        _check_sparsity(fraction)
+    for limit in _values(threshold, "threshold"):
+        _check_threshold(limit)
+    if scope == "global":
+        _check_global(rule, sparsity, threshold)
+    if isinstance(rule.pattern, ZerosInGroups):
+        _check_fixed(rule.pattern, rule.min_kept, sparsity, threshold)
+    elif sparsity == KEEP:
+        _check_keep(rule, scope)
+    elif any(fraction + rule.min_kept > 1 + 1e-9 for fraction in _values(sparsity, "sparsity")):
+        raise InvalidArgumentError(
+            "`sparsity` and `min_kept` are fractions of the same kernel: together at most 1.",
+            received=f"sparsity={sparsity!r}, min_kept={rule.min_kept!r}",
+        )
+
+
+def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> None:
+    """Raises for arguments that only whole channels have a use for."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
+    if not by_channel and (round_to > 1 or budget is not None):
+        raise InvalidArgumentError(
+            "`round_to`, `to_macs` and `to_params` are for whole channels: zeros in a kernel change neither its width "
+            "nor what it computes.",
+            received=f"round_to={round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
+            fix="Add `pattern='channel'`.",
+        )
+
+
+def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str, min_kept: Any, round_to: Any) -> Any:
+    """`sparsity`; raises for arguments that have no meaning where whole layers go."""
+    by_layer = isinstance(sparsity, (str, Mapping))
+    given = {"sparsity": sparsity if by_layer else None, "schedule": schedule, "threshold": threshold}
+    given.update(scope=None if scope == "layer" else scope, min_kept=min_kept or None)
+    given.update(round_to=None if round_to == 1 else round_to)
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        raise InvalidArgumentError(
+            "pattern='layer' takes out whole blocks at once: a fraction by `sparsity`, or to `to_macs`, `to_params`.",
+            received=", ".join(f"{name}={value!r}" for name, value in given.items()),
+            fix="Leave these arguments out.",
+        )
+    return sparsity
+
+
+def amount_of(rule: Rule, sparsity: Any, threshold: Any) -> Any:
+    """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
+    if threshold is not None:
+        return threshold
+    return 0.5 if sparsity is None and rule.schedule is None else sparsity
+
+
+def _values(amount: Any, argument: str) -> list:
+    """The numbers in a number, a dict of numbers, None or `"keep"`."""
+    if isinstance(amount, Mapping):
+        if not amount:
+            raise InvalidArgumentError(f"A `{argument}` dict names at least one layer.", received="{}")
+        return list(amount.values())
+    return [] if amount is None or (argument == "sparsity" and amount == KEEP) else [amount]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
+    given = {"schedule": schedule, "sparsity": sparsity, "threshold": threshold}
+    if budget is not None:
+        given[f"to_{budget.kind}"] = budget.fraction
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise InvalidArgumentError(
+            "`schedule`, `sparsity`, `threshold`, `to_macs` and `to_params` exclude each other: each says how much is "
+            "pruned.",
+            received=", ".join(f"{name}={value!r}" for name, value in given.items()),
+            fix="Pass one of them. For several schedules call `prune` once for each, with `include`.",
+        )
+
+
+def _check_sparsity(fraction: Any) -> None:
+    if not _is_number(fraction) or not 0.0 < fraction < 1.0:
+        raise InvalidArgumentError(
+            "`sparsity` is a fraction of zeros above 0 and below 1.",
+            received=repr(fraction),
+            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
+        )
+
+
+def _check_threshold(limit: Any) -> None:
+    if not _is_number(limit) or not 0.0 <= limit < np.inf:
+        raise InvalidArgumentError(
+            "`threshold` is a finite score of at least 0, or a dict from layer names or globs to such.",
+            received=repr(limit),
+            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
+        )
+
+
+def _check_fraction(min_kept: Any) -> None:
+    if not _is_number(min_kept) or not 0.0 <= min_kept < 1.0:
+        raise InvalidArgumentError(
+            "`min_kept` is a fraction of each kernel in [0, 1).",
+            received=repr(min_kept),
+            fix="0.05 leaves at least one weight in twenty of each kernel.",
+        )
+
+
+def _check_global(rule: Rule, sparsity, threshold) -> None:
+    if isinstance(rule.pattern, ZerosInGroups):
+        raise InvalidArgumentError(
+            "The scope 'global' lets kernels become differently sparse; n:m makes all equally sparse.",
+            received=f"pattern={rule.pattern}, scope='global'",
+            fix="Leave `scope` out.",
+        )
+    if isinstance(sparsity, Mapping):
+        raise InvalidArgumentError(
+            "The scope 'global' ranks all kernels together to one sparsity; a dict gives each layer its own.",
+            received=f"sparsity={sparsity!r}, scope='global'",
+            fix="Pass one fraction and choose the layers with `include`, or leave `scope` out.",
+        )
+    if threshold is not None:
+        raise InvalidArgumentError(
+            "A `threshold` judges each weight by itself, so that there is nothing to rank together.",
+            received=f"threshold={threshold!r}, scope='global'",
+            fix="Leave `scope` out.",
+        )
+
+
+def _check_fixed(pattern: ZerosInGroups, min_kept: float, sparsity, threshold) -> None:
+    """n:m says alone how many weights stay."""
+    fits = sparsity != KEEP and all(fraction == pattern.sparsity for fraction in _values(sparsity, "sparsity"))
+    if fits and threshold is None and not min_kept:
+        return
+    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": min_kept or None}
+    raise InvalidArgumentError(
+        f"The pattern {pattern.zeros}:{pattern.size} fixes the sparsity of each kernel at {pattern.sparsity:g}.",
+        received=", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None),
+        fix="Leave these arguments out.",
+    )
+
+
+def _check_keep(rule: Rule, scope: str) -> None:
+    if rule != Rule() or scope != "layer":
+        raise InvalidArgumentError(
+            "`sparsity='keep'` holds the zeros that are there: nothing is ranked.",
+            received=f"pattern={rule.pattern}, criterion='{rule.criterion.name}', min_kept={rule.min_kept}, "
+            f"scope='{scope}'",
+            fix="Leave `pattern`, `criterion`, `min_kept` and `scope` out.",
+        )
