@@ -1,8 +1,8 @@
 """All 40 architectures of `keras.applications`, at the smallest input they take: pruned, shrunk, exported.
 
-Each model gets element, 2:4 and channel pruning at 50 %. The channel-pruned one is shrunk: its outputs must equal those
-of the masked model (logits) to 1e-4, and its float .tflite must give what Keras gives. TFMOT prunes none of them in Keras 3, and
-9 of the 18 that were tried in tf_keras.
+Each model gets element, 2:4 and channel pruning at 50 %. The channel-pruned one is shrunk: its outputs (logits) must
+equal those of the masked model to 1e-4, and its float .tflite must give what Keras gives. TFMOT prunes none of them in
+Keras 3, and 9 of the 18 that were tried in tf_keras.
 """
 
 from __future__ import annotations
