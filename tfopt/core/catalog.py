@@ -14,6 +14,9 @@ from typing import Any
 import keras
 from keras import layers as kl
 
+from tfopt.core.channel_rules import per_channel
+from tfopt.core.channels import register_channels
+from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import children, op_class
 
 
@@ -69,6 +72,7 @@ def register_layer(
     kernels: dict[str, tuple[int, ...]] | None = None,
     output: str | None = None,
     reason: str = "",
+    channels: str | Callable | None = None,
 ) -> Callable[[type], type]:
     """Class decorator: makes a layer of your own known to tfopt.
 
@@ -79,6 +83,11 @@ def register_layer(
         output: `"range"` (has its own 8-bit range), `"same"` (values are moved, not computed: input and output share
             a range), `"fixed"` (the runtime fixes it) or `"float"` (stays float; say why in `reason`).
         reason: shown to the user where the layer stays float.
+        channels: what `prune(pattern="channel")` and `shrink` may do. `"same"`: each channel (index of the last axis)
+            of the output comes from that of the input alone; every weight whose last axis has as many entries loses
+            those of removed channels, and `build` has to take the number of channels from its input. Or a function
+            `(context, *inputs) -> Channels` like those of `tfopt/core/channel_rules.py`. Without it, channels that the
+            layer reads stay.
 
     Returns:
         The decorator; it returns the class unchanged.
@@ -94,7 +103,12 @@ def register_layer(
     def decorate(cls: type) -> type:
         known = None if output is None else Output(output)
         _ENTRIES[cls] = Entry(tuple(prunable), tuple((kernels or {}).items()), known, reason)
+        if channels is not None:
+            register_channels(cls)(channels if callable(channels) else per_channel)
         return cls
+
+    if isinstance(channels, str) and channels != "same":
+        raise InvalidArgumentError("`channels` is 'same' or a function.", received=repr(channels))
 
     return decorate
 

@@ -314,6 +314,15 @@ def _prelu(context: Context, x: Channels, *_, **__):
     return context.same(x)
 
 
+def per_channel(context: Context, x: Channels, *_, **__):
+    """The rule of users' layers that keep channels apart; nothing is known of what they make of zeros."""
+    labels = _along(context, x)
+    for weight in context.op.weights:
+        if weight.shape and weight.shape[-1] == len(labels):
+            _bias(context, weight, labels)
+    return context.same(x, zero=False)
+
+
 @register_channels(application_layer("LayerScale"))
 def _layer_scale(context: Context, x: Channels, *_, **__):
     labels = _along(context, x)
