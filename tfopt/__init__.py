@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.patterns import Block as Block
+    from tfopt.pruning.policies import xnnpack_layers as xnnpack_layers
     from tfopt.pruning.prune import prune as prune
     from tfopt.pruning.shrink import shrink as shrink
+    from tfopt.pruning.summaries import PruningSummaries as PruningSummaries
     from tfopt.quantization.quantize import calibrate as calibrate
     from tfopt.quantization.quantize import quantize as quantize
     from tfopt.report.compare import compare as compare
@@ -54,6 +56,7 @@ _PUBLIC = {
     "NonFiniteError": "tfopt.core.errors",
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
+    "PruningSummaries": "tfopt.pruning.summaries",
     "TFLiteModel": "tfopt.deploy.runner",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
@@ -69,6 +72,7 @@ _PUBLIC = {
     "shrink": "tfopt.pruning.shrink",
     "strip": "tfopt.stripping",
     "summary": "tfopt.report.measure",
+    "xnnpack_layers": "tfopt.pruning.policies",
 }
 
 __all__ = list(_PUBLIC)

@@ -147,10 +147,11 @@ def test_every_criterion_prunes_half(criterion):
 
 
 def test_random_follows_the_seed():
-    kept = [
+    first, again, *others = (
         kept_units(tfopt.prune(mlp(), pattern="channel", criterion="random", seed=seed)) for seed in (1, 1, 2, 3, 4)
-    ]
-    assert kept[0] == kept[1] and len({tuple(units) for units in kept}) > 1
+    )
+    assert first == again
+    assert any(units != first for units in others)
 
 
 @pytest.mark.parametrize(("budget", "measure"), [("to_macs", "macs"), ("to_params", "parameters")])

@@ -22,7 +22,6 @@ from tfopt.pruning.budget import as_budget
 from tfopt.pruning.channels import ChannelOptions, prune_channels
 from tfopt.pruning.criteria import Criterion, as_criterion
 from tfopt.pruning.depth import prune_layers
-from tfopt.pruning.gathering import counterparts
 from tfopt.pruning.masks import MaskPool, PruningMask, Rule
 from tfopt.pruning.patterns import Block, Element, Pattern, ZerosInGroups, as_pattern
 from tfopt.pruning.schedules import Schedule, evaluate
@@ -88,7 +87,7 @@ def prune(
         include: layer names or globs to prune; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs to leave alone.
         data: samples for a criterion that needs them: `(x, y)`, or x alone where no labels are needed.
-        loss: the loss for a criterion that needs gradients.
+        loss: for a criterion that needs gradients; by default the loss that `model` was compiled with.
         seed: of a criterion that draws at random.
         verbose: 1 shows progress over the data.
 
@@ -150,68 +149,58 @@ def prune(
             model, schedule, options, amount=amount, is_threshold=threshold is not None, budget=budget
         )
 
+    targets = _targets(model, included, excluded, amount)
+    scores = _scores(model, [kernel for kernel, _ in targets], rule, scoring)
     pruned = rewrite(model)
-    targets = _targets(pruned, included, excluded, amount)
-    kernels = [kernel for kernel, _ in targets]
-    scores = _scores(model, pruned, kernels, rule, scoring)
-    pools = _pools(targets, rule, scope, scores)
+    pools = _pools(targets, rule, scope, scores, dict(zip(map(id, model.variables), pruned.variables, strict=True)))
     for pool, own in pools:
         _start(pool, own, is_threshold=threshold is not None)
     if schedule is None:
-        _check_zeros(pruned, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
+        _settle(pruned, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
     return pruned
 
 
-def _scores(model, pruned, kernels, rule: Rule, scoring: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """The scores that stay, by the kernel's id; none where they follow from the weights at any time.
-
-    They are measured on the user's model, which knows the loss that it was compiled with.
-    """
-    criterion = rule.criterion
-    if criterion.needs:
-        originals = counterparts(pruned, model, kernels)
-        measured = score_kernels(model, originals, criterion, **scoring)
-        fixed = {id(kernel): measured[id(old)] for kernel, old in zip(kernels, originals, strict=True)}
-        found = [(kernel, fixed[id(kernel)]) for kernel in kernels]
-    else:
-        fixed = {}
-        found = [(kernel, _scores_now(kernel, rule)) for kernel in kernels]
-    for kernel, scores in found:
-        if np.shape(scores) != tuple(kernel.shape):
-            raise InvalidArgumentError(
-                "A criterion gives a score for each weight.",
-                received=f"shape {np.shape(scores)} for '{kernel.path}' of shape {tuple(kernel.shape)}",
-            )
-        if not np.isfinite(scores).all():
-            raise NonFiniteError(
-                "The scores of a criterion have to be finite.",
-                received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
-            )
-    return fixed
+def _scores(model, kernels, rule: Rule, scoring: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """The scores taken once, by the kernel's id; none where they follow from the weights at any time."""
+    if rule.by_magnitude:
+        return {}
+    if rule.criterion.needs or rule.schedule is None:
+        return score_kernels(model, kernels, rule.criterion, **scoring)
+    for kernel in kernels:
+        _check_in_graph(rule.criterion, kernel)
+    return {}
 
 
-def _scores_now(kernel: keras.Variable, rule: Rule) -> np.ndarray:
-    score = rule.criterion.score
-    if rule.schedule is not None:
-        score = tf.function(score, autograph=False)
+def _check_in_graph(criterion: Criterion, kernel: keras.Variable) -> None:
+    """Raises unless the criterion scores the kernel's weights inside a compiled training step."""
     try:
-        return np.asarray(score(tf.constant(kernel.numpy())))
+        scores = tf.function(criterion.score, autograph=False)(tf.constant(kernel.numpy()))
+        shape = tuple(scores.shape)
     except (TypeError, ValueError, NotImplementedError, AttributeError, tf.errors.OpError) as error:
         raise InvalidArgumentError(
-            "A criterion is a function from a weight tensor to scores of its shape; with a schedule it runs inside a "
-            "compiled training step.",
+            "With a schedule, a criterion is a function of a weight tensor that runs inside a compiled training step.",
             received=f"{type(error).__name__}: {first_line(error)}",
             fix="Write it with TensorFlow or `keras.ops` operations.",
         ) from error
+    if shape != tuple(kernel.shape):
+        raise InvalidArgumentError(
+            "A criterion gives a score for each weight.",
+            received=f"shape {shape} for '{kernel.path}' of shape {tuple(kernel.shape)}",
+        )
+    if not np.isfinite(scores).all():
+        raise NonFiniteError(
+            "The scores of a criterion have to be finite.",
+            received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
+        )
 
 
-def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray]) -> list[tuple[MaskPool, Any]]:
-    """The kernels' masks attached, in pools of what is ranked together, each with the amount wanted."""
+def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray], twins) -> list[tuple[MaskPool, Any]]:
+    """Masks attached to the kernels' `twins`, in pools of what is ranked together, each with the amount wanted."""
     shared = MaskPool(rule)
     pools: list[tuple[MaskPool, Any]] = []
     for kernel, amount in targets:
         pool = shared if scope == "global" else MaskPool(rule)
-        constraints.attach(kernel, PruningMask(pool, scores=scores.get(id(kernel))))
+        constraints.attach(twins[id(kernel)], PruningMask(pool, scores=scores.get(id(kernel))))
         if not pools or pool is not shared:
             pools.append((pool, amount))
     return pools
@@ -302,8 +291,10 @@ def _warn(targets, unknown: list[str]) -> None:
         )
 
 
-def _check_zeros(model, masks: list[PruningMask], pattern: Pattern) -> None:
-    """Raises if all kernels stayed dense, warns if groups of n weights do not fit into some."""
+def _settle(model, masks: list[PruningMask], pattern: Pattern) -> None:
+    """Ends a pruning at once: raises if all kernels stayed dense, warns if groups of n weights do not fit into some."""
+    for mask in masks:
+        mask.scores = None  # a mask that is held is never ranked by them again
     dense = [mask.variable.path for mask in masks if np.all(mask.mask.numpy())]
     if len(dense) == len(masks):
         raise NothingToDoError(
