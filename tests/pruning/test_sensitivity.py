@@ -346,6 +346,7 @@ WRONG = {
     "named by a string": {"metric": "accurracy"},
     "has to suit the task. Received: 'mae' for a task with accuracy": {"metric": "mae"},
     "A metric is a function": {"metric": 3},
+    "`batch_size` is a whole number": {"batch_size": 0},
     "`include` has to fit a layer": {"include": "conv"},
 }
 

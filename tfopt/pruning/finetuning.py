@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
@@ -41,31 +41,39 @@ class FineTuning:
     @property
     def settings(self) -> list:
         """All that a result depends on."""
-        named = {**self.compiled, "optimizer": self._new_optimizer().get_config()}
-        return [self.epochs, self.batch_size, self.seed, named]
+        return [self.epochs, self.batch_size, self.seed, self.compiled]
 
     def run(self, model: keras.Model, samples: Labelled) -> None:
         """Compiles the model and trains it."""
         model.compile(**{**self.compiled, "optimizer": self._new_optimizer()})
-        model.fit(self._batches(samples), epochs=self.epochs, verbose=0)
+        batches = _Shuffled(samples, self.batch_size, self.seed)
+        model.fit(batches, epochs=self.epochs, shuffle=False, verbose=0)
 
     def _new_optimizer(self) -> keras.optimizers.Optimizer:
         optimizer = self.compiled["optimizer"]
         return type(optimizer).from_config(optimizer.get_config())
 
-    def _batches(self, samples: Labelled) -> tf.data.Dataset:
-        """Batches in an order that depends on the seed alone."""
-        arrays = _tuples((samples.x, samples.y))
 
-        def pick(index):
-            return tf.nest.map_structure(lambda array: tf.gather(array, index), arrays)
+class _Shuffled(keras.utils.PyDataset):
+    """Batches in an order, new in each epoch, that depends on the seed alone and not on TensorFlow's generators."""
 
-        order = tf.data.Dataset.range(len(samples)).shuffle(len(samples), seed=self.seed)
-        return order.batch(self.batch_size).map(pick).prefetch(tf.data.AUTOTUNE)
+    def __init__(self, samples: Labelled, batch_size: int, seed: int):
+        super().__init__()
+        self._samples, self._batch_size = samples, batch_size
+        self._generator = np.random.default_rng(seed)
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._samples) / self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple:
+        batch = self._samples.rows(self._order[index * self._batch_size : (index + 1) * self._batch_size])
+        return _tuples(batch.x), _tuples(batch.y)
+
+    def on_epoch_end(self) -> None:
+        self._order = self._generator.permutation(len(self._samples))
 
 
 def _tuples(arrays: Any) -> Any:
-    """Lists as tuples, for `tf.data` makes one tensor of a list; arrays as tensors, once."""
-    if isinstance(arrays, dict):
-        return {name: _tuples(part) for name, part in arrays.items()}
-    return tuple(map(_tuples, arrays)) if isinstance(arrays, (list, tuple)) else tf.convert_to_tensor(arrays)
+    """Several inputs or outputs as a tuple instead of a list, which `tf.data` does not take."""
+    return tuple(arrays) if isinstance(arrays, list) else arrays

@@ -106,7 +106,8 @@ def _feed(digest, value: Any) -> None:
     elif value is None or isinstance(value, (str, int, float, np.number)):
         digest.update(f"{value!r};".encode())
     elif hasattr(value, "get_config"):
-        _feed(digest, [type(value).__qualname__, value.get_config()])
+        config = {name: part for name, part in value.get_config().items() if name != "name"}  # "adam", then "adam_1"
+        _feed(digest, [type(value).__qualname__, config])
     else:  # other objects and functions have no value that is the same in another process: their name has to do
         name = getattr(value, "__qualname__", None) or getattr(value, "name", None) or type(value).__qualname__
         digest.update(f"{name};".encode())

@@ -178,6 +178,8 @@ class Stand:
     """
 
     def __init__(self, model: keras.Model, batch_size: int):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise InvalidArgumentError("`batch_size` is a whole number of at least 1.", received=repr(batch_size))
         self.model = rewrite(model)
         self._batch_size = batch_size
         self._run = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
