@@ -256,7 +256,7 @@ def test_layers_that_depend_on_each_other_are_pruned_one_by_one(net, digits, pru
 
 
 def test_criteria_that_need_data_get_it(net, digits, prune_calls):
-    quiet(net, digits, sparsities=(0.5,), criterion=Criterion("taylor", abs, needs=("gradient",)))
+    quiet(net, digits, sparsities=(0.5,), criterion=Criterion("taylor", abs, needs=("gradients",)))
     ((x, y),) = [call["data"] for call in prune_calls]
     assert np.array_equal(x, digits[0])
     assert np.array_equal(y, digits[1])

@@ -22,6 +22,7 @@ from tfopt.pruning.masks import PruningMask
 MODES = ("auto", "max", "min")
 # Metrics for which lower is better, beside those that Keras has as losses too.
 _ERRORS = ("mae", "rmse", "RootMeanSquaredError", "FalsePositives", "FalseNegatives")
+_FROM_DATA = {"gradients", "input_norms", "activations"}  # what criteria need that is measured on data
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def check_prune_options(options: dict[str, Any]) -> None:
 def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
     """The options of `prune`, with data for a criterion that needs some."""
     criterion = as_criterion(options.get("criterion", "magnitude"))
-    return {**options, "data": (samples.x, samples.y)} if set(criterion.needs) - {"seed"} else options
+    return {**options, "data": (samples.x, samples.y)} if _FROM_DATA & set(criterion.needs) else options
 
 
 def checked_sparsities(sparsities: Any) -> tuple[float, ...]:
