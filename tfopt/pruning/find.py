@@ -18,7 +18,7 @@ from tfopt.pruning.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.finetuning import FineTuning
 from tfopt.pruning.folds import Split, hold_out, k_fold
-from tfopt.pruning.journal import Journal, fingerprint, model_fingerprint
+from tfopt.pruning.journal import Journal, fingerprint
 from tfopt.pruning.trials import Trials
 from tfopt.pruning.validation import (
     Goal,
@@ -26,6 +26,7 @@ from tfopt.pruning.validation import (
     as_goal,
     check_prune_options,
     checked_sparsities,
+    fingerprints,
     labelled,
     masked_kernels,
 )
@@ -119,13 +120,8 @@ def find_sparsity(
         folds = [Split(final, len(final) + np.arange(len(held_out)))]
         samples = samples.and_more(held_out)
     check_finite(model)
-    settings = {
-        "model": model_fingerprint(model),
-        "data": fingerprint([samples.x, samples.y]),
-        "metric": f"{goal.name} {goal.mode}",
-        "options of prune": fingerprint(prune_options),
-        "way of scoring": fingerprint([cv, seed, [split.held_out for split in folds], training and training.settings]),
-    }
+    scoring = [cv, seed, [split.held_out for split in folds], training and training.settings]
+    settings = {**fingerprints(model, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
     journal = Journal(resume, "find_sparsity", settings)
     trials = Trials(model, samples, folds, goal, training, _seeded(prune_options, seed), journal, batch_size)
     tried = _search(trials, wanted, max_drop, refine=sparsities is None, verbose=verbose)

@@ -17,7 +17,7 @@ from tfopt.core.graph import as_patterns, check_model, is_selected, walk_layers
 from tfopt.core.progress import progress
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.curves import LayerCurve, Sensitivity
-from tfopt.pruning.journal import Journal, fingerprint, model_fingerprint
+from tfopt.pruning.journal import Journal
 from tfopt.pruning.masks import PruningMask
 from tfopt.pruning.prune import prune
 from tfopt.pruning.validation import (
@@ -27,6 +27,7 @@ from tfopt.pruning.validation import (
     as_goal,
     check_prune_options,
     checked_sparsities,
+    fingerprints,
     labelled,
     with_data,
 )
@@ -93,13 +94,7 @@ def sensitivity(
     _check_options(prune_options)
     goal = as_goal(metric, mode)
     samples = labelled(model, data)
-    settings = {
-        "model": model_fingerprint(model),
-        "data": fingerprint([samples.x, samples.y]),
-        "metric": f"{goal.name} {goal.mode}",
-        "options of prune": fingerprint(prune_options),
-    }
-    journal = Journal(resume, "sensitivity", settings)
+    journal = Journal(resume, "sensitivity", fingerprints(model, samples, goal, prune_options))
     bench = _Bench(model, samples, goal, batch_size, {"include": include, "exclude": exclude}, prune_options)
     pruned = bench.pruned(wanted[0])
     paths = _pruned_layers(pruned, as_patterns(include, "include"), as_patterns(exclude, "exclude"))

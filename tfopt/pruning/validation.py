@@ -17,6 +17,7 @@ from tfopt.core.keras_internals import functional_of
 from tfopt.core.rewrite import rewrite
 from tfopt.core.scores import CLASSIFICATION, REGRESSION, Metric, named_metrics, score
 from tfopt.pruning.criteria import as_criterion
+from tfopt.pruning.journal import fingerprint, model_fingerprint
 from tfopt.pruning.masks import PruningMask
 
 MODES = ("auto", "max", "min")
@@ -211,6 +212,16 @@ def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
     """The options of `prune`, with data for a criterion that needs some."""
     criterion = as_criterion(options.get("criterion", "magnitude"))
     return {**options, "data": (samples.x, samples.y)} if _FROM_DATA & set(criterion.needs) else options
+
+
+def fingerprints(model: keras.Model, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
+    """What any score depends on, for `Journal`."""
+    return {
+        "model": model_fingerprint(model),
+        "data": fingerprint([samples.x, samples.y]),
+        "metric": f"{goal.name} {goal.mode}",
+        "options of prune": fingerprint(options),
+    }
 
 
 def checked_sparsities(sparsities: Any) -> tuple[float, ...]:
