@@ -202,8 +202,9 @@ def _out_of_reach(
     more = "more epochs of `finetune`" if training else "`finetune=epochs`"
     return TargetNotMetError(
         f"The lowest sparsity tried has to cost at most `max_drop` = {max_drop:g} of {goal.name}.",
-        received=f"a drop of {tried[0].drop:.4f} at {tried[0].sparsity:g}\n{table}\n",
-        fix=f"Allow a larger `max_drop`, try {more}, leave sensitive layers out with `exclude`, or score on more data.",
+        received=f"a drop of {tried[0].drop:.4f} at {tried[0].sparsity:g}",
+        fix=f"Allow a larger `max_drop`, try {more}, leave sensitive layers out with `exclude`, or score on more data."
+        f"\n{table}",
     )
 
 
