@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+VECTOR_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,11 +39,18 @@ class Target:
         return self.value <= self.limit
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options of every benchmark: `--quick` and `--out DIR`."""
+def arguments(description: str, **paths: str) -> argparse.Namespace:
+    """The options of every benchmark, `--quick` and `--out DIR`, and a script's own.
+
+    Args:
+        description: the script's docstring; its first line is shown by `--help`.
+        paths: name -> help, of options that take a path.
+    """
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small settings: shows that it runs, figures mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    for name, meaning in paths.items():
+        parser.add_argument(f"--{name}", type=Path, help=meaning)
     return parser.parse_args()
 
 
@@ -121,7 +129,10 @@ def _environment() -> dict[str, str]:
 
 
 def _cpu_model() -> str:
+    """Name of the CPU and its widest vector instructions: float and int8 kernels differ with them."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown CPU"
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = values.get("model name") or platform.processor() or "unknown CPU"
+    vectors = [flag for flag in VECTOR_FLAGS if flag in values.get("flags", "").split()]
+    return f"{name} ({' '.join(vectors)})" if vectors else name

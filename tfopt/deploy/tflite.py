@@ -26,6 +26,7 @@ from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.core.rewrite import computes_in_16_bits, in_float32
 from tfopt.deploy.runner import TFLiteModel
+from tfopt.deploy.sharing import share_vectors
 from tfopt.interop import tfmot
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8")
@@ -191,11 +192,11 @@ def _encoding(model: keras.Model, sparse: bool | str) -> str:
 def _smallest(convert, check, encoding: str) -> tuple[bytes, bool, tuple[float, float]]:
     """The smallest file that passes the check, whether it is sparse-encoded, and what the check measured."""
     if encoding == "yes":
-        encoded = convert(encode=True)
+        encoded = share_vectors(convert(encode=True))
         return encoded, True, check(encoded)
-    dense = convert()
+    dense = share_vectors(convert())
     if encoding == "try":
-        encoded = convert(encode=True)
+        encoded = share_vectors(convert(encode=True))
         if len(encoded) < len(dense):
             # LiteRT has no sparse version of some ops and refuses such a file; the dense one then is the answer.
             with contextlib.suppress(FileError, ExportError):

@@ -1,0 +1,84 @@
+import keras
+import numpy as np
+import pytest
+import zoo
+from ai_edge_litert import schema_py_generated as schema
+from keras import layers as kl
+
+import tfopt
+from tfopt.deploy import tflite
+from tfopt.deploy.sharing import share_vectors
+
+
+def as_converted(monkeypatch, folder, model, **options):
+    """The file as the converter wrote it."""
+    monkeypatch.setattr(tflite, "share_vectors", lambda content: content)
+    tfopt.export_tflite(model, folder / "converted.tflite", **options)
+    return (folder / "converted.tflite").read_bytes()
+
+
+def per_channel_model(channels):
+    """Two convolutions of so many channels; kernels differ by channel, so that their scales are no equal vectors."""
+    model = keras.Sequential([keras.Input((4, 4, 3)), kl.Conv2D(channels, 1), kl.Conv2D(channels, 1)])
+    model.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.get_weights()])
+    x = np.random.default_rng(1).normal(size=(64, 4, 4, 3)).astype("float32")
+    return tfopt.calibrate(tfopt.quantize(model), x), x
+
+
+def everything(content):
+    """All that a file says, as nested dicts, lists and numbers."""
+    return plain(schema.ModelT.InitFromPackedBuf(content, 0))
+
+
+def plain(item):
+    if isinstance(item, np.ndarray):
+        return item.dtype.str, item.tolist()
+    if isinstance(item, list):
+        return [plain(value) for value in item]
+    return {key: plain(value) for key, value in vars(item).items()} if hasattr(item, "__dict__") else item
+
+
+def test_zero_points_of_all_channels_are_written_once(monkeypatch, tmp_path):
+    channels = 256
+    model, x = per_channel_model(channels)
+    before = as_converted(monkeypatch, tmp_path, model, data=x)
+    # Of the zero points of two kernels and two biases, 8 bytes a channel each, one vector is left.
+    saved = len(before) - len(share_vectors(before))
+    assert 3 * 8 * channels <= saved <= 3 * 8 * channels + 512
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.MODELS if name != "sequence"])
+def test_the_file_says_the_same(name, monkeypatch, tmp_path):
+    model = zoo.build(name)
+    before = as_converted(monkeypatch, tmp_path, model, quantization="int8", data=zoo.inputs_for(model, 64))
+    after = share_vectors(before)
+    assert len(after) < len(before)
+    assert everything(after) == everything(before)
+    assert share_vectors(after) == after
+
+
+def test_sparse_files_say_the_same_and_give_the_same(monkeypatch, tmp_path):
+    model = tfopt.prune(keras.Sequential([keras.Input((8, 8, 300)), kl.Conv2D(64, 1), kl.Conv2D(64, 1)]), sparsity=0.9)
+    before = as_converted(monkeypatch, tmp_path, model, sparse=True)
+    after = share_vectors(before)
+    assert everything(after) == everything(before)
+    x = zoo.inputs_for(model, 4)
+    np.testing.assert_array_equal(tfopt.TFLiteModel(after).predict(x), tfopt.TFLiteModel(before).predict(x))
+
+
+def test_weights_lie_at_multiples_of_16_and_apart(monkeypatch, tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 5)), kl.Conv2D(5, 1, name="a"), kl.Conv2D(5, 1, name="b")])
+    model.get_layer("b").set_weights(model.get_layer("a").get_weights())
+    content = share_vectors(as_converted(monkeypatch, tmp_path, model))
+    root = schema.Model.GetRootAs(content, 0)
+    tables = [root.Buffers(index)._tab for index in range(root.BuffersLength())]
+    places = [table.Vector(table.Offset(4)) for table in tables if table.Offset(4)]  # 4: the first field, the data
+    assert len(set(places)) == len(places) > 1
+    assert {place % 16 for place in places} == {0}
+
+
+def test_exported_files_share(monkeypatch, tmp_path):
+    model, x = per_channel_model(64)
+    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
+    exported = (tmp_path / "m.tflite").read_bytes()
+    assert exported == share_vectors(as_converted(monkeypatch, tmp_path, model, data=x))

@@ -1,0 +1,44 @@
+"""Equal vectors of a .tflite file are stored once."""
+
+from __future__ import annotations
+
+import flatbuffers
+
+BUFFER_ALIGNMENT = 16  # `force_align` of `Buffer.data` in LiteRT's schema
+HIGHEST_SIZE = 2**31  # of a FlatBuffer; the weights of a larger file lie behind it, at fixed places
+
+
+def share_vectors(content: bytes) -> bytes:
+    """The same model in fewer bytes: equal scales, zero points, shapes and sparse indices are written once.
+
+    The converter writes a zero point of 8 bytes for each channel of each kernel and each bias: 4 % of an int8
+    MobileNet, 8 % of a pruned one. The data of weights stays apart even if equal: LiteRT knows weights by their place.
+
+    Source: vectors may be pointed to from several tables, https://flatbuffers.dev/internals.
+    """
+    if len(content) >= HIGHEST_SIZE:
+        return content
+    from ai_edge_litert import schema_py_generated as schema
+
+    builder = _SharingBuilder(len(content))
+    builder.Finish(schema.ModelT.InitFromPackedBuf(content, 0).Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+class _SharingBuilder(flatbuffers.Builder):
+    """Writes a vector of several bytes an element only if no equal one is there."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._places: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x):
+        if x.itemsize == 1:
+            return super().CreateNumpyVector(x)
+        key = x.dtype.str, x.tobytes()
+        if key not in self._places:
+            self._places[key] = super().CreateNumpyVector(x)
+        return self._places[key]
+
+    def StartVector(self, elemSize, numElems, alignment):
+        return super().StartVector(elemSize, numElems, BUFFER_ALIGNMENT if elemSize == 1 else alignment)
