@@ -63,7 +63,7 @@ def prune_channels(
     ranking = _ranking(groups, options)
     dynamic = options.criterion.name == "magnitude" or amount == KEEP
     fixed = None if dynamic else np.concatenate(channel_scores(model, groups, options.criterion, options.scoring))
-    normalized = options.scope == "global" and not options.criterion.comparable  # widths differ by layer
+    normalized = options.scope == "global"  # the sums over groups differ with the sizes of their weights
     pool = ChannelPool(ranking, schedule, fixed, normalized)
     pruned = rewrite(model)
     _attach(pool, ChannelGraph(pruned), chosen, _kernels(pruned))
@@ -191,8 +191,12 @@ def channel_scores(
     """The score of each channel of each group: the sum over all kernels that belong to it.
 
     Criteria of whole units (entropy, neuron importance) are read where the channel is created, averaged over its
-    weights; Wanda's where it is read; the batch-normalization scale is the sum of |gamma| over the group.
+    weights; Wanda's where it is read; the batch-normalization scale is the sum of |gamma| over the group; a random
+    score is drawn for each channel.
     """
+    if criterion.name == "random":
+        generator = np.random.default_rng(scoring.get("seed", 0))
+        return [generator.uniform(size=len(group.channels)) for group in groups]
     if criterion.name == "bn_scale":
         return [_scale_scores(group) for group in groups]
     roles = ("out",) if criterion.per_unit else ("in",) if criterion.name == "wanda" else ("out", "in", "each")

@@ -76,7 +76,7 @@ def prune(
             `"layer"`: whole residual blocks and repeated layers, gone at once.
         scope: `"layer"`, or `"global"`: all kernels are ranked together, and the sparsity is exact over all of them.
             Magnitudes are compared as they are; scores of a criterion that differs in scale from layer to layer are
-            divided by the mean of their kernel first.
+            divided by the mean of their kernel first; those of channels always by the mean of their group.
         min_kept: fraction of each kernel, in [0, 1), that stays whatever its scores; it comes before the sparsity. At
             least one weight (block) always stays.
         round_to: for `"channel"`, the channels left in a layer are a multiple of this, rounded up; 8 suits most
