@@ -24,6 +24,7 @@ __all__ = [
     "op_class",
     "set_value",
     "sublayers",
+    "tensor_of",
     "topological_nodes",
     "updates_done",
     "values_come_later",
@@ -83,9 +84,14 @@ def values_come_later(*ops: keras.Operation):
 def set_value(variable: keras.Variable, source: keras.Variable) -> None:
     """Gives `variable` the value of `source`, as its first value if it has none yet."""
     if variable._value is None:
-        variable._initializer = lambda shape, dtype: source._value.read_value()
+        variable._initializer = lambda shape, dtype: tensor_of(source)
     else:
         variable.assign(source)
+
+
+def tensor_of(variable: keras.Variable):
+    """The value as a tensor that shares its memory: half the time of Keras' ways to read a variable, which copy."""
+    return variable._value.value()
 
 
 def create_values() -> None:

@@ -22,7 +22,7 @@ class ActivationRange:
 
     def build(self):
         self.weight = self.owner.add_weight(
-            shape=(2,), initializer="zeros", trainable=False, name=self.name, aggregation="only_first_replica"
+            shape=(2,), initializer=_unset, trainable=False, name=self.name, aggregation="only_first_replica"
         )
 
     def __call__(self, inputs, training):
@@ -50,6 +50,10 @@ class ActivationRange:
 
     def reset(self) -> None:
         self.weight.assign([0.0, 0.0])
+
+
+def _unset(shape, dtype):
+    return tf.constant((0.0, 0.0), dtype)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
