@@ -104,7 +104,7 @@ def finish(
             f"# {name}" + (" (--quick: not a measurement)" if options.quick else ""),
             description.strip(),
             body,
-            table(["claim", "measured", "target", ""], verdicts),
+            *([table(["claim", "measured", "target", ""], verdicts)] if verdicts else []),
             "\n".join(f"- {key}: {value}" for key, value in where.items()),
         ]
     )

@@ -58,6 +58,16 @@ def test_the_whole_road(folder, capsys):
     assert report["rows"][0]["scores"]["accuracy"] == report["rows"][1]["scores"]["accuracy"]
 
 
+def test_channels_are_masked_and_taken_out(folder, capsys):
+    masked, small = folder / "masked.keras", folder / "small.keras"
+    options = ["--pattern", "channel", "--to-params", "0.6", "--criterion", "taylor", "--data", folder / "data.npz"]
+    for step in (["prune", folder / "model.keras", masked, *options], ["shrink", masked, small]):
+        assert main([str(part) for part in step]) == 0, capsys.readouterr().err
+    units = keras.saving.load_model(small).get_layer("hidden").units
+    assert units * (8 + 1) + units * 3 + 3 <= 0.6 * 195 < (units + 1) * (8 + 1 + 3) + 3
+    assert f"195 parameters -> {units * 12 + 3}" in capsys.readouterr().out
+
+
 def test_summary(folder, capsys):
     assert main(["summary", str(folder / "model.keras"), "--save", str(folder / "summary.html")]) == 0
     out = capsys.readouterr().out
@@ -72,6 +82,8 @@ def test_summary(folder, capsys):
         (["summary", "nothing.keras"], "nothing.keras"),
         (["prune", "{}/model.keras", "{}/out.keras", "--sparsity", "1.5"], "1.5"),
         (["prune", "{}/model.keras", "{}/out.keras", "--include", "nowhere"], "'nowhere'"),
+        (["prune", "{}/model.keras", "{}/out.keras", "--pattern", "chanel"], "'chanel'"),
+        (["shrink", "{}/model.keras", "{}/out.keras"], "zero in all weights"),
         (["prune", "{}/model.keras", "{}/out.h5"], ".keras"),
         (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "has to exist"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/nothing.npz"], "nothing.npz"),
@@ -101,7 +113,7 @@ def test_wrong_usage_is_2(arguments, capsys):
     assert "usage: tfopt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "quantize", "export"])
+@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "quantize", "export"])
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of tfopt, Keras and TensorFlow")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_summary, _add_compare, _add_prune, _add_quantize, _add_export):
+    for add in (_add_demo, _add_summary, _add_compare, _add_prune, _add_shrink, _add_quantize, _add_export):
         add(commands)
     return parser
 
@@ -121,17 +121,40 @@ def _add_prune(commands) -> None:
         commands,
         "prune",
         _prune,
-        "zero the smallest weights",
-        "Zeroes the smallest weights of each kernel at once and writes a plain Keras model. Go on training it with\n"
-        "`tfopt.prune(tfopt.load_model(OUT), sparsity='keep')`, which holds the zeros.",
+        "zero the least important weights or channels",
+        "Zeroes the least important weights at once and writes a plain Keras model. Go on training it with\n"
+        "`tfopt.prune(tfopt.load_model(OUT), sparsity='keep')`, which holds the zeros. `tfopt shrink` takes out\n"
+        "channels that are zero.",
         "tfopt prune model.keras sparse.keras --sparsity 0.8\n"
-        "tfopt prune model.keras sparse.keras --sparsity 0.5 --exclude 'block_1_*' --exclude head",
+        "tfopt prune model.keras sparse.keras --sparsity 0.5 --exclude 'block_1_*' --exclude head\n"
+        "tfopt prune model.keras masked.keras --pattern channel --to-macs 0.5 --round-to 8",
     )
     _add_model_and_out(command)
-    command.add_argument(
-        "--sparsity", type=float, default=0.5, help="fraction of zeros in each kernel, above 0, below 1 [%(default)s]"
-    )
+    for option, effect in (
+        ("sparsity", "fraction that goes, above 0, below 1 [0.5]"),
+        ("to-macs", "channel, layer: leave so much of the multiply-accumulates"),
+        ("to-params", "channel, layer: leave so much of the parameters"),
+    ):
+        command.add_argument(f"--{option}", type=float, metavar="FRACTION", help=effect)
+    command.add_argument("--pattern", default="element", help="element, 2:4, 4x1, channel or layer [%(default)s]")
+    command.add_argument("--scope", default="layer", help="rank each layer on its own, or 'global' [%(default)s]")
+    command.add_argument("--round-to", type=_positive, default=1, metavar="N", help="channel: widths of multiples of N")
+    command.add_argument("--criterion", default="magnitude", help="taylor, bn_scale, ...: as in Python [%(default)s]")
+    command.add_argument("--data", metavar="FILE.npz", type=Path, help="arrays x and y for a criterion that needs them")
     _add_selection(command, "prune")
+
+
+def _add_shrink(commands) -> None:
+    command = _command(
+        commands,
+        "shrink",
+        _shrink,
+        "take out channels that are zero",
+        "Writes a smaller model without the filters, neurons, units and heads that are zero through their group. Its\n"
+        "outputs are those of MODEL.",
+        "tfopt shrink masked.keras small.keras",
+    )
+    _add_model_and_out(command)
 
 
 def _add_quantize(commands) -> None:
@@ -204,10 +227,23 @@ def _prune(arguments: argparse.Namespace) -> None:
         from tfopt.pruning.prune import prune
 
     _check_out(arguments.out)
+    arrays = _arrays(arguments.data, "x", "y") if arguments.data else None
+    names = ("sparsity", "to_macs", "to_params", "pattern", "scope", "round_to", "criterion", "include", "exclude")
+    options = {name: getattr(arguments, name) for name in names}
+    data = None if arrays is None else (arrays["x"], arrays["y"])
+    _save(prune(load_model(arguments.model), data=data, **options), arguments.out)
+
+
+def _shrink(arguments: argparse.Namespace) -> None:
+    with _quiet_start():
+        from tfopt.core.loading import load_model
+        from tfopt.pruning.shrink import shrink
+
+    _check_out(arguments.out)
     model = load_model(arguments.model)
-    _save(
-        prune(model, sparsity=arguments.sparsity, include=arguments.include, exclude=arguments.exclude), arguments.out
-    )
+    small = shrink(model)
+    _save(small, arguments.out)
+    print(f"{model.count_params():,} parameters -> {small.count_params():,}")
 
 
 def _quantize(arguments: argparse.Namespace) -> None:

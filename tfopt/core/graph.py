@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, topological_nodes
+from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, tensor_of, topological_nodes
 
 
 def check_model(model: object) -> keras.Model:
@@ -52,7 +52,7 @@ def check_model(model: object) -> keras.Model:
 def check_finite(model: keras.Model) -> None:
     """Raises if any floating-point weight of the model holds NaN or infinity."""
     for weight in model.weights:
-        if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+        if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(tensor_of(weight).numpy()).all():
             raise NonFiniteError(
                 "The weights of the model have to be finite.",
                 received=f"NaN or infinity in '{weight.path}'",

@@ -29,6 +29,7 @@ __all__ = [
     "running_apply",
     "set_value",
     "sublayers",
+    "tensor_of",
     "topological_nodes",
     "updates_done",
     "values_come_later",
@@ -99,13 +100,14 @@ def values_come_later(*ops: keras.Operation):
 def set_value(variable: keras.Variable, source: keras.Variable | np.ndarray) -> None:
     """Gives `variable` the value of `source`, as its first value if it has none yet."""
     if variable._value is None:
-        variable._initializer = lambda shape, dtype: source if isinstance(source, np.ndarray) else _read(source)
+        variable._initializer = lambda shape, dtype: source if isinstance(source, np.ndarray) else tensor_of(source)
     else:
         variable.assign(source)
 
 
-def _read(variable: keras.Variable):
-    return variable._value.read_value()
+def tensor_of(variable: keras.Variable):
+    """The value as a tensor that shares its memory: half the time of Keras' ways to read a variable, which copy."""
+    return variable._value.value()
 
 
 def create_values() -> None:

@@ -23,6 +23,14 @@ class Range(Protocol):
 class FakeQuantized:
     """Marks the layers that `quantize` puts into a model. Each says what stands in its place once stripped."""
 
+    def __setattr__(self, name, value):
+        # Keras looks into each value for layers and weights to track, which is most of the time that creating a layer
+        # takes. The layers of `quantize` hold theirs as attributes of their own, so that nothing else needs the look.
+        if isinstance(value, (keras.layers.Layer, keras.Variable)):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     def stripped(self, state) -> list[keras.Operation]:
         """The plain ops to put in this layer's place; `state` is the `Rewrite` under way."""
         raise NotImplementedError

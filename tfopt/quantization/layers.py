@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -22,7 +25,7 @@ class ActivationRange:
 
     def build(self):
         self.weight = self.owner.add_weight(
-            shape=(2,), initializer="zeros", trainable=False, name=self.name, aggregation="only_first_replica"
+            shape=(2,), initializer=_unset, trainable=False, name=self.name, aggregation="only_first_replica"
         )
 
     def __call__(self, inputs, training):
@@ -50,6 +53,16 @@ class ActivationRange:
 
     def reset(self) -> None:
         self.weight.assign([0.0, 0.0])
+
+
+def _unset(shape, dtype):
+    return tf.constant((0.0, 0.0), dtype)
+
+
+def _with_signature(method: Any) -> Any:
+    """Keras asks for the signatures of `__init__` and `call` of every layer; from an attribute they cost nothing."""
+    method.__signature__ = inspect.signature(method)
+    return method
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -105,6 +118,7 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
 
     wraps_layer = True
 
+    @_with_signature
     def __init__(self, layer, kernels=None, activation=None, quantize_output=True, affine=False, **kwargs):
         kwargs = {"name": layer.name, **kwargs, "dtype": "float32", "autocast": False}
         super().__init__(layer, **kwargs)
@@ -120,6 +134,7 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         for activation_range in self.ranges().values():
             activation_range.build()
 
+    @_with_signature
     def call(self, inputs, training=None, **kwargs):
         outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
