@@ -146,7 +146,10 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
-@pytest.mark.parametrize("verb", ["prune", "quantize", "strip", "calibrate", "export_tflite", "scale_width"])
+VERBS = ("prune", "shrink", "drop_layers", "quantize", "strip", "calibrate", "export_tflite", "scale_width")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
@@ -162,6 +165,7 @@ def test_every_verb_refuses_what_is_no_graph(verb, bad, says, tmp_path):
         "calibrate": (np.zeros((1, 3)),),
         "export_tflite": (tmp_path / "m.tflite",),
         "scale_width": (0.5,),
+        "drop_layers": ("dense",),
     }.get(verb, ())
     with pytest.raises(tfopt.TfoptError, match=says):
         getattr(tfopt, verb)(bad(), *extra)

@@ -57,6 +57,12 @@ def test_written_after_so_many_batches(tmp_path):
     assert sparsity == found["sparsity/all"] == {3: 0.5, 6: 0.5}
 
 
+def test_channels_count_in_every_kernel_that_they_index(tmp_path):
+    fit(tfopt.prune(net(), pattern="channel", sparsity=0.75), 1, tfopt.PruningSummaries(tmp_path))
+    found = scalars(tmp_path)
+    assert found["sparsity/net/a/kernel"] == found["sparsity/net/b/kernel"] == found["sparsity/all"] == {4: 0.75}
+
+
 def test_errors(tmp_path):
     for frequency in ("batch", 0, -1, True, 1.5, None):
         with pytest.raises(tfopt.InvalidArgumentError, match="update_freq"):

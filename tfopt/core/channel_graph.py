@@ -64,7 +64,8 @@ class ChannelGraph:
         outputs = self._run(model, self.features, "")
         for channels in outputs:
             for root in np.unique(self._sets.roots(channels.labels)):
-                self.reasons[int(root)] = OUTPUT_STAYS
+                if root != FIXED:
+                    self.reasons[int(root)] = OUTPUT_STAYS
         self.slots = [
             Slot(s.path, s.variable, s.axis, self.roots(s.labels), s.role, s.zero) for s in self._by_place.values()
         ]
@@ -79,10 +80,10 @@ class ChannelGraph:
     def kept_layers(self) -> dict[str, str]:
         """The layers that cannot lose any of the channels they create, with the reason."""
         kept = {}
-        for place, slot in self._by_place.items():
+        for slot in self._by_place.values():
             if slot.role == "out" and (self.roots(slot.labels) == FIXED).all():
                 found = (self.reasons.get(int(root)) for root in np.unique(self._sets.roots(slot.labels)))
-                kept[self._by_place[place].path] = next(reason for reason in found if reason)
+                kept[slot.path] = next(reason for reason in found if reason)
         return kept
 
     def zero_channels(self) -> np.ndarray:

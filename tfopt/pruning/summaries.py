@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfopt.core import constraints
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.pruning.channel_masks import ChannelMask
 from tfopt.pruning.masks import PruningMask
 
 # What `tf.summary.scalar` writes beside the number; itself it needs the package tensorboard, which only reading should.
@@ -78,16 +79,21 @@ class PruningSummaries(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._writer.close()
 
-    def _masks(self) -> list[PruningMask]:
-        found = (constraints.find(variable, PruningMask) for variable in constraints.constrained(self.model))
-        return [mask for mask in found if mask is not None]
+    def _masks(self) -> list[tuple[keras.Variable, np.ndarray]]:
+        """Each masked kernel, once, with the weights that its masks let stay."""
+        found = []
+        for variable in constraints.constrained(self.model):
+            masks = [constraints.find(variable, kind) for kind in (PruningMask, ChannelMask)]
+            if len(variable.shape) > 1 and any(masks):
+                stays = [mask.masked(tf.ones(variable.shape)).numpy() > 0 for mask in masks if mask is not None]
+                found.append((variable, np.logical_and.reduce(stays)))
+        return found
 
     def _write(self) -> None:
         scalars, kept, size = {}, 0, 0
-        for mask in self._masks():
-            stays, path = mask.mask.numpy(), mask.variable.path
-            scalars[f"sparsity/{path}"] = 1 - stays.mean()
-            scalars[f"threshold/{path}"] = np.abs(mask.variable.numpy())[stays].min()
+        for variable, stays in self._masks():
+            scalars[f"sparsity/{variable.path}"] = 1 - stays.mean()
+            scalars[f"threshold/{variable.path}"] = np.abs(variable.numpy())[stays].min()
             kept, size = kept + stays.sum(), size + stays.size
         scalars["sparsity/all"] = 1 - kept / size
         with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
