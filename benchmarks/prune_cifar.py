@@ -57,7 +57,7 @@ class Settings:
     latency_turns: int
 
 
-FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=15, curve_epochs=2, latency_turns=40)
+FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=15, curve_epochs=1, latency_turns=40)
 QUICK = Settings(2_000, 1_000, base_epochs=1, main_epochs=1, curve_epochs=1, latency_turns=3)
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
+    from tfopt.pruning.features import drop_features as drop_features
+    from tfopt.pruning.features import rank_features as rank_features
     from tfopt.pruning.find import find_sparsity as find_sparsity
     from tfopt.pruning.patterns import Block as Block
     from tfopt.pruning.policies import xnnpack_layers as xnnpack_layers
@@ -66,12 +68,14 @@ _PUBLIC = {
     "UnsupportedModelError": "tfopt.core.errors",
     "calibrate": "tfopt.quantization.quantize",
     "compare": "tfopt.report.compare",
+    "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
     "export_tflite": "tfopt.deploy.tflite",
     "find_sparsity": "tfopt.pruning.find",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantize": "tfopt.quantization.quantize",
+    "rank_features": "tfopt.pruning.features",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",

@@ -308,3 +308,33 @@ def test_disjoint_sets_against_plain_sets():
             union = plain[a] | plain[b]
             plain.update(dict.fromkeys(union, union))
     assert sets.roots(np.arange(50)).tolist() == [min(plain[number]) for number in range(50)]
+
+
+def test_a_sum_with_one_channel_for_all_is_not_zero_where_the_others_are():
+    inputs = keras.Input((4,))
+    both = kl.Add()([kl.Dense(1, name="one")(inputs), kl.Dense(6, name="wide")(inputs)])
+    model = randomized(keras.Model(inputs, kl.Dense(2, name="head")(both)))
+    wide, head = model.get_layer("wide"), model.get_layer("head")
+    for weight in (wide.kernel, wide.bias):
+        weight.assign(weight.numpy() * np.array([1, 1, 0, 1, 1, 0]))
+    assert not len(ChannelGraph(model).zero_channels())
+    head.kernel.assign(head.kernel.numpy() * np.array([[1], [1], [0], [1], [1], [1]]))
+    graph = ChannelGraph(model)
+    assert len(graph.zero_channels()) == 1
+    small = without_channels(model, graph, graph.zero_channels())
+    assert_same_outputs(model, small, zoo.inputs_for(model, 4))
+
+
+def test_normalization_with_values_for_each_channel():
+    model = keras.Sequential(
+        [keras.Input((4,)), kl.Dense(6, name="a"), kl.Normalization(name="norm"), kl.Dense(2, name="b")]
+    )
+    model.get_layer("norm").adapt(np.random.default_rng(0).normal(size=(20, 6)))
+    (group,) = ChannelGraph(randomized(model)).groups
+    model.get_layer("norm").finalize_state()
+    removed = group.channels[[1, 4]]
+    head = model.get_layer("b")
+    head.kernel.assign(head.kernel.numpy() * np.array([[1], [0], [1], [1], [0], [1]]))
+    small = without_channels(model, ChannelGraph(model), removed)
+    assert small.get_layer("norm").adapt_mean.shape == (4,)
+    assert_same_outputs(model, small, zoo.inputs_for(model, 4))

@@ -42,7 +42,9 @@ class ChannelGraph:
     Args:
         model: a built Sequential or Functional model; nested models are entered.
         features: gives each feature (index of the last axis) of the model's inputs a channel of its own; otherwise the
-            inputs keep their shape.
+            inputs keep their shape. Weights then stay as they are where features are removed; otherwise those of
+            removed channels are masked.
+        zero: the value of a removed feature is 0.
 
     Example:
         >>> dense = keras.layers.Dense
@@ -51,8 +53,9 @@ class ChannelGraph:
         [(('a',), 3)]
     """
 
-    def __init__(self, model: keras.Model, *, features: bool = False):
+    def __init__(self, model: keras.Model, *, features: bool = False, zero: bool = True):
         self.slots: list[Slot] = []
+        self.masks = not features
         self.reasons: dict[int, str] = {FIXED: INPUT_STAYS}
         self.kept_sizes: dict[int, list[Size]] = {}
         self.padded: dict[int, np.ndarray] = {}
@@ -60,7 +63,7 @@ class ChannelGraph:
         self._by_place: dict[tuple[int, int], Slot] = {}
         self._inputs_of: dict[int, list[Channels]] = {}
         check_model(model)
-        self.features = [self._input(tensor, features) for tensor in Graph(model).inputs]
+        self.features = [self._input(tensor, features, zero) for tensor in Graph(model).inputs]
         outputs = self._run(model, self.features, "")
         for channels in outputs:
             for root in np.unique(self._sets.roots(channels.labels)):
@@ -77,13 +80,17 @@ class ChannelGraph:
         frozen = np.isin(roots, np.fromiter(self.reasons, np.int64))
         return np.where(frozen, FIXED, roots)
 
+    def reason(self, labels: np.ndarray) -> str:
+        """Why channels stay, the first of them that do."""
+        found = (self.reasons.get(int(root)) for root in np.unique(self._sets.roots(labels)))
+        return next(reason for reason in found if reason)
+
     def kept_layers(self) -> dict[str, str]:
         """The layers that cannot lose any of the channels they create, with the reason."""
         kept = {}
         for slot in self._by_place.values():
             if slot.role == "out" and (self.roots(slot.labels) == FIXED).all():
-                found = (self.reasons.get(int(root)) for root in np.unique(self._sets.roots(slot.labels)))
-                kept[slot.path] = next(reason for reason in found if reason)
+                kept[slot.path] = self.reason(slot.labels)
         return kept
 
     def zero_channels(self) -> np.ndarray:
@@ -164,12 +171,12 @@ class ChannelGraph:
 
     # The walk.
 
-    def _input(self, tensor: keras.KerasTensor, features: bool) -> Channels:
+    def _input(self, tensor: keras.KerasTensor, features: bool, zero: bool) -> Channels:
         shape = tuple(tensor.shape[1:])
         labels = np.full([1] * len(shape), FIXED)
         if features and shape and shape[-1]:
             labels = self.fresh(shape[-1]).reshape(*labels.shape[:-1], -1)
-        return Channels(labels, shape, zero=False)
+        return Channels(labels, shape, zero=features and zero)
 
     def _run(self, model: keras.Model, inputs: Sequence[Channels], prefix: str) -> list[Channels]:
         """The channels of a model's outputs, given those of its inputs."""

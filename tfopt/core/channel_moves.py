@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.channels import Channels, Context, Shape, Unsupported, compact, register_channels, shape_rule
+from tfopt.core.channels import FIXED, Channels, Context, Shape, Unsupported, compact, register_channels, shape_rule
 from tfopt.core.keras_internals import op_class
 
 
@@ -99,11 +99,24 @@ def _global_pooling(context: Context, x: Channels, *_, **__):
 
 @register_channels(*map(op_class, ("Mean", "Sum", "Max", "Min")))
 def _reduction(context: Context, x: Channels, *_, **__):
+    return _reduced(context, x, _reduced_axes(context, x), context.op.keepdims)
+
+
+@register_channels(op_class("Any"))
+def _any(context: Context, x: Channels, *_, **__):
+    """A channel that is False changes nothing in the others' result: so Keras finds the steps that Masking skips."""
+    axes = _reduced_axes(context, x)
+    if x.zero and set(x.along()) <= set(axes):
+        return Channels(np.full([1] * len(context.shapes[0]), FIXED), context.shapes[0], zero=False)
+    return _reduced(context, x, axes, context.op.keepdims)
+
+
+def _reduced_axes(context: Context, x: Channels) -> list[int]:
     axes = np.atleast_1d(context.op.axis) if context.op.axis is not None else [0]
     axes = [axis - 1 if axis >= 0 else axis + len(x.shape) for axis in axes]
     if -1 in axes:
         raise Unsupported("the batch axis is reduced")
-    return _reduced(context, x, axes, context.op.keepdims)
+    return axes
 
 
 def _reduced(context: Context, x: Channels, axes: list[int], keepdims: bool) -> Channels:

@@ -41,6 +41,13 @@ def _keeps_zero(context: Context, function: Callable[[Any], Any]) -> bool:
     return bool(np.all(keras.ops.convert_to_numpy(function(keras.ops.zeros((1, 1)))) == 0))
 
 
+def _zero_apart(context: Context, x: Channels) -> bool:
+    """Zeros of a layer that keeps channels apart: from its own masked weights, or from its input if these stay."""
+    layer = context.op
+    masked = context.graph.masks or (x.zero and layer.bias is None)
+    return masked and _keeps_zero(context, layer.activation)
+
+
 def _read(context: Context, variable: Any, axis: int, x: Channels, labels: np.ndarray) -> None:
     context.graph.slot(context.path, variable, axis, labels, "in", x.zero)
 
@@ -98,7 +105,7 @@ def _grouped_depthwise(context: Context, x: Channels, inputs: np.ndarray) -> Cha
     _bias(context, layer.bias, labels)
     context.graph.size(layer, ("filters",), lambda count: count(labels))
     context.graph.size(layer, ("groups",), lambda count: count(inputs))
-    return context.output(labels, _axis_of_channels(layer), _keeps_zero(context, layer.activation))
+    return context.output(labels, _axis_of_channels(layer), _zero_apart(context, x))
 
 
 @register_channels(kl.Conv1DTranspose, kl.Conv2DTranspose, kl.Conv3DTranspose)
@@ -118,7 +125,7 @@ def _depthwise(context: Context, x: Channels, *_, **__):
     context.graph.slot(context.path, layer.kernel, -2, inputs, "each")
     labels = np.repeat(inputs, layer.depth_multiplier)
     _bias(context, layer.bias, labels)
-    return context.output(labels, axis, _keeps_zero(context, layer.activation))
+    return context.output(labels, axis, _zero_apart(context, x))
 
 
 @register_channels(kl.SeparableConv1D, kl.SeparableConv2D)
@@ -257,7 +264,7 @@ def _batch_normalization(context: Context, x: Channels, *_, **__):
     _bias(context, layer.beta, labels)
     for statistic in (layer.moving_mean, layer.moving_variance):
         context.graph.slot(context.path, statistic, 0, labels, "statistic")
-    return Channels(x.labels, context.shapes[0], layer.gamma is not None)
+    return Channels(x.labels, context.shapes[0], context.graph.masks and layer.gamma is not None)
 
 
 @register_channels(kl.LayerNormalization, kl.RMSNormalization)
@@ -269,6 +276,8 @@ def _layer_normalization(context: Context, x: Channels, *_, **__):
         raise Unsupported("normalization over other axes than the last")
     if not x.zero:
         raise Unsupported("the normalization counts them, and they are not zero when masked")
+    if not context.graph.masks:
+        raise Unsupported("the normalization makes something else than zero of zeros")
     labels = _along(context, x)
     scale = getattr(layer, "gamma", getattr(layer, "scale", None))
     weights = [scale, getattr(layer, "beta", None)]
@@ -288,14 +297,29 @@ def _group_normalization(context: Context, x: Channels, *_, **__):
     for weight in (layer.gamma, layer.beta):
         _bias(context, weight, labels)
     context.graph.size(layer, ("groups",), lambda count: count(labels))
-    return Channels(x.labels, context.shapes[0], layer.gamma is not None)
+    return Channels(x.labels, context.shapes[0], context.graph.masks and layer.gamma is not None)
 
 
 @register_channels(kl.Normalization)
 def _normalization(context: Context, x: Channels, *_, **__):
-    if x.along():
-        raise Unsupported("Normalization holds a mean and a variance for each")
+    """A mean and a variance for each index along the axes that the layer keeps, as weights or in its config."""
+    layer, rank = context.op, len(x.shape) + 1
+    kept = sorted(axis % rank - 1 for axis in layer.axis)
+    for axis in set(x.along()) & set(kept):
+        labels = _along(context, x, axis)
+        place = kept.index(axis) - len(kept)
+        if layer.input_mean is None:
+            for statistic in (layer.adapt_mean, layer.adapt_variance):
+                context.graph.slot(context.path, statistic, place, labels, "statistic")
+        for key, values in (("mean", layer.input_mean), ("variance", layer.input_variance)):
+            if np.ndim(values) >= -place and np.shape(values)[place] > 1:
+                context.graph.size(layer, (key,), _values_of_kept(np.asarray(values), place, labels))
     return context.same(x, zero=False)
+
+
+def _values_of_kept(values: np.ndarray, axis: int, labels: np.ndarray) -> Callable[[Callable[[np.ndarray], int]], list]:
+    """A config entry with one value a channel along `axis`."""
+    return lambda count: values.take([i for i in range(len(labels)) if count(labels[i : i + 1])], axis).tolist()
 
 
 @register_channels(kl.UnitNormalization)
@@ -344,7 +368,6 @@ def _layer_scale(context: Context, x: Channels, *_, **__):
     kl.GaussianDropout,
     kl.GaussianNoise,
     kl.ActivityRegularization,
-    kl.Masking,
     application_layer("StochasticDepth"),
     kl.MaxPooling1D,
     kl.MaxPooling2D,
@@ -368,6 +391,13 @@ def _in_place(context: Context, x: Channels, *_, **__):
     axis = _axis_of_channels(context.op) % len(x.shape)
     if any(own != old for own, old in zip(context.shapes[0], x.shape, strict=True)) and set(x.along()) - {axis}:
         raise Unsupported("its axes hold channels")
+    return context.same(x)
+
+
+@register_channels(kl.Masking)
+def _masking(context: Context, x: Channels, *_, **__):
+    if not x.zero or context.op.mask_value != 0:
+        raise Unsupported("whether a step counts depends on all of its values")
     return context.same(x)
 
 
@@ -413,9 +443,7 @@ def _merge(context: Context, inputs: list[Channels], *_, **__):
     result = inputs[0]
     for x in inputs[1:]:
         result = _met(context, result, x)
-    product = isinstance(context.op, (kl.Multiply, op_class("Multiply")))
-    zero = any(x.zero for x in inputs) if product else all(x.zero for x in inputs)
-    return Channels(result.labels, context.shapes[0], zero)
+    return Channels(result.labels, context.shapes[0], result.zero)
 
 
 @register_channels(application_layer("CustomScaleLayer"))
@@ -438,8 +466,19 @@ def _arithmetic(context: Context, first: Any, second: Any, *_, **__):
     return context.same(x, zero=product or divides or not np.any(constant))
 
 
+@register_channels(op_class("NotEqual"))
+def _not_equal(context: Context, first: Any, second: Any, *_, **__):
+    if not isinstance(first, Channels) or np.ndim(second) or isinstance(second, Channels):
+        raise Unsupported("a comparison with more than one value")
+    return context.same(first, zero=second == 0)
+
+
 def _met(context: Context, first: Channels, second: Channels) -> Channels:
-    """Channels of two tensors of equal rank, broadcast to each other, become one."""
+    """Channels of two tensors of equal rank, broadcast to each other, become one.
+
+    One that is spread over several stays, so that in a sum they are not zero.
+    """
+    product = isinstance(context.op, (kl.Multiply, op_class("Multiply")))
     stretched = {
         id(a)
         for a, b in ((first, second), (second, first))
@@ -451,10 +490,12 @@ def _met(context: Context, first: Channels, second: Channels) -> Channels:
     if len(stretched) == 2:
         return Channels(np.full([1] * len(first.shape), FIXED), context.shapes[0], zero=False)
     if stretched:
-        return second if id(first) in stretched else first
+        wide = second if id(first) in stretched else first
+        return Channels(wide.labels, context.shapes[0], wide.zero and product)
     context.graph.tie(first.labels, second.labels)
     shape = np.broadcast_shapes(first.labels.shape, second.labels.shape)
-    return Channels(np.broadcast_to(first.labels, shape), context.shapes[0])
+    zero = (first.zero or second.zero) if product else (first.zero and second.zero)
+    return Channels(np.broadcast_to(first.labels, shape), context.shapes[0], zero)
 
 
 @register_channels(kl.Concatenate, op_class("Concatenate"))

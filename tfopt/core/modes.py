@@ -9,6 +9,9 @@ from typing import Protocol
 
 import keras
 
+from tfopt.core.errors import UnsupportedModelError
+from tfopt.core.graph import walk_layers
+
 _MODE: ContextVar[str | None] = ContextVar("tfopt_mode", default=None)
 
 
@@ -38,6 +41,16 @@ class FakeQuantized:
     def ranges(self) -> dict[str, Range]:
         """The activation ranges of this layer by name."""
         raise NotImplementedError
+
+
+def check_not_quantized(model: keras.Model, verb: str) -> None:
+    """Raises for a model with fake quantization."""
+    if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+        raise UnsupportedModelError(
+            f"`{verb}` takes the float model, before it is quantized.",
+            received=f"'{model.name}' with fake quantization",
+            fix=f"Call `{verb}` first and `quantize` on its result, or `strip` this model.",
+        )
 
 
 @contextmanager

@@ -35,20 +35,39 @@ def batch_gradients(
     """
     twin = rewrite(model)
     watched = [variable.value for variable in counterparts(model, twin, kernels)]
-    batches = labelled_batches(model, data)
+    for _, gradients in _gradients(twin, lambda inputs: watched, labelled_batches(model, data), loss, verbose):
+        yield gradients
+
+
+def input_gradients(
+    model: keras.Model, data: Any, loss: Mapping[str, Any], *, batch_size: int = 32, verbose: int = 0
+) -> Iterator[tuple[list[np.ndarray], list[np.ndarray | None]]]:
+    """The inputs of each batch and the gradients of its loss by them, otherwise as `batch_gradients`.
+
+    A gradient is None for an input the loss does not see, or one of whole numbers.
+    """
+    batches = labelled_batches(model, data, batch_size=batch_size)
+    yield from _gradients(rewrite(model), keras.tree.flatten, batches, loss, verbose)
+
+
+def _gradients(twin: keras.Model, watched_of: Callable, batches: Iterator, loss: Mapping[str, Any], verbose: int):
+    """For each batch its inputs, and the gradients of its loss by what `watched_of` gives for the input tensors."""
     first = next(batches)
     _compile(twin, loss, first)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def gradients(inputs, targets, weights):
+        watched = watched_of(inputs)
+        seen = [tensor for tensor in watched if tensor.dtype.is_floating]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(watched)
+            tape.watch(seen)
             total = twin.compute_loss(inputs, targets, twin(inputs, training=False), weights)
-        return [None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(total, watched)]
+        found = {id(tensor): gradient for tensor, gradient in zip(seen, tape.gradient(total, seen), strict=True)}
+        return [None if g is None else tf.convert_to_tensor(g) for g in (found.get(id(t)) for t in watched)]
 
     gradients.get_concrete_function(*keras.tree.map_structure(_any_batch_size, _tensors(twin, first)))
     for batch in _shown(itertools.chain([first], batches), verbose):
-        yield [None if g is None else g.numpy() for g in gradients(*_tensors(twin, batch))]
+        yield batch[0], [None if g is None else g.numpy() for g in gradients(*_tensors(twin, batch))]
 
 
 def observe(

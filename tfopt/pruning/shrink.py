@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 
 from tfopt.core.channel_graph import ChannelGraph
-from tfopt.core.errors import NothingToDoError, UnsupportedModelError
-from tfopt.core.graph import check_finite, check_model, walk_layers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.errors import NothingToDoError
+from tfopt.core.graph import check_finite, check_model
+from tfopt.core.modes import check_not_quantized
 from tfopt.core.slicing import without_channels
 
 
@@ -41,12 +41,7 @@ def shrink(model: keras.Model) -> keras.Model:
         [4, 3, 3]
     """
     check_model(model)
-    if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
-        raise UnsupportedModelError(
-            "`shrink` takes the float model, before it is quantized.",
-            received=f"'{model.name}' with fake quantization",
-            fix="Call `shrink` first and `quantize` on its result, or `strip` this model.",
-        )
+    check_not_quantized(model, "shrink")
     check_finite(model)
     graph = ChannelGraph(model)
     zero = graph.zero_channels()
