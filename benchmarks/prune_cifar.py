@@ -53,12 +53,13 @@ class Settings:
     test_images: int
     base_epochs: int
     main_epochs: int
+    curve_images: int
     curve_epochs: int
     latency_turns: int
 
 
-FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=15, curve_epochs=1, latency_turns=40)
-QUICK = Settings(2_000, 1_000, base_epochs=1, main_epochs=1, curve_epochs=1, latency_turns=3)
+FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=10, curve_images=25_000, curve_epochs=1, latency_turns=40)
+QUICK = Settings(2_000, 1_000, base_epochs=1, main_epochs=1, curve_images=2_000, curve_epochs=1, latency_turns=3)
 
 
 def main() -> int:
@@ -99,7 +100,9 @@ class Bench:
             criterion: {
                 f"{removed:.0%}": self.trial(
                     f"curve: {criterion}, {removed:.0%} removed",
-                    lambda c=criterion, r=removed: self.pruned(c, r, self.settings.curve_epochs),
+                    lambda c=criterion, r=removed: self.pruned(
+                        c, r, self.settings.curve_epochs, images=self.settings.curve_images
+                    ),
                 )
                 for removed in REMOVED
             }
@@ -133,7 +136,14 @@ class Bench:
         return {"accuracy_before": before, **self.measured(model)}
 
     def pruned(
-        self, criterion: str, removed: float, epochs: int, round_to: int = 1, *, save: Path | None = None
+        self,
+        criterion: str,
+        removed: float,
+        epochs: int,
+        round_to: int = 1,
+        *,
+        images: int | None = None,
+        save: Path | None = None,
     ) -> dict:
         """Prunes the base, takes the channels out, fine-tunes."""
         base = tfopt.load_model(self.work / "base.keras")
@@ -149,7 +159,7 @@ class Bench:
         )
         model = tfopt.shrink(masked)
         before = self.accuracy(model)
-        fine_tune(model, self.data.train, epochs, learning_rate=1e-3, decay=True)
+        fine_tune(model, (x[:images], y[:images]), epochs, learning_rate=1e-3, decay=True)
         if save is not None:
             model.save(save)
         result = self.measured(model)
