@@ -24,7 +24,7 @@ DOORS = {
     "keras_tuner": ["search/"],
     "keras.src": ["core/keras_internals.py"],
     "mlxtend": ["demo.py"],
-    "matplotlib": ["report/"],
+    "matplotlib": ["report/", "core/figures.py"],
     "sklearn": [],
 }
 

@@ -42,7 +42,7 @@ def test_unknown_names():
 
 def test_all_errors_are_value_errors_of_one_family():
     errors = [getattr(tfopt, name) for name in tfopt.__all__ if name.endswith("Error")]
-    assert len(errors) == 7
+    assert len(errors) == 8
     assert all(issubclass(error, tfopt.TfoptError) and issubclass(error, ValueError) for error in errors)
 
 

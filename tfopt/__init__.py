@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tfopt.core.errors import InvalidArgumentError as InvalidArgumentError
     from tfopt.core.errors import NonFiniteError as NonFiniteError
     from tfopt.core.errors import NothingToDoError as NothingToDoError
+    from tfopt.core.errors import TargetNotMetError as TargetNotMetError
     from tfopt.core.errors import TfoptError as TfoptError
     from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
     from tfopt.core.loading import load_model as load_model
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
+    from tfopt.pruning.find import find_sparsity as find_sparsity
     from tfopt.pruning.patterns import Block as Block
     from tfopt.pruning.prune import prune as prune
+    from tfopt.pruning.sensitivity import sensitivity as sensitivity
     from tfopt.pruning.shrink import shrink as shrink
     from tfopt.quantization.quantize import calibrate as calibrate
     from tfopt.quantization.quantize import quantize as quantize
@@ -55,17 +58,20 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "TFLiteModel": "tfopt.deploy.runner",
+    "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
     "calibrate": "tfopt.quantization.quantize",
     "compare": "tfopt.report.compare",
     "drop_layers": "tfopt.editing.depth",
     "export_tflite": "tfopt.deploy.tflite",
+    "find_sparsity": "tfopt.pruning.find",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantize": "tfopt.quantization.quantize",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
+    "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
     "strip": "tfopt.stripping",
     "summary": "tfopt.report.measure",

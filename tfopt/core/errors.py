@@ -40,6 +40,10 @@ class NonFiniteError(TfoptError):
     """Weights or data hold NaN or infinity."""
 
 
+class TargetNotMetError(TfoptError):
+    """What was asked for is out of reach; the message says how near the attempts came."""
+
+
 class FileError(TfoptError):
     """A file is missing, corrupt or cannot be written."""
 

@@ -17,6 +17,7 @@ __all__ = [
     "Node",
     "application_layer",
     "children",
+    "compile_options",
     "compiled_loss",
     "create_values",
     "functional_like_constructor",
@@ -125,6 +126,12 @@ def running_apply():
 def updates_done(optimizer: keras.optimizers.Optimizer):
     """How many weight updates are done when the `apply` that runs now ends; accumulated gradients count once."""
     return (optimizer._iterations.value + 1) // (optimizer.gradient_accumulation_steps or 1)
+
+
+def compile_options(model: keras.Model) -> dict:
+    """The arguments that a compiled model was last compiled with, metrics left out, as the user gave them."""
+    names = ("optimizer", "loss", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
+    return {name: model._compile_config.config[name] for name in names}
 
 
 def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> keras.Variable | None:

@@ -11,11 +11,11 @@ import numpy as np
 
 from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.render import UNKNOWN, Report, Table, count, decimal, percent
 from tfopt.core.scores import named_metrics, score
 from tfopt.deploy.runner import Latency, TFLiteModel
 from tfopt.report.measure import opened, summary
 from tfopt.report.records import ModelSummary
-from tfopt.report.render import UNKNOWN, Report, Table, count, decimal, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

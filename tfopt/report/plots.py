@@ -1,4 +1,4 @@
-"""Plots of reports. Figures are made without pyplot, so that no global state is touched."""
+"""Plots of reports."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from math import log
 from typing import TYPE_CHECKING, Any
 
-from tfopt.report.render import INK
+from tfopt.core.figures import COLOURS, INK, label_axes, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tfopt.report.records import LayerRow, ModelSummary
 
-COLOURS = ("#3b7dd8", "#e07a3f", "#3f9e6e", "#b0589e", "#9a8636", "#6b7789")
 LAYERS_CAPTION = "Parameters and sparsity of each layer. The solid part of a bar is not zero."
 SCATTER_CAPTION = "Score against size of the .tflite file: better is up (down for an error) and to the left."
 MOST_LAYERS = 40
@@ -24,7 +23,7 @@ def layer_figure(summaries: Mapping[str, ModelSummary]) -> Figure:
     names = list(summaries)
     layers = {name: {row.path: row for row in summaries[name].layers if row.parameters} for name in names}
     paths = _largest(layers)
-    figure = _figure(11, 1.6 + 0.19 * len(paths) * (len(names) + 0.6))
+    figure = new_figure(11, 1.6 + 0.19 * len(paths) * (len(names) + 0.6))
     parameters, sparsity = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for place, name in enumerate(names):
         heights = [index + (place + 0.5) / len(names) * 0.8 - 0.4 for index in range(len(paths))]
@@ -33,10 +32,10 @@ def layer_figure(summaries: Mapping[str, ModelSummary]) -> Figure:
         _sparsity_bars(sparsity, heights, rows, 0.8 / len(names), COLOURS[place % len(COLOURS)])
     parameters.set_yticks(range(len(paths)), paths)
     parameters.set_ylim(len(paths) - 0.4, -0.6)
-    _label(parameters, "parameters")
+    label_axes(parameters, "parameters")
     parameters.xaxis.set_major_formatter("{x:,.0f}")
     parameters.margins(x=0.18)
-    _label(sparsity, "sparsity of the kernel, %")
+    label_axes(sparsity, "sparsity of the kernel, %")
     sparsity.set_xlim(0, 112)
     hidden = max(len(rows) for rows in layers.values()) - len(paths)
     more = f" (the {len(paths)} largest of {len(paths) + hidden} layers)" if hidden > 0 else ""
@@ -48,19 +47,18 @@ def scatter_figure(points: Sequence[tuple[str, int, float]], score: str) -> Figu
     """Labelled points `(name, size in bytes, score)`; the size on a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = _figure(8, 4.6)
+    figure = new_figure(8, 4.6)
     axes = figure.subplots()
     for place, (name, size_bytes, value) in enumerate(points):
         axes.scatter([size_bytes / 1000], [value], s=70, color=COLOURS[place % len(COLOURS)], zorder=3)
         beside = (8, 6) if _above_its_neighbour(points, place) else (8, -14)
-        axes.annotate(_plain(name), (size_bytes / 1000, value), xytext=beside, textcoords="offset points", color=INK)
+        axes.annotate(plain(name), (size_bytes / 1000, value), xytext=beside, textcoords="offset points", color=INK)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.6g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.18, y=0.18)
-    axes.set_ylabel(_plain(score), color=INK)
-    _label(axes, "size of the .tflite file, kB (1000 bytes)")
+    label_axes(axes, "size of the .tflite file, kB (1000 bytes)", score)
     axes.grid(axis="y", alpha=0.25)
     return figure
 
@@ -73,15 +71,6 @@ def _above_its_neighbour(points: Sequence[tuple[str, int, float]], place: int) -
         return True
     _, _, nearest = min(others, key=lambda other: abs(log(other[1] / size)))
     return value >= nearest
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _largest(layers: Mapping[str, Mapping[str, LayerRow]]) -> list[str]:
@@ -98,7 +87,7 @@ def _parameter_bars(axes: Any, heights: list[float], rows: list, thickness: floa
     known = [(height, row) for height, row in zip(heights, rows, strict=True) if row is not None]
     places = [height for height, _ in known]
     axes.barh(places, [row.parameters for _, row in known], thickness, color=colour, alpha=0.3)
-    axes.barh(places, [row.nonzero_parameters for _, row in known], thickness, color=colour, label=_plain(name))
+    axes.barh(places, [row.nonzero_parameters for _, row in known], thickness, color=colour, label=plain(name))
     for height, row in known:
         axes.annotate(f"{row.parameters:,}", (row.parameters, height), **_beside_the_bar())
 
@@ -117,18 +106,6 @@ def _beside_the_bar() -> dict[str, Any]:
 def _legend(figure: Figure, names: list[str], more: str) -> None:
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=COLOURS[i % len(COLOURS)], label=_plain(name)) for i, name in enumerate(names)]
+    patches = [Patch(color=COLOURS[i % len(COLOURS)], label=plain(name)) for i, name in enumerate(names)]
     columns = min(len(names), 6)
     figure.legend(handles=patches, loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, title=more)
-
-
-def _label(axes: Any, text: str) -> None:
-    axes.set_xlabel(text, color=INK)
-    axes.tick_params(colors=INK, which="both", labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-
-
-def _plain(name: str) -> str:
-    """A name as it is: a dollar sign would start a formula."""
-    return name.replace("$", r"\$")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfopt.report.render import Report, Table, count, percent, shape_text
+from tfopt.core.render import Report, Table, count, percent, shape_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfopt.core.errors import FileError
+from tfopt.core.figures import INK
 from tfopt.core.files import check_writable, write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from tfopt.core.figures import Figure
 
 UNKNOWN = "-"
-INK = "#010203"  # of text and axes in plots; becomes the text colour of the page, light or dark
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ class Report:
 
     def to_html(self) -> str:
         """One page that needs no other file: tables and plots."""
-        plots = "".join(
+        body = "".join(map(as_html, self.tables())) + self.plots_as_html()
+        return _PAGE.format(title=html.escape(self.title), style=_STYLE, body=body)
+
+    def plots_as_html(self) -> str:
+        """The figures with their captions, to put into a page."""
+        return "".join(
             f"<figure>{as_svg(figure)}<figcaption>{html.escape(caption)}</figcaption></figure>"
             for caption, figure in self.figures().items()
-        )
-        return _PAGE.format(
-            title=html.escape(self.title), style=_STYLE, body="".join(map(as_html, self.tables())) + plots
         )
 
     def to_dict(self) -> dict[str, Any]:
