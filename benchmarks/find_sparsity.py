@@ -36,7 +36,7 @@ def main() -> int:
             row = chosen(model, parts["validation"], parts["test"], cv=cv)
             rows.append([f"net {seed}", name, *row.values()])
             drops[name].append(row["drop, test"])
-    tuning = {"finetune": 1, "validation_data": parts["validation"], "sparsities": (0.3, 0.5, 0.7, 0.8)}
+    tuning = {"finetune": 1, "validation_data": parts["validation"], "sparsities": (0.5, 0.7, 0.8)}
     tuned = chosen(trained[0], parts["train"], parts["test"], **tuning)
     rows.append(["net 0", "validation set, fine-tuned", *tuned.values()])
     per_layer = two_ways(trained[0], parts)
