@@ -1,5 +1,7 @@
 """Channel groups, held against masking by hand: zero channels removed must leave every output as it was."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -308,3 +310,10 @@ def test_disjoint_sets_against_plain_sets():
             union = plain[a] | plain[b]
             plain.update(dict.fromkeys(union, union))
     assert sets.roots(np.arange(50)).tolist() == [min(plain[number]) for number in range(50)]
+
+
+def test_a_softmax_is_looked_at_without_a_warning_of_keras():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, "relu"), kl.Dense(2, "softmax")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(ChannelGraph(model).groups) == 1
