@@ -1,5 +1,7 @@
 """Channel groups, held against masking by hand: zero channels removed must leave every output as it was."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -338,3 +340,10 @@ def test_normalization_with_values_for_each_channel():
     small = without_channels(model, ChannelGraph(model), removed)
     assert small.get_layer("norm").adapt_mean.shape == (4,)
     assert_same_outputs(model, small, zoo.inputs_for(model, 4))
+
+
+def test_a_softmax_is_looked_at_without_a_warning_of_keras():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, "relu"), kl.Dense(2, "softmax")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(ChannelGraph(model).groups) == 1

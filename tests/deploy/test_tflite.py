@@ -144,6 +144,16 @@ def test_sparse_encoding_is_used_where_it_pays(tmp_path):
     np.testing.assert_allclose(got, pruned.predict(x, verbose=0), atol=1e-4)
 
 
+def test_half_zeros_beside_a_dense_layer_are_stored_sparse(tmp_path):
+    dense = [keras.layers.Dense(64, name=name) for name in ("stays", "half", "more")]
+    model = keras.Sequential([keras.Input((64,)), *dense])
+    pruned = tfopt.prune(model, pattern="2:4", exclude="stays")
+    stored = tfopt.export_tflite(pruned, tmp_path / "sparse.tflite")
+    assert stored.sparse
+    saved = tfopt.export_tflite(pruned, tmp_path / "dense.tflite", sparse=False).size_bytes - stored.size_bytes
+    assert 0.25 < saved / (2 * 64 * 64 * 4) < 0.5  # half of the values less the places of the others
+
+
 def test_every_range_has_to_be_set(tmp_path):
     quantized = tfopt.quantize(zoo.build("sequential"))
     with pytest.raises(tfopt.InvalidArgumentError, match="calibrate"):

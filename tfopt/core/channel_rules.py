@@ -38,7 +38,7 @@ def _bias(context: Context, bias: Any, labels: np.ndarray) -> None:
 
 def _keeps_zero(context: Context, function: Callable[[Any], Any]) -> bool:
     """True if a function of single values gives 0 for 0."""
-    return bool(np.all(keras.ops.convert_to_numpy(function(keras.ops.zeros((1, 1)))) == 0))
+    return bool(np.all(keras.ops.convert_to_numpy(function(keras.ops.zeros((1, 2)))) == 0))
 
 
 def _zero_apart(context: Context, x: Channels) -> bool:

@@ -34,7 +34,7 @@ IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 # Mean absolute difference from the Keras model, as a fraction of the mean absolute deviation of its outputs. The last
 # is for a float model: the difference then is the whole loss by quantization, not that of the conversion alone.
 TOLERANCES = {"none": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.1, "int8 of a float model": 0.3}
-SPARSE_ABOVE = 0.5  # fraction of zeros in the kernels from which sparse encoding is tried
+SPARSE_ABOVE = 0.25  # fraction of zeros in the kernels from which sparse encoding is tried; below it never pays
 SAMPLES = 8  # compared where no data is given
 
 
@@ -87,8 +87,8 @@ def export_tflite(
         data: inputs to compare on (and to calibrate a float model with): an array, a list or dict of arrays, `(x, y)`,
             a `tf.data.Dataset` or an iterator of batches. Without it, random inputs within the model's input range.
         input_type, output_type: `"float32"`, or `"int8"` or `"uint8"` for an int8 file.
-        sparse: `"auto"` stores pruned kernels in LiteRT's sparse encoding where at least half of the weights are zero
-            and the file gets smaller by it; True and False force it.
+        sparse: `"auto"` stores pruned kernels in LiteRT's sparse encoding where the file gets smaller by it; True and
+            False force it.
         tolerance: highest mean absolute difference of the outputs, as a fraction of the mean absolute deviation of
             the model's outputs from their mean; by default 0.001 for none, 0.02 for float16 and for models that
             compute in 16 bits, 0.1 for dynamic and int8, 0.3 for int8 of a float model. One step of a quantized
