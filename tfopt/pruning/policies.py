@@ -1,4 +1,4 @@
-"""Which layers are worth pruning: what LiteRT's sparse float kernels speed up."""
+"""Which layers LiteRT's sparse float kernels take."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "sigmoid")
 
 
 def xnnpack_layers(model: keras.Model) -> list[str]:
-    """The names of the layers that XNNPACK, LiteRT's engine for float models, runs faster when they are sparse.
+    """The names of the layers for which XNNPACK, LiteRT's engine for float models, has sparse kernels.
 
     These are the 1x1 convolutions between a first 3x3 convolution with stride 2 and the global average pooling, if
     XNNPACK has a kernel in its channels-first layout for each layer between the two. Pass them on as `include`, with
-    70 % sparsity or more, and export without quantization.
+    70 % sparsity or more, and export without quantization. Whether that is faster depends on processor and version: on
+    the x86 machine of `benchmarks/results/sparse_latency.md` it is not. Measure on the device you ship to.
 
     Args:
         model: a built Functional or Sequential model on images `(height, width, 3)`, without nested models.
