@@ -449,7 +449,6 @@ def test_a_pool_is_built_again_after_a_resume(tmp_path):
         ({"min_kept": 0.3, "sparsity": 0.8, "scope": "global"}, "together at most 1"),
         ({"criterion": "nope"}, "magnitude"),
     ],
-    ids=str,
 )
 def test_contradictions(arguments, says):
     with pytest.raises(tfopt.InvalidArgumentError, match=says):

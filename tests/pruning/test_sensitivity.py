@@ -312,7 +312,6 @@ def test_several_inputs_as_a_dataset():
         (keras.losses.huber, "min"),
         (mean_output, "max"),
     ],
-    ids=str,
 )
 def test_which_way_is_better(metric, mode):
     assert as_goal(metric, "auto").mode == mode
