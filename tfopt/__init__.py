@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tfopt.pruning.sensitivity import sensitivity as sensitivity
     from tfopt.pruning.shrink import shrink as shrink
     from tfopt.pruning.summaries import PruningSummaries as PruningSummaries
-    from tfopt.quantization.quantize import calibrate as calibrate
+    from tfopt.quantization.calibrate import calibrate as calibrate
     from tfopt.quantization.quantize import quantize as quantize
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
@@ -66,7 +66,7 @@ _PUBLIC = {
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
-    "calibrate": "tfopt.quantization.quantize",
+    "calibrate": "tfopt.quantization.calibrate",
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",

@@ -249,7 +249,8 @@ def _shrink(arguments: argparse.Namespace) -> None:
 def _quantize(arguments: argparse.Namespace) -> None:
     with _quiet_start():
         from tfopt.core.loading import load_model
-        from tfopt.quantization.quantize import calibrate, quantize
+        from tfopt.quantization.calibrate import calibrate
+        from tfopt.quantization.quantize import quantize
 
     _check_out(arguments.out)
     x = _arrays(arguments.data, "x")["x"]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import keras
-import tensorflow as tf
-from rich.progress import track
 
-from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, is_selected, walk_layers
-from tfopt.core.keras_internals import functional_of
-from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
@@ -79,56 +74,6 @@ def quantize(
     quantized = rewrite(model, plan.replace)
     plan.report(model)
     return quantized
-
-
-def calibrate(
-    model: keras.Model, data: Any, *, samples: int | None = None, batch_size: int = 32, verbose: int = 0
-) -> keras.Model:
-    """Returns a copy of a quantized model with its activation ranges set from data: post-training quantization.
-
-    Each range becomes the widest seen over the data; earlier ranges are forgotten. Weights do not change.
-
-    Args:
-        model: from `quantize`.
-        data: an array (samples first), a list or dict of arrays for several inputs, `(x, y)`, a `tf.data.Dataset` or
-            an iterator of batches. Some hundred samples of the training set will do.
-        samples: use at most so many.
-        batch_size: for arrays.
-        verbose: 1 shows a progress bar.
-
-    Raises:
-        InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
-        NonFiniteError: NaN or infinity in the data.
-
-    Example:
-        >>> import numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> ready = calibrate(quantize(model), np.array([[0.0, 1.0], [2.0, -1.0]]))
-        >>> ready.layers[0].ranges()["output"].bounds()
-        (-1.0, 2.0)
-    """
-    check_model(model)
-    if not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
-        raise InvalidArgumentError(
-            "`calibrate` sets the ranges of a quantized model.",
-            received=f"'{model.name}', a float model",
-            fix="Call `tfopt.quantize(model)` first.",
-        )
-    calibrated = rewrite(model)
-    _reset(calibrated)
-    structure = functional_of(calibrated).input
-
-    @tf.function(autograph=False)
-    def observe(*inputs):
-        with mode("calibrate"):
-            return calibrated(keras.tree.pack_sequence_as(structure, inputs), training=False)
-
-    batches = input_batches(model, data, batch_size=batch_size, limit=samples)
-    for batch in track(batches, "calibrate", total=None) if verbose else batches:
-        observe(
-            *[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs, strict=True)]
-        )
-    return calibrated
 
 
 class _Plan:
@@ -209,10 +154,3 @@ def _graphs(model: keras.Model):
 def _ops(graph: Graph):
     yield from (tensor._keras_history.operation for tensor in graph.inputs)
     yield from (call.op for call in graph.calls)
-
-
-def _reset(model: keras.Model) -> None:
-    for _, layer in walk_layers(model):
-        if isinstance(layer, FakeQuantized):
-            for activation_range in layer.ranges().values():
-                activation_range.reset()
