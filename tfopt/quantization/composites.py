@@ -35,6 +35,10 @@ class Composite(QuantizedWrapper):
         """A kernel in 8 bits, by default with one range, as LiteRT wants it of a matrix product."""
         return rounded_kernel(kernel, channel_axes)
 
+    def rounded_parts(self, kernel: keras.Variable, columns: int) -> list:
+        """The first `columns` of a kernel and the others, each in 8 bits with a range of its own."""
+        return [rounded_kernel(kernel, (), part) for part in (slice(columns), slice(columns, None))]
+
 
 _COMPOSITES: dict[type, type[Composite]] = {}
 

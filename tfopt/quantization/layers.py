@@ -169,10 +169,11 @@ class QuantizedLayer(QuantizedWrapper):
         return [state.copy(self.layer, **config)]
 
 
-def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...]):
-    """The kernel in 8 bits; in an export a constant, which the converter then turns into the same integers."""
+def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None)):
+    """The kernel (or some columns of it) in 8 bits; in an export a constant, which the converter then turns into the
+    same integers."""
     if not in_mode("export"):
-        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel), channel_axes)
+        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel)[..., columns], channel_axes)
     stored = keras.ops.convert_to_numpy(kernel)
     with tf.init_scope():
-        return fakequant.fake_quantize_kernel(tf.constant(stored), channel_axes)
+        return fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes)

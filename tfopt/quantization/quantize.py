@@ -11,9 +11,10 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
+from tfopt.quantization import recurrent  # noqa: F401 - enters its wrapper classes
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.scheme import Treatment, treatment
+from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
 
 CHOSEN = "left out by `include` or `exclude`"
 
@@ -119,6 +120,8 @@ class _Plan:
         readers = self.graphs[id(op)].consumers(op.output)
         if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
             return None
+        if any(masks_a_number(call.op) for call in readers):
+            return None
         return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
 
     def _treatment(self, op, path: str) -> Treatment:
@@ -130,7 +133,7 @@ class _Plan:
         """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
         graph = self.graphs[id(op)]
         tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
-        if len(tensors) != 1 or graph.is_output(tensors[0]):
+        if len(tensors) != 1 or graph.is_output(tensors[0]) or not keras.backend.is_float_dtype(tensors[0].dtype):
             return False
         prefix = state.path.removesuffix(op.name)
         readers = [call.op for call in graph.consumers(tensors[0]) if not isinstance(call.op, keras.Model)]

@@ -45,6 +45,10 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     wrapper = composite_for(op)
     if wrapper is not None:
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
+    if not _gives_floats(op, graph):
+        return Treatment({})
+    if masks_a_number(op):
+        return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
     entry = entry_of(op)
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
@@ -60,6 +64,11 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
+
+
+def masks_a_number(op: keras.Operation) -> bool:
+    """True for a masking layer that looks for another value than zero, which rounding would change."""
+    return isinstance(op, kl.Masking) and op.mask_value != 0
 
 
 def activation_name(op: keras.Operation) -> str | None:
@@ -95,6 +104,12 @@ def is_rectifier(op: keras.Operation) -> bool:
     if isinstance(op, kl.Activation):
         return activation_name(op) in ("relu", "relu6")
     return _is_op(op, "Relu") or _is_op(op, "Relu6")
+
+
+def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
+    """False for ops that compute masks or indices."""
+    tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return not tensors or any(keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors)
 
 
 def _has_kernels(op: keras.Operation) -> bool:
