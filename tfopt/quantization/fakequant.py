@@ -11,10 +11,13 @@ import tensorflow as tf
 
 EMA_DECAY = 0.999  # of the moving average of activation ranges, as in TFMOT
 STEPS = 255  # of an activation's range in 8 bits
+NARROWEST = 1e-35  # of a range: its 255th is still a normal float32, smaller ones become 0 in the processor
 
 
 def weight_range(weights, per_channel: bool):
     """Symmetric range of a kernel, `(low, high)`: scalars, or one a channel of the last axis. No gradient passes.
+
+    Weights too small to be rounded in float32 have the range (0, 0), in which they become zero.
 
     Example:
         >>> low, high = weight_range(tf.constant([[1.0, -3.0], [-2.0, 0.5]]), per_channel=True)
@@ -23,11 +26,12 @@ def weight_range(weights, per_channel: bool):
     """
     axes = list(range(len(weights.shape) - 1)) if per_channel else None
     high = tf.stop_gradient(tf.reduce_max(tf.abs(weights), axis=axes))
+    high = tf.where(high < NARROWEST, 0.0, high)
     return -high, high
 
 
 def observed_range(values):
-    """Range of a batch of activations, `(low, high)`, widened to hold zero; (0, 1) where all values are zero.
+    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all values are as good as zero.
 
     Example:
         >>> [float(x) for x in observed_range(tf.constant([2.0, 5.0]))]
@@ -35,7 +39,7 @@ def observed_range(values):
     """
     low = tf.minimum(tf.reduce_min(values), 0.0)
     high = tf.maximum(tf.reduce_max(values), 0.0)
-    return tf.stop_gradient(low), tf.stop_gradient(tf.where(low == high, 1.0, high))
+    return tf.stop_gradient(low), tf.stop_gradient(tf.where(high - low < NARROWEST, 1.0, high))
 
 
 def moving_range(low, high, batch_low, batch_high):

@@ -58,8 +58,51 @@ class FakeQuantize(RangeOwner, keras.layers.Layer):
         return {"output": self.range}
 
 
+class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
+    """What stands in the place of a Keras layer: holds it whole, with its weights, and owns ranges.
+
+    Args:
+        layer: the layer; its weights stay where they are, so that constraints on them go on holding.
+    """
+
+    wraps_layer = True
+
+    @_with_signature
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
+        self._ranges: dict[str, ActivationRange] = {}
+        self.supports_masking = layer.supports_masking
+
+    def add_range(self, name: str) -> ActivationRange:
+        """A new range, to be called in `__init__`; its weight is created when the layer is built."""
+        self._ranges[name] = ActivationRange(self, f"{name}_range")
+        return self._ranges[name]
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        for activation_range in self._ranges.values():
+            activation_range.build()
+
+    def compute_output_spec(self, inputs, training=None, **kwargs):
+        return self.layer.compute_output_spec(inputs, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        return config
+
+    def stripped(self, state):
+        return [state.copy(self.layer)]
+
+    def ranges(self):
+        return self._ranges
+
+
 @keras.saving.register_keras_serializable(package="tfopt")
-class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
+class QuantizedLayer(QuantizedWrapper):
     """A layer that runs with kernels rounded to 8 bits, and quantizes its output.
 
     The kernels themselves stay float weights, and are trained as such: the gradient passes the rounding unchanged.
@@ -75,8 +118,6 @@ class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
         kwargs: of `RangeOwner` and `keras.layers.Layer`.
     """
 
-    wraps_layer = True
-
     @_with_signature
     def __init__(
         self,
@@ -88,20 +129,16 @@ class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
         freeze_batch_norm_after=None,
         **kwargs,
     ):
-        kwargs = {"name": layer.name, **kwargs, "dtype": "float32", "autocast": False}
         super().__init__(layer, **kwargs)
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
         self.activation = keras.activations.get(activation) if activation else None
         self.affine = affine
         self.freeze_batch_norm_after = freeze_batch_norm_after
-        self.pre_activation = ActivationRange(self, "pre_activation_range") if activation else None
-        self.output_range = ActivationRange(self, "output_range") if quantize_output else None
-        self.supports_masking = layer.supports_masking
+        self.pre_activation = self.add_range("pre_activation") if activation else None
+        self.output_range = self.add_range("output") if quantize_output else None
 
     def build(self, input_shape):
         super().build(input_shape)
-        for activation_range in self.ranges().values():
-            activation_range.build()
         self.statistics_frozen = None
         if self.freeze_batch_norm_after is not None:
             self.statistics_frozen = BatchCount(self, "statistics_batches", self.freeze_batch_norm_after)
@@ -128,7 +165,9 @@ class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
         rounded = {id(getattr(self.layer, name)): axes for name, axes in self.kernels.items()}
         variables = self.layer.variables
         values = [
-            _rounded(variable, rounded[id(variable)]) if id(variable) in rounded else tf.convert_to_tensor(variable)
+            rounded_kernel(variable, rounded[id(variable)])
+            if id(variable) in rounded
+            else tf.convert_to_tensor(variable)
             for variable in variables
         ]
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
@@ -158,17 +197,9 @@ class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
             variable.assign(value)
         return outputs
 
-    def compute_output_spec(self, inputs, training=None, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
-
-    def compute_mask(self, inputs, previous_mask):
-        return self.layer.compute_mask(inputs, previous_mask)
-
     def get_config(self):
-        config = super().get_config()
-        config.pop("dtype")
         return {
-            **config,
+            **super().get_config(),
             "kernels": {name: list(axes) for name, axes in self.kernels.items()},
             "activation": keras.activations.serialize(self.activation) if self.activation else None,
             "quantize_output": self.output_range is not None,
@@ -180,12 +211,8 @@ class QuantizedLayer(RangeOwner, keras.layers.Wrapper):
         config = {"activation": keras.activations.serialize(self.activation)} if self.activation else {}
         return [state.copy(self.layer, **config)]
 
-    def ranges(self):
-        found = {"pre_activation": self.pre_activation, "output": self.output_range}
-        return {name: part for name, part in found.items() if part is not None}
 
-
-def _rounded(kernel: keras.Variable, channel_axes: tuple[int, ...]):
+def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...]):
     """The kernel in 8 bits; in an export a constant, which the converter then turns into the same integers."""
     if not in_mode("export"):
         return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel), channel_axes)

@@ -11,6 +11,7 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
+from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, treatment
 from tfopt.quantization.training import Training
@@ -120,6 +121,8 @@ class _Plan:
         self.count += not wanted.is_plain
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
+        if wanted.composite:
+            return composite_for(op).of(op, state).with_training(**options)
         config = {"activation": "linear"} if wanted.activation else {}
         return QuantizedLayer(
             state.copy(op, **config),

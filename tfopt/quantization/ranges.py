@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import keras
 import tensorflow as tf
 
@@ -19,7 +21,12 @@ class RangeOwner(FakeQuantized):
 
     def __init__(self, *args, freeze_ranges_after: int | None = None, learn_ranges: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        self.with_training(freeze_ranges_after, learn_ranges)
+
+    def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> Self:
+        """Sets how the ranges are trained, before the layer is built."""
         self.freeze_ranges_after, self.learn_ranges = freeze_ranges_after, learn_ranges
+        return self
 
     def get_config(self):
         return {

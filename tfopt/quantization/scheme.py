@@ -14,6 +14,7 @@ from keras import layers as kl
 from tfopt.core.catalog import Output, activation_output, entry_of
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
+from tfopt.quantization.composites import composite_for
 
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
@@ -26,6 +27,7 @@ class Treatment:
     activation: str | None = None
     output: bool = False
     affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
+    composite: bool = False  # has a wrapper class of its own, see `composites.py`
     reason: str = ""  # why it stays float
 
     @property
@@ -35,11 +37,14 @@ class Treatment:
     @property
     def is_plain(self) -> bool:
         """Nothing to add: the op moves values, or its follower quantizes for it."""
-        return not (self.kernels or self.activation or self.output or self.affine)
+        return not (self.kernels or self.activation or self.output or self.affine or self.composite)
 
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
+    wrapper = composite_for(op)
+    if wrapper is not None:
+        return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     entry = entry_of(op)
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
