@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 TOLERANCES = {"none": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.1, "int8 of a float model": 0.3}
 SPARSE_ABOVE = 0.25  # fraction of zeros in the kernels from which sparse encoding is tried; below it never pays
 SAMPLES = 8  # compared where no data is given
+NARROWEST_RANGE = 1e-6  # to which the converter widens the range of 8-bit tensors
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,9 @@ def _compare(content: bytes, *, samples, expected, fraction: float) -> tuple[flo
     wanted = [expected[tensor.name] for tensor in file.outputs] if isinstance(expected, dict) else expected
     measured = []
     for got, want, step in zip(outputs, wanted, file.output_steps(), strict=True):
-        difference = float(np.mean(np.abs(got.astype(np.float32) - want)))
+        _check_width(step)
+        want = want.astype(np.float64)  # sums of values near the end of float32 overflow in it
+        difference = float(np.mean(np.abs(got - want)))
         deviation = float(np.mean(np.abs(want - np.mean(want))))
         allowed = max(fraction * deviation, step, 1e-6 * max(1.0, float(np.max(np.abs(want)))))
         measured.append((difference / allowed, difference, allowed))
@@ -361,3 +365,13 @@ def _compare(content: bytes, *, samples, expected, fraction: float) -> tuple[flo
                 "`quantize(exclude=...)`, or raise `tolerance`. Nothing was written.",
             )
     return max(measured)[1:]
+
+
+def _check_width(step: float) -> None:
+    """Raises where the converter has widened the range of an output, which then is no longer the model's."""
+    if math.isclose(step, NARROWEST_RANGE / 255, rel_tol=1e-3):
+        raise ExportError(
+            f"LiteRT has no range narrower than {NARROWEST_RANGE:g}, and that of an output has to be wider.",
+            received="an output of smaller values",
+            fix="Multiply the outputs, or the weights of the last layer, by a constant.",
+        )
