@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt.core.render import UNKNOWN, Report, Table, count, decimal, percent
+from tfopt.core.render import Report, Table, count, decimal, percent
 
 if TYPE_CHECKING:
     from tfopt.core.figures import Figure
@@ -104,7 +104,13 @@ class Export(Report):
         tables = [Table(self.title, columns, checks, notes=("Difference from the Keras model.",), names=2)]
         if self.comparison:
             rows = tuple(
-                (row.signature, row.output, _short(row.mean_difference), percent(row.argmax_agreement), _decibels(row))
+                (
+                    row.signature,
+                    row.output,
+                    _short(row.mean_difference),
+                    percent(row.argmax_agreement),
+                    decimal(row.sqnr_db, 1),
+                )
                 for row in self.comparison
             )
             columns = ("signature", "output", "mean difference", "same argmax", "SQNR dB")
@@ -123,7 +129,3 @@ class Export(Report):
 
 def _short(value: float) -> str:
     return f"{value:.2g}"
-
-
-def _decibels(row: Difference) -> str:
-    return UNKNOWN if row.sqnr_db == float("inf") else decimal(row.sqnr_db, 1)

@@ -17,6 +17,7 @@ import numpy as np
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.scores import score
 from tfopt.deploy.assembly import free_batch
+from tfopt.deploy.batching import batched_session, run_batch
 from tfopt.deploy.flatfile import (
     Op,
     Weight,
@@ -145,7 +146,7 @@ class TFLiteModel:
         arrays = checked_inputs(x, self.inputs)
         session, step = self._runs_in(arrays, batch_size)
         starts = range(0, len(arrays[0]), step)
-        parts = [_run(session, [a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
+        parts = [run_batch(session, [a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
         outputs = [np.concatenate(values) for values in zip(*parts, strict=True)]
         if not raw:
             outputs = [dequantized(values, spec) for values, spec in zip(outputs, self.outputs, strict=True)]
@@ -233,8 +234,11 @@ class TFLiteModel:
     def _is_free(self) -> bool:
         return all(tensor.shape[:1] == (None,) for tensor in self.inputs)
 
-    def _opened(self, content: bytes | None = None) -> Session:
-        return Session(content or self.content, self.signature, self.num_threads, self._source)
+    def _opened(self) -> Session:
+        return Session(self.content, self.signature, self.num_threads, self._source)
+
+    def _opened_free(self) -> Session:
+        return Session(free_batch(self.content), self.signature, self.num_threads, self._source)
 
     def _shapes_of(self, batch_size: int) -> list[tuple[int, ...]]:
         _check_batch_size(batch_size)
@@ -256,25 +260,10 @@ class TFLiteModel:
         if self._batched is None:
             if not self._is_free and count < 2 * step:
                 return self._session, own  # to try would take longer than to go sample by sample
-            self._batched = self._found_batched(arrays, step)
+            openings = [self._opened] if self._is_free else [self._opened, self._opened_free]
+            like = None if self._is_free else self._session
+            self._batched = batched_session(openings, arrays, step, like) or self._session
         return (self._session, own) if self._batched is self._session else (self._batched, step)
-
-    def _found_batched(self, arrays: list[np.ndarray], step: int) -> Session:
-        """A session that runs batches as it runs their samples; where there is none, the one for a sample at a time."""
-        rows = np.linspace(0, len(arrays[0]) - 1, step).astype(int)
-        some = [array[rows] for array in arrays]
-        contents = [lambda: self.content] if self._is_free else [lambda: self.content, lambda: free_batch(self.content)]
-        for content in contents:
-            try:
-                session = self._opened(content())
-                together = session.run(some)
-            except (ValueError, RuntimeError):  # the shapes inside do not go with a batch
-                continue
-            if self._is_free and all(values.ndim > 0 and len(values) == step for values in together):
-                return session
-            if not self._is_free and _equal_and_telling(together, self._session, some):
-                return session
-        return self._session
 
     def _structured(self, outputs: list[np.ndarray]) -> Any:
         if len(outputs) == 1:
@@ -294,22 +283,6 @@ def _read(path: Path) -> bytes:
 def _check_batch_size(batch_size: Any) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InvalidArgumentError("`batch_size` is a positive int.", received=repr(batch_size))
-
-
-def _run(session: Session, arrays: list[np.ndarray], step: int) -> list[np.ndarray]:
-    """Runs one batch; the last one is filled up, so that all are of one size."""
-    count = len(arrays[0])
-    if count < step:
-        arrays = [np.concatenate([a, np.repeat(a[-1:], step - count, axis=0)]) for a in arrays]
-    return [values[:count] for values in session.run(arrays)]
-
-
-def _equal_and_telling(together: list[np.ndarray], session: Session, arrays: list[np.ndarray]) -> bool:
-    """True if the samples give the same one by one; outputs that are all alike would not tell one from another."""
-    alone = [session.run([array[row : row + 1] for array in arrays]) for row in range(len(arrays[0]))]
-    one_by_one = [np.concatenate(values) for values in zip(*alone, strict=True)]
-    equal = all(np.array_equal(a, b) for a, b in zip(together, one_by_one, strict=True))
-    return equal and any((values != values[:1]).any() for values in one_by_one)
 
 
 def _progress(starts: range, verbose: int) -> Iterable[int]:

@@ -38,8 +38,8 @@ class Session:
         # The interpreter itself runs the first subgraph; all others are run by a runner, which copies each array.
         self._runner = self._interpreter.get_signature_runner(key) if self.subgraph else None
         inputs, outputs = self._details(signature)
-        self.inputs: tuple[Tensor, ...] = tensors_of(inputs, _names(signature and signature.inputs))
-        self.outputs: tuple[Tensor, ...] = tensors_of(outputs, _names(signature and signature.outputs))
+        self.inputs: tuple[Tensor, ...] = tensors_of(inputs, _names(signature.inputs if signature else {}))
+        self.outputs: tuple[Tensor, ...] = tensors_of(outputs, _names(signature.outputs if signature else {}))
         self.own_shapes = [tuple(map(int, detail["shape"])) for detail in inputs]
         self._shapes = list(self.own_shapes)
 
@@ -123,5 +123,5 @@ def _chosen(signatures: tuple[Signature, ...], key: str | None) -> Signature | N
     )
 
 
-def _names(tensors: dict[str, int] | None) -> dict[int, str]:
-    return {index: name for name, index in (tensors or {}).items()}
+def _names(tensors: dict[str, int]) -> dict[int, str]:
+    return {index: name for name, index in tensors.items()}

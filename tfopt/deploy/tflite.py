@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,17 +17,17 @@ from tfopt.core.catalog import prunable_weights
 from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.graph import check_finite, check_model, walk_layers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.loading import load_model
 from tfopt.core.rewrite import computes_in_16_bits
 from tfopt.deploy.assembly import assemble
-from tfopt.deploy.convert import IO_TYPES, convert, is_quantized
+from tfopt.deploy.checks import check_comparison, check_options, check_ranges, check_shapes
+from tfopt.deploy.convert import convert, is_quantized
 from tfopt.deploy.metadata import all_metadata, check_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for
 from tfopt.interop import tfmot
 
-QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8")
 # Mean absolute difference from the Keras model, as a fraction of the mean absolute deviation of its outputs. The last
 # is for a float model: the difference then is the whole loss by quantization, not that of the conversion alone.
 TOLERANCES = {"none": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.1, "int8 of a float model": 0.3}
@@ -80,7 +80,7 @@ def export_tflite(
             `labels` (a list of texts) and keys of your own; `TFLiteModel.metadata` reads it. tfopt adds its version,
             the quantization and the range of the inputs, and nothing to a file without metadata.
         compare_with: another model to compare the outputs of the file with, such as the float model that it was made
-            from: a Keras model or the path of a .tflite; for several models a dict `{signature: other}`.
+            from: a Keras model, a `TFLiteModel` or the path of either; for several models a dict `{signature: other}`.
         min_sqnr_db: least signal-to-noise ratio, in dB, of each output against `compare_with`; None sets no bound.
 
     Returns:
@@ -101,11 +101,12 @@ def export_tflite(
     """
     target = check_writable(path)
     io_types = input_type, output_type
-    _check_options(quantization, io_types, batch_size, sparse, tolerance)
+    check_options(quantization, io_types, batch_size, sparse, tolerance)
     check_metadata(metadata)
-    _check_bound(min_sqnr_db, compare_with)
     models = _by_signature(model)
-    of_each = partial(_of_signature, signatures=list(models) if isinstance(model, Mapping) else [])
+    several = isinstance(model, Mapping)
+    check_comparison(compare_with, min_sqnr_db, list(models) if several else [])
+    of_each = partial(_of_signature, signatures=list(models) if several else [])
     parts = [
         _part(name, each, quantization, of_each(data, name), of_each(compare_with, name), tolerance, io_types)
         for name, each in models.items()
@@ -140,7 +141,7 @@ def _part(signature: str, model, quantization, data, compare_with, tolerance, io
     if not legacy:
         check_model(model)
         check_finite(model)
-        _check_shapes(model)
+        check_shapes(model)
     kind = _resolve(model, quantization, legacy)
     if kind != "int8" and io_types != ("float32", "float32"):
         raise InvalidArgumentError(
@@ -170,52 +171,13 @@ def _of_signature(value: Any, name: str, signatures: list[str]) -> Any:
     return value.get(name)
 
 
-def _check_shapes(model: keras.Model) -> None:
-    if any(None in tensor.shape[1:] for tensor in model.inputs):
-        raise InvalidArgumentError(
-            "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
-            received=", ".join(f"{tensor.name}: {tuple(tensor.shape)}" for tensor in model.inputs),
-            fix="Build the model with a full input shape and load the weights into it.",
-        )
-
-
-def _check_options(quantization, io_types, batch_size, sparse, tolerance) -> None:
-    if quantization not in QUANTIZATIONS:
-        raise InvalidArgumentError(f"`quantization` is one of {', '.join(QUANTIZATIONS)}.", received=repr(quantization))
-    for name, value in zip(("input_type", "output_type"), io_types, strict=True):
-        if value not in IO_TYPES:
-            raise InvalidArgumentError(f"`{name}` is one of {', '.join(IO_TYPES)}.", received=repr(value))
-    is_count = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0
-    if batch_size is not None and not is_count:
-        raise InvalidArgumentError(
-            "`batch_size` is a positive int.", received=repr(batch_size), fix="Pass None to leave it free."
-        )
-    if sparse not in (True, False, "auto"):
-        raise InvalidArgumentError("`sparse` is 'auto', True or False.", received=repr(sparse))
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise InvalidArgumentError("`tolerance` is a fraction above 0.", received=repr(tolerance))
-
-
-def _check_bound(min_sqnr_db, compare_with) -> None:
-    if min_sqnr_db is None:
-        return
-    if isinstance(min_sqnr_db, bool) or not isinstance(min_sqnr_db, (int, float)) or not math.isfinite(min_sqnr_db):
-        raise InvalidArgumentError("`min_sqnr_db` is a number of decibels.", received=repr(min_sqnr_db))
-    if compare_with is None:
-        raise InvalidArgumentError(
-            "`min_sqnr_db` bounds the difference from another model.",
-            received="compare_with=None",
-            fix="Pass that model as `compare_with`, or bound the difference from `model` itself by `tolerance`.",
-        )
-
-
 def _resolve(model, quantization: str, legacy: bool) -> str:
     """The kind of file, once it is clear that the model has what it takes."""
     if legacy:
         quantized = tfmot.is_quantized(model)
     else:
         quantized = is_quantized(model)
-        _check_ranges(model)
+        check_ranges(model)
     if quantized and quantization not in ("auto", "int8"):
         raise InvalidArgumentError(
             "A quantized model exports as int8.",
@@ -223,22 +185,6 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
             fix="For a float file export `tfopt.strip(model)`.",
         )
     return "int8" if quantized or quantization == "int8" else "none" if quantization == "auto" else quantization
-
-
-def _check_ranges(model) -> None:
-    unset = [
-        f"{path}/{name}"
-        for path, layer in walk_layers(model)
-        if isinstance(layer, FakeQuantized)
-        for name, activation_range in layer.ranges().items()
-        if activation_range.bounds() == (0.0, 0.0)
-    ]
-    if unset:
-        raise InvalidArgumentError(
-            "Each activation range has to be set by data before the export.",
-            received=f"{len(unset)} unset: {', '.join(unset[:5])}" + (", ..." if len(unset) > 5 else ""),
-            fix="Train the model with `fit`, or call `tfopt.calibrate(model, data)`.",
-        )
 
 
 def _kind_of_difference(model, kind: str, legacy: bool) -> str:
@@ -254,7 +200,7 @@ def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -
     """The outputs of the model to compare with, one for each of `expected`."""
     legacy = tfmot.is_tf_keras_model(other)
     if isinstance(other, (str, os.PathLike)):
-        other = TFLiteModel(other)
+        other = TFLiteModel(other) if Path(other).suffix == ".tflite" else load_model(other)
     if isinstance(other, TFLiteModel):
         outputs = file_predictions(other, samples)
     else:

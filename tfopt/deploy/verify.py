@@ -37,11 +37,8 @@ def samples_for(model: Any, data: Any, legacy: bool, limit: int) -> Samples:
 def input_ranges(model: Any) -> dict[str, tuple[float, float]]:
     """Lowest and highest value of each input that the model has a range of; others are left out."""
     names = {f"{name}_range": name for name in input_names(model)}
-    return {
-        names[layer.name]: layer.ranges()["output"].bounds()
-        for layer in model.layers
-        if layer.name in names and isinstance(layer, FakeQuantized)
-    }
+    found = [(names[layer.name], layer) for layer in model.layers if layer.name in names]
+    return {name: layer.ranges()["output"].bounds() for name, layer in found if isinstance(layer, FakeQuantized)}
 
 
 def predictions(model: Any, samples: Samples, legacy: bool) -> dict[str, np.ndarray]:
