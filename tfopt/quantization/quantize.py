@@ -143,8 +143,9 @@ class _Plan:
         readers = self.graphs[id(op)].consumers(op.output)
         if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
             return None
-from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
-from tfopt.quantization.training import Training
+        if any(masks_a_number(call.op) for call in readers):
+            return None
+        return [state.copy(op), self._range_behind(op, "all_values")]
 
     def _treatment(self, op, path: str) -> Treatment:
         if not is_selected(path, self.included, self.excluded):
