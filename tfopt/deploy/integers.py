@@ -11,7 +11,7 @@ from tfopt.deploy.sharing import packed
 
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}  # place among the inputs
 _INPUT = {"TRANSPOSE_CONV": 2}
-LOGISTIC_SCALE = 2.0**-15  # of 16-bit outputs; the converter writes 1 / 32767, which LiteRT refuses
+SIGMOID_SCALE = 2.0**-15  # of its 16-bit outputs, around zero as all of 16 bits
 
 
 def finished(content: bytes) -> bytes:
@@ -26,11 +26,10 @@ def finished(content: bytes) -> bytes:
     for graph in model.subgraphs:
         _remove_casts(graph, names)
         for op in graph.operators:
-            name = names[op.opcodeIndex]
-            if name in _BIAS:
-                _widen_bias(model, graph.tensors, op, name, wide)
-            elif name == "LOGISTIC":
-                _set_logistic_scale(graph.tensors[op.outputs[0]])
+            if names[op.opcodeIndex] in _BIAS:
+                _widen_bias(model, graph.tensors, op, names[op.opcodeIndex], wide)
+        for tensor in graph.tensors:
+            _center(tensor)
     return packed(model, len(content))
 
 
@@ -72,6 +71,9 @@ def _widen_bias(model: Any, tensors: list, op: Any, name: str, wide: dict[int, i
     bias.buffer = wide[bias.buffer]
 
 
-def _set_logistic_scale(tensor: Any) -> None:
-    if tensor.type == schema().TensorType.INT16:
-        tensor.quantization.scale = np.array([LOGISTIC_SCALE], np.float32)
+def _center(tensor: Any) -> None:
+    """The range of a sigmoid's output as LiteRT wants it: the converter writes [0, 1), also of what only moves it."""
+    quantized = tensor.type == schema().TensorType.INT16 and tensor.quantization is not None
+    if quantized and tensor.quantization.zeroPoint is not None and np.any(tensor.quantization.zeroPoint):
+        tensor.quantization.scale = np.array([SIGMOID_SCALE], np.float32)
+        tensor.quantization.zeroPoint = np.zeros(1, np.int64)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 
 from tfopt.quantization.layers import run_rounded, set_apart
 from tfopt.quantization.ranges import ActivationRange, RangeOwner
+
+FIRST = "first_argument"  # of the call around an op: the name of the op's argument that comes first
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -39,10 +43,21 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         if self.output_range is not None:
             self.output_range.build()
 
+    def __call__(self, *args, **kwargs):
+        if self.wraps_layer or FIRST in kwargs:
+            return super().__call__(*args, **kwargs)
+        # Ops take constants in any place, as `1 - x`, layers tensors only: a tensor goes first, all else by name.
+        named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
+        first = next(name for name, value in named.items() if isinstance(value, keras.KerasTensor))
+        return super().__call__(named.pop(first), **{**named, FIRST: first})
+
     def call(self, inputs, *others, training=None, **kwargs):
         if self.apart:
-            inputs, others = keras.tree.map_structure(set_apart, (inputs, others))
-        outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits, inputs, *others, **kwargs)
+            inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
+        if FIRST in kwargs:
+            outputs = self.layer(**{kwargs.pop(FIRST): inputs}, **kwargs)
+        else:
+            outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits, inputs, *others, **kwargs)
         if self.output_range is None:
             return outputs
         return self.output_range(set_apart(outputs) if self.apart else outputs, training)
