@@ -168,8 +168,9 @@ def _add_quantize(commands) -> None:
         "tfopt quantize model.keras int8.keras --data train.npz --samples 500",
     )
     _add_model_and_out(command)
-    command.add_argument("--data", metavar="FILE.npz", type=Path, required=True, help="array x of typical inputs")
+    command.add_argument("--data", metavar="FILE.npz", type=Path, help="array x of typical inputs, for int8 and int16x8")
     command.add_argument("--samples", type=_positive, default=500, help="how many of them to use [%(default)s]")
+    command.add_argument("--scheme", choices=SCHEMES, default="int8", help="[%(default)s]")
     _add_selection(command, "quantize")
 
 

@@ -131,15 +131,15 @@ def test_n_bits_reach_the_file(bits, tmp_path):
     assert export.quantization == "weight_only"
     stored = min(size for size in (2, 4, 8) if size >= bits)
     kernels = integers(content)
-    assert [size for *_, size in kernels] == [stored] * 3
+    assert [size for *_, size in kernels] == [stored] * 4
     for values, scales, axis, _ in kernels:
         assert np.abs(values).max() == 2 ** (bits - 1) - 1  # the largest weight of a channel is at the end of the range
         assert len(scales) == values.shape[axis]
     wide = next(values * scales[:, None] for values, scales, *_ in kernels if values.shape == (64, 8))
     rounded = fakequant.fake_quantize_kernel(tf.constant(model.get_layer("wide").kernel), (-1,), bits)
     np.testing.assert_allclose(wide.T, rounded, atol=1e-6)
-    # 1152 + 1152 + 512 weights; what else the file holds is under 7000 bytes.
-    assert 2816 * stored / 8 < len(content) < 2816 * stored / 8 + 7000
+    # 1152 + 1152 + 512 + 192 weights; what else the file holds is under 8000 bytes.
+    assert 3008 * stored / 8 < len(content) < 3008 * stored / 8 + 8000
     assert all("int" not in op.input_dtype for op in read_ops(content) if op.name != "DEQUANTIZE")
 
 
@@ -215,13 +215,15 @@ def test_an_override_of_none_is_float_in_the_file(tmp_path):
 def test_weight_only_layers_in_an_int8_file(tmp_path):
     model = tower()
     x = data_for(model)
-    quantized = quietly(model, overrides={"wide": "int4_weight_only", "up": "int2_weight_only"})
+    quantized = quietly(model, overrides={"wide": "int4_weight_only", "conv": "int2_weight_only"})
     _, content = exported(tfopt.calibrate(quantized, x), tmp_path, data=x)
     bits = {values.shape: size for values, _, _, size in integers(content)}
-    assert bits == {(16, 3, 3, 8): 8, (8, 3, 3, 16): 2, (64, 8): 4, (3, 64): 8}
-    ops = {op.name: op.input_dtype for op in read_ops(content)}
-    assert ops["CONV_2D"] == "int8"
-    assert ops["TRANSPOSE_CONV"] != "int8"
+    assert bits == {(16, 3, 3, 8): 2, (8, 3, 3, 16): 8, (64, 8): 4, (3, 64): 8}
+    ops = [(op.name, op.input_dtype) for op in read_ops(content)]
+    assert ("CONV_2D", "float32") in ops
+    assert ("FULLY_CONNECTED", "float32") in ops
+    assert ("FULLY_CONNECTED", "int8") in ops
+    assert not {"MUL", "ADD", "CAST"} & {name for name, _ in ops}  # batch normalization is in the kernel
 
 
 def test_bits_by_layer_and_the_last_match_wins(tmp_path):
@@ -232,8 +234,13 @@ def test_bits_by_layer_and_the_last_match_wins(tmp_path):
     kinds = {layer.name: layer.weight_only_bits for layer in quantized.layers if isinstance(layer, FloatLayer)}
     assert kinds == {"up": 2, "wide": 4, "logits": 4}
     _, content = exported(quantized, tmp_path)
-    assert {values.shape: size for values, _, _, size in integers(content)} == {(8, 3, 3, 16): 2, (64, 8): 4}
+    assert {values.shape: size for values, _, _, size in integers(content)} == {(8, 3, 3, 16): 2, (64, 8): 4, (3, 64): 4}
     assert any(w.shape == (16, 3, 3, 8) and w.dtype == "float32" for w in read_weights(content))
+
+
+def test_the_one_float_layer_that_the_converter_stores_in_8_bits_is_named():
+    with pytest.warns(UserWarning, match="'up' in 8 bits"):
+        tfopt.quantize(tower(), overrides={"up": "int4_weight_only"})
 
 
 def test_nested_layers_by_path():

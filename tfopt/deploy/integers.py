@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.deploy.flatfile import op_name, schema
-from tfopt.deploy.sharing import packed
+from tfopt.deploy.sharing import drop_unused_buffers, packed
 
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}  # place among the inputs
 _INPUT = {"TRANSPOSE_CONV": 2}
@@ -30,6 +30,7 @@ def finished(content: bytes) -> bytes:
                 _widen_bias(model, graph.tensors, op, names[op.opcodeIndex], wide)
         for tensor in graph.tensors:
             _center(tensor)
+    drop_unused_buffers(model)
     return packed(model, len(content))
 
 
@@ -67,7 +68,6 @@ def _widen_bias(model: Any, tensors: list, op: Any, name: str, wide: dict[int, i
         buffer.data = np.frombuffer(values.tobytes(), np.uint8)
         wide[bias.buffer] = len(model.buffers)
         model.buffers.append(buffer)
-        model.buffers[bias.buffer].data = None
     bias.buffer = wide[bias.buffer]
 
 

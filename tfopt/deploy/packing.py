@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.deploy.flatfile import schema
-from tfopt.deploy.sharing import packed
+from tfopt.deploy.sharing import drop_unused_buffers, packed
 
 STORAGE = {2: "INT2", 4: "INT4", 8: "INT8"}  # bits of an element -> type of the tensor
 OVERHEAD_BYTES = 256  # about what another tensor and its operation take in the file
@@ -28,18 +28,18 @@ def pack_kernels(content: bytes, bits: Collection[int]) -> bytes:
         bits: the numbers of bits to look for, 2 to 8. `2^bits - 1` integers around zero, a scale a channel.
     """
     model = schema().ModelT.InitFromPackedBuf(content, 0)
-    found: dict[int, tuple[_Grid, int] | None] = {}
+    found: dict[tuple, tuple[_Grid, int] | None] = {}
     for graph in model.subgraphs:
         dequantize = []
         for index, tensor in enumerate(list(graph.tensors)):
-            if tensor.buffer not in found:
-                found[tensor.buffer] = _packed_buffer(model, tensor, sorted(bits))
-            grid = found[tensor.buffer]
+            key = tensor.buffer, tensor.type, _shape(tensor)
+            if key not in found:
+                found[key] = _packed_buffer(model, tensor, sorted(bits))
+            grid = found[key]
             if grid is not None:
                 dequantize.append(_dequantize(model, graph, index, *grid))
         graph.operators = dequantize + graph.operators
-    for buffer in (index for index, grid in found.items() if grid is not None):
-        model.buffers[buffer].data = None
+    drop_unused_buffers(model)
     return packed(model, len(content))
 
 

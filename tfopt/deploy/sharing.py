@@ -32,6 +32,15 @@ def packed(model: Any, size: int = 1024) -> bytes:
     return bytes(builder.Output())
 
 
+def drop_unused_buffers(model: Any) -> None:
+    """Empties the buffers of a `ModelT` that nothing refers to; the converter has one for all constants of equal bytes."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+
+
 class _SharingBuilder(flatbuffers.Builder):
     """Writes a vector of several bytes an element only if no equal one is there."""
 

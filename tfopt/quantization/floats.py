@@ -22,7 +22,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             (see `fakequant.fake_quantize_kernel`); the others stay as they are.
         bits: of the kernels.
         quantize_output: whether the output gets a range, for a layer of integers that reads it.
-        apart: whether integers come in or go out, of which the converter is not to make an integer operation.
+        apart: whether integers come in, of which the converter is not to make an integer operation.
         kwargs: of `RangeOwner` and `keras.layers.Layer`.
     """
 
@@ -60,7 +60,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits, inputs, *others, **kwargs)
         if self.output_range is None:
             return outputs
-        return self.output_range(set_apart(outputs) if self.apart else outputs, training)
+        return self.output_range(set_apart(outputs), training)
 
     def compute_mask(self, inputs, previous_mask=None):
         if not self.wraps_layer or isinstance(previous_mask, (list, tuple)):

@@ -17,9 +17,18 @@ from tfopt.quantization import recurrent  # noqa: F401 - enters its wrapper clas
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.scheme import CHOSEN, WEIGHTS, Treatment, masks_a_number, treatment, weight_treatment
+from tfopt.quantization.scheme import (
+    CHOSEN,
+    WEIGHTS,
+    Treatment,
+    feeds_fusion,
+    masks_a_number,
+    treatment,
+    weight_treatment,
+)
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
+TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
 
 
 def quantize(
@@ -112,6 +121,7 @@ class _Plan:
         self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
         self.float_layers: list[str] = []
+        self.notes = choice.notes()
         self.count = 0
 
     def replace(self, op: keras.Operation, state: Rewrite):
@@ -148,6 +158,8 @@ class _Plan:
         self.count += bool(kernels)
         if wanted.reason not in (CHOSEN, WEIGHTS):
             self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
+        if self.bits and isinstance(op, TRANSPOSED):
+            self.notes.append(f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too.")
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
@@ -156,7 +168,7 @@ class _Plan:
             kernels,
             bits=scheme.weight_bits if kernels else None,
             quantize_output=ranged,
-            apart=self.bits is not None,
+            apart=self.bits is not None and self._float_producer(op, state.path) is None,
             activation_bits=self.bits or 8,
             **self.training.range_arguments(op),
         )
@@ -181,12 +193,23 @@ class _Plan:
             return Treatment({}, reason=CHOSEN)
         if scheme.activation_bits is None:
             return weight_treatment(op)
+        if self._float_producer(op, path) is not None:
+            return Treatment({}, reason=CHOSEN)
         wanted = treatment(op, graph)
         calls = graph.calls_of(op)
         tensors = min((len(call.inputs) for call in calls), default=1)
         if scheme.activation_bits == 16 and not wanted.is_float and not runs_in_16_bits(op, tensors):
             return Treatment({}, reason="LiteRT has no integer operation for it with 16-bit activations")
         return wanted
+
+    def _float_producer(self, op, path: str) -> keras.Operation | None:
+        """The layer that is to compute in float into whose kernel this batch normalization folds; None otherwise."""
+        graph = self.graphs[id(op)]
+        producer = graph.sole_producer(op) if isinstance(op, keras.layers.BatchNormalization) else None
+        if producer is None or not feeds_fusion(producer, graph):
+            return None
+        scheme = self.choice.of(path.removesuffix(op.name) + producer.name)
+        return producer if scheme is None or scheme.activation_bits is None else None
 
     def _feeds_integers(self, op, state) -> bool:
         """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
@@ -207,7 +230,7 @@ class _Plan:
                 received=f"'{model.name}': " + (", ".join(self.float_layers) or "no layer selected"),
                 fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(kernels=...)`.",
             )
-        notes = self.choice.notes()
+        notes = self.notes
         if self.float_layers:
             notes = ["These layers stay float: " + ", ".join(self.float_layers) + ".", *notes]
         if notes:
