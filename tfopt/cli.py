@@ -33,6 +33,7 @@ from a trained model to the edge:
 Pruning a trained model at once costs accuracy. In Python, `tfopt.prune(model, schedule)` and `tfopt.quantize(model)`
 give models to train on with `fit`: `tfopt demo` shows that whole road.
 """
+SCHEMES = ("int8", "int16x8", "float16", *(f"int{bits}_weight_only" for bits in range(8, 1, -1)))
 EXIT_CODES = "exit codes: 0 done, 1 something in the input is wrong (one line on stderr says what), 2 wrong usage"
 
 
@@ -162,13 +163,16 @@ def _add_quantize(commands) -> None:
         commands,
         "quantize",
         _quantize,
-        "compute in 8 bits, ranges taken from data",
-        "Puts 8-bit fake quantization into a model and sets its ranges from data (post-training quantization). The\n"
+        "compute in 8 or 16 bits, or store weights in few bits",
+        "Puts fake quantization into a model and sets its ranges from data (post-training quantization). The\n"
         "result is a Keras model: score it, train it on, or export it to .tflite.",
-        "tfopt quantize model.keras int8.keras --data train.npz --samples 500",
+        "tfopt quantize model.keras int8.keras --data train.npz --samples 500\n"
+        "tfopt quantize model.keras small.keras --scheme int4_weight_only",
     )
     _add_model_and_out(command)
-    command.add_argument("--data", metavar="FILE.npz", type=Path, help="array x of typical inputs, for int8 and int16x8")
+    command.add_argument(
+        "--data", metavar="FILE.npz", type=Path, help="array x of typical inputs, for int8 and int16x8"
+    )
     command.add_argument("--samples", type=_positive, default=500, help="how many of them to use [%(default)s]")
     command.add_argument("--scheme", choices=SCHEMES, default="int8", help="[%(default)s]")
     _add_selection(command, "quantize")
@@ -190,7 +194,7 @@ def _add_export(commands) -> None:
         "--quantization",
         choices=("auto", "none", "dynamic", "float16", "int8"),
         default="auto",
-        help="auto: int8 for a quantized model, none for a float one [%(default)s]",
+        help="auto: what a quantized model was quantized for, none for a float one [%(default)s]",
     )
     command.add_argument("--data", metavar="FILE.npz", type=Path, help="array x: inputs to compare and calibrate on")
     for side in ("input", "output"):
@@ -260,14 +264,22 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
 def _quantize(arguments: argparse.Namespace) -> None:
     with _quiet_start():
+        from tfopt.core.errors import InvalidArgumentError
         from tfopt.core.loading import load_model
         from tfopt.quantization.calibrate import calibrate
         from tfopt.quantization.quantize import quantize
 
     _check_out(arguments.out)
-    x = _arrays(arguments.data, "x")["x"]
-    quantized = quantize(load_model(arguments.model), include=arguments.include, exclude=arguments.exclude)
-    _save(calibrate(quantized, x, samples=arguments.samples), arguments.out)
+    has_ranges = arguments.scheme in ("int8", "int16x8")
+    if has_ranges != (arguments.data is not None):
+        raise InvalidArgumentError(
+            "`--data` sets the ranges of int8 and int16x8; the other schemes have none.",
+            received=f"--scheme {arguments.scheme} with{'' if arguments.data else 'out'} --data",
+        )
+    x = _arrays(arguments.data, "x")["x"] if has_ranges else None
+    model = load_model(arguments.model)
+    quantized = quantize(model, arguments.scheme, include=arguments.include, exclude=arguments.exclude)
+    _save(calibrate(quantized, x, samples=arguments.samples) if has_ranges else quantized, arguments.out)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -167,6 +167,8 @@ class Rewrite:
                 if id(call.op) not in new_ops:
                     new_ops[id(call.op)] = self._ops(call.op, prefix)
                 args, kwargs = call.arguments(values)
+                if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
+                    args, kwargs = call.op.arguments_inside(args, kwargs)
                 outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))
                 values.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
             for old in call.outputs:

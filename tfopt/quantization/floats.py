@@ -51,6 +51,14 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         first = next(name for name, value in named.items() if isinstance(value, keras.KerasTensor))
         return super().__call__(named.pop(first), **{**named, FIRST: first})
 
+    def arguments_inside(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments that the op was called with, of those of this layer's call."""
+        if FIRST not in kwargs:
+            return args, kwargs
+        named = {name: value for name, value in kwargs.items() if name != FIRST}
+        bound = inspect.signature(self.layer.call).bind(**{kwargs[FIRST]: args[0]}, **named)
+        return bound.args, bound.kwargs
+
     def call(self, inputs, *others, training=None, **kwargs):
         if self.apart:
             inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))

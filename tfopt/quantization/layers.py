@@ -237,9 +237,7 @@ def kernel_of(layer: keras.layers.Layer, name: str) -> keras.Variable:
     return prunable_weights(layer)[name] if "/" in name else getattr(layer, name)
 
 
-def rounded_kernel(
-    kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None), bits: int = 8
-):
+def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None), bits: int = 8):
     """The kernel (or some columns of it) rounded; in an export a constant, which the converter then turns into the
     same integers."""
     if not in_mode("export"):

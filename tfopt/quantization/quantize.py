@@ -28,6 +28,7 @@ from tfopt.quantization.scheme import (
 )
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
+
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
 
 
@@ -159,7 +160,9 @@ class _Plan:
         if wanted.reason not in (CHOSEN, WEIGHTS):
             self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
         if self.bits and isinstance(op, TRANSPOSED):
-            self.notes.append(f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too.")
+            self.notes.append(
+                f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too."
+            )
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
