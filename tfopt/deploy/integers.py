@@ -41,7 +41,8 @@ def _remove_casts(graph: Any, names: list[str]) -> None:
         for op in graph.operators
         if names[op.opcodeIndex] == "CAST" and graph.tensors[op.outputs[0]].type == schema().TensorType.FLOAT64
     }
-    source, removed = {}, set()
+    source: dict[int, int] = {}
+    removed: set[int] = set()
     for op in graph.operators:
         first = wide_floats.get(op.inputs[0]) if names[op.opcodeIndex] == "CAST" else None
         if first is not None and op.outputs[0] not in graph.outputs:

@@ -65,7 +65,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         if FIRST in kwargs:
             outputs = self.layer(**{kwargs.pop(FIRST): inputs}, **kwargs)
         else:
-            outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits, inputs, *others, **kwargs)
+            outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits or 8, inputs, *others, **kwargs)
         if self.output_range is None:
             return outputs
         return self.output_range(set_apart(outputs), training)

@@ -155,7 +155,7 @@ class _Plan:
     def _float(self, op, state, wanted: Treatment):
         """A layer that computes in float: as it is, or with what lies between it and integers, and rounded kernels."""
         scheme = self.choice.of(state.path)
-        kernels = wanted.kernels if scheme is not None and scheme.activation_bits is None else {}
+        kernels = wanted.kernels
         self.count += bool(kernels)
         if wanted.reason not in (CHOSEN, WEIGHTS):
             self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
@@ -169,7 +169,7 @@ class _Plan:
         return FloatLayer(
             state.copy(op),
             kernels,
-            bits=scheme.weight_bits if kernels else None,
+            bits=scheme.weight_bits if scheme is not None else None,
             quantize_output=ranged,
             apart=self.bits is not None and self._float_producer(op, state.path) is None,
             activation_bits=self.bits or 8,

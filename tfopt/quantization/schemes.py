@@ -112,8 +112,9 @@ class Choice:
         """One file has one kind of activation; integer kernels of layers that compute in float go with any."""
         base = self.base
         for pattern, scheme in self.overrides:
-            fits = scheme in (None, base) or (scheme.activation_bits is None and scheme.weight_bits != HALF)
-            if not fits:
+            if scheme is None or scheme == base:
+                continue
+            if scheme.activation_bits is not None or scheme.weight_bits == HALF:
                 raise InvalidArgumentError(
                     f"In a model of scheme '{base.name}' a layer can be float (None), '{base.name}' or weight-only.",
                     received=f"overrides={{{pattern!r}: {scheme.name!r}}}",
