@@ -58,7 +58,7 @@ class Settings:
     latency_turns: int
 
 
-FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=10, curve_images=25_000, curve_epochs=1, latency_turns=40)
+FULL = Settings(50_000, 10_000, base_epochs=3, main_epochs=15, curve_images=25_000, curve_epochs=1, latency_turns=40)
 QUICK = Settings(2_000, 1_000, base_epochs=1, main_epochs=1, curve_images=2_000, curve_epochs=1, latency_turns=3)
 
 
@@ -93,7 +93,15 @@ class Bench:
         name = f"main: {MAIN_CRITERION}, {MAIN_REMOVED:.0%} removed"
         trials["main"] = self.trial(
             name,
-            lambda: self.pruned(MAIN_CRITERION, MAIN_REMOVED, self.settings.main_epochs, MAIN_ROUND_TO, save=small),
+            lambda: self.pruned(
+                MAIN_CRITERION,
+                MAIN_REMOVED,
+                self.settings.main_epochs,
+                MAIN_ROUND_TO,
+                learning_rate=3e-3,
+                warm_up=min(1, self.settings.main_epochs - 1),
+                save=small,
+            ),
         )
         trials["files"] = self.trial("files", lambda: self.files({"base": base, "pruned": small}))
         trials["curve"] = {
@@ -143,9 +151,11 @@ class Bench:
         round_to: int = 1,
         *,
         images: int | None = None,
+        learning_rate: float = 1e-3,
+        warm_up: int = 0,
         save: Path | None = None,
     ) -> dict:
-        """Prunes the base, takes the channels out, fine-tunes."""
+        """Prunes the base, takes the channels out, fine-tunes; `warm_up` is in epochs."""
         base = tfopt.load_model(self.work / "base.keras")
         x, y = self.data.train
         masked = tfopt.prune(
@@ -159,7 +169,7 @@ class Bench:
         )
         model = tfopt.shrink(masked)
         before = self.accuracy(model)
-        fine_tune(model, (x[:images], y[:images]), epochs, learning_rate=1e-3, decay=True)
+        fine_tune(model, (x[:images], y[:images]), epochs, learning_rate, decay=True, warm_up=warm_up)
         if save is not None:
             model.save(save)
         result = self.measured(model)
@@ -202,11 +212,27 @@ def images(settings: Settings) -> Data:
 
 
 def fine_tune(
-    model: keras.Model, train: tuple[np.ndarray, np.ndarray], epochs: int, learning_rate: float, decay: bool = False
+    model: keras.Model,
+    train: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    learning_rate: float,
+    decay: bool = False,
+    warm_up: int = 0,
 ) -> None:
-    """Trains with Adam on shifted and flipped images; with `decay` the learning rate falls to 0 along a cosine."""
+    """Trains with Adam on shifted and flipped images.
+
+    With `decay` the learning rate falls to 0 along a cosine, after `warm_up` epochs in which it rises to its highest.
+    """
     batches = Augmented(*train)
-    rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(batches)) if decay else learning_rate
+    steps = len(batches)
+    rate = learning_rate
+    if decay:
+        rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate / 10 if warm_up else learning_rate,
+            (epochs - warm_up) * steps,
+            warmup_target=learning_rate if warm_up else None,
+            warmup_steps=warm_up * steps,
+        )
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
     report = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: say(f"  epoch {epoch + 1} of {epochs}: {logs['accuracy']:.4f} on training")
