@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfopt
 from tfopt.cli import main
 
 
@@ -68,6 +69,21 @@ def test_channels_are_masked_and_taken_out(folder, capsys):
     assert f"195 parameters -> {units * 12 + 3}" in capsys.readouterr().out
 
 
+def test_export_with_all_it_can_say(folder, capsys):
+    target, data = folder / "net.tflite", folder / "data.npz"
+    (folder / "words.json").write_text('{"name": "net", "labels": ["a", "b", "c"]}')
+    options = ["--quantization", "int8", "--data", data, "--output-type", "uint8", "--batch-size", "free", "--c-array"]
+    arguments = ["export", folder / "model.keras", target, *options, "--metadata", folder / "words.json"]
+    assert main([str(part) for part in [*arguments, "--compare-with", folder / "model.keras"]]) == 0
+    out = capsys.readouterr().out
+    assert "same argmax" in out
+    assert f"Saved {folder / 'net.cc'}, {folder / 'net.h'}" in out
+    file = tfopt.TFLiteModel(target)
+    assert file.metadata["labels"] == ["a", "b", "c"]
+    assert (file.inputs[0].dtype, file.outputs[0].dtype, file.inputs[0].shape) == ("float32", "uint8", (None, 8))
+    assert (folder / "net.cc").read_text().count("0x") == target.stat().st_size
+
+
 def test_summary(folder, capsys):
     assert main(["summary", str(folder / "model.keras"), "--save", str(folder / "summary.html")]) == 0
     out = capsys.readouterr().out
@@ -89,6 +105,9 @@ def test_summary(folder, capsys):
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/nothing.npz"], "nothing.npz"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/model.keras"], "has to hold the arrays x"),
         (["export", "{}/model.keras", "{}/out.tflite", "--quantization", "int8"], "data"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--metadata", "{}/model.keras"], "has to hold JSON"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--compare-with", "{}/nothing.tflite"], "nothing.tflite"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--output-type", "int8", "--c-array"], "int8 file"),
         (["compare", "{}/model.keras", "--data", "{}/only_x.npz"], "x and y"),
     ],
 )
@@ -105,7 +124,10 @@ def test_errors_are_one_line_and_nothing_is_written(folder, capfd, arguments, me
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["prune"], ["prune", "a", "b", "--sparsity", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["prune"], ["prune", "a", "b", "--sparsity", "x"], ["export", "a", "b", "--batch-size", "0"]],
+)
 def test_wrong_usage_is_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)

@@ -17,6 +17,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tfopt.core.version import VERSION
+
 if TYPE_CHECKING:
     from tfopt.core.catalog import register_layer as register_layer
     from tfopt.core.errors import ExportError as ExportError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tfopt.core.errors import TfoptError as TfoptError
     from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
     from tfopt.core.loading import load_model as load_model
+    from tfopt.deploy.c_array import export_c_array as export_c_array
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
     from tfopt.report.measure import summary as summary
     from tfopt.stripping import strip as strip
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
@@ -70,6 +73,7 @@ _PUBLIC = {
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
+    "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
     "find_sparsity": "tfopt.pruning.find",
     "load_model": "tfopt.core.loading",

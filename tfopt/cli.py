@@ -181,7 +181,8 @@ def _add_export(commands) -> None:
         "write a .tflite file that was run and checked",
         "Converts a model, runs the file, compares its outputs with the Keras model's and only then puts it in place.",
         "tfopt export int8.keras model.tflite --data test.npz\n"
-        "tfopt export model.keras model.tflite --quantization int8 --data train.npz",
+        "tfopt export model.keras model.tflite --quantization int8 --data train.npz --compare-with model.keras\n"
+        "tfopt export int8.keras model.tflite --input-type int8 --output-type int8 --c-array",
     )
     _add_model_and_out(command, out="a .tflite file")
     command.add_argument(
@@ -191,9 +192,19 @@ def _add_export(commands) -> None:
         help="auto: int8 for a quantized model, none for a float one [%(default)s]",
     )
     command.add_argument("--data", metavar="FILE.npz", type=Path, help="array x: inputs to compare and calibrate on")
+    for side in ("input", "output"):
+        command.add_argument(
+            f"--{side}-type",
+            choices=("float32", "int8", "uint8"),
+            default="float32",
+            help="of an int8 file [%(default)s]",
+        )
     command.add_argument(
-        "--input-type", choices=("float32", "int8", "uint8"), default="float32", help="of an int8 file [%(default)s]"
+        "--batch-size", type=_batch_size, default=1, metavar="N", help="samples at a time, or 'free' [%(default)s]"
     )
+    command.add_argument("--metadata", metavar="FILE.json", type=Path, help="name, labels, ... to write into the file")
+    command.add_argument("--compare-with", metavar="MODEL", type=Path, help="show the difference from this model too")
+    command.add_argument("--c-array", action="store_true", help="write OUT as C source too, beside it: .cc and .h")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -261,6 +272,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     with _quiet_start():
         from tfopt.core.loading import load_model
+        from tfopt.deploy.c_array import export_c_array
         from tfopt.deploy.tflite import export_tflite
 
     data = _arrays(arguments.data, "x")["x"] if arguments.data else None
@@ -270,11 +282,14 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.quantization,
         data=data,
         input_type=arguments.input_type,
+        output_type=arguments.output_type,
+        batch_size=arguments.batch_size,
+        metadata=_json(arguments.metadata) if arguments.metadata else None,
+        compare_with=arguments.compare_with,
     )
-    print(
-        f"{export.path}: {export.size_bytes:,} bytes, quantization {export.quantization}; mean difference from the "
-        f"Keras model {export.mean_difference:.2g} on {export.samples} samples (allowed {export.tolerance:.2g})"
-    )
+    print(export)
+    if arguments.c_array:
+        print("Saved " + ", ".join(map(str, export_c_array(export.path, export.path.with_suffix(".cc")))))
 
 
 def _show(report: Any, save: Path | None) -> None:
@@ -302,6 +317,17 @@ def _arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
             received=f"'{path}': {str(error).strip(chr(34))}",
             fix='Write it with `numpy.savez("data.npz", x=x, y=y)`.',
         ) from error
+
+
+def _json(path: Path) -> Any:
+    import json
+
+    from tfopt.core.errors import FileError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError("The metadata file has to hold JSON.", received=f"'{path}': {error}") from error
 
 
 def _check_out(path: Path) -> None:
@@ -363,6 +389,10 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "free" else _positive(text)
 
 
 class _Version(argparse.Action):

@@ -6,13 +6,13 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
 
 import tfopt
-from tfopt.deploy import tflite
+from tfopt.deploy import assembly
 from tfopt.deploy.sharing import share_vectors
 
 
 def as_converted(monkeypatch, folder, model, **options):
     """The file as the converter wrote it."""
-    monkeypatch.setattr(tflite, "share_vectors", lambda content: content)
+    monkeypatch.setattr(assembly, "share_vectors", lambda content: content)
     tfopt.export_tflite(model, folder / "converted.tflite", **options)
     return (folder / "converted.tflite").read_bytes()
 

@@ -30,8 +30,9 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
     """
     target = check_writable(path)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -41,6 +42,7 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         raise FileError("The file could not be written.", received=f"'{target}': {error}") from error
     return target

@@ -1,7 +1,8 @@
-"""What a .tflite file holds, read from its FlatBuffer: ops of all subgraphs and weights. Nothing is run."""
+"""What a .tflite file holds, read from its FlatBuffer: signatures, ops, weights, metadata. Nothing is run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.errors import FileError
+
+METADATA = "TFOPT_METADATA"  # name of the file's metadata entry that holds tfopt's, as JSON
+
 _PACKED_BITS = {"int4": 4, "uint4": 4, "int2": 2}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A model in the file: its subgraph, and `{name: tensor}` of inputs and outputs in the order of the subgraph."""
+
+    key: str
+    subgraph: int
+    inputs: dict[str, int]
+    outputs: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -39,16 +54,41 @@ class Weight:
     size_bytes: int
 
 
+def read_signatures(content: bytes) -> tuple[Signature, ...]:
+    """The signatures of a verified .tflite file, in its order."""
+    model = schema().Model.GetRootAs(content, 0)
+    return tuple(_signature(model, model.SignatureDefs(index)) for index in range(model.SignatureDefsLength()))
+
+
+def read_metadata(content: bytes) -> dict[str, Any]:
+    """What tfopt wrote into a verified .tflite file beside the model; empty where it wrote nothing.
+
+    Raises:
+        FileError: the entry is there, but damaged.
+    """
+    model = schema().Model.GetRootAs(content, 0)
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == METADATA.encode():
+            try:
+                return dict(json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise FileError(
+                    "The metadata of the file has to be JSON.", received=str(error), fix="Export the file again."
+                ) from error
+    return {}
+
+
 def read_ops(content: bytes) -> tuple[Op, ...]:
     """The ops of all subgraphs of a verified .tflite file, in the order of the file."""
-    model = _schema().Model.GetRootAs(content, 0)
-    names = [_op_name(model.OperatorCodes(index)) for index in range(model.OperatorCodesLength())]
+    model = schema().Model.GetRootAs(content, 0)
+    names = _op_names(model)
     return tuple(op for graph in _subgraphs(model) for op in _graph_ops(graph, names))
 
 
 def read_weights(content: bytes) -> tuple[Weight, ...]:
     """The parameters of a verified .tflite file: float constants and quantized ones; shape constants are left out."""
-    model = _schema().Model.GetRootAs(content, 0)
+    model = schema().Model.GetRootAs(content, 0)
     seen: set[int] = set()
     weights = []
     for graph in _subgraphs(model):
@@ -61,11 +101,11 @@ def read_weights(content: bytes) -> tuple[Weight, ...]:
     return tuple(weights)
 
 
-def read_output_steps(content: bytes, outputs: list[int]) -> list[float]:
-    """Scale of each output tensor of the main subgraph, or of the integers it is dequantized from; 0.0 for floats."""
-    model = _schema().Model.GetRootAs(content, 0)
-    names = [_op_name(model.OperatorCodes(index)) for index in range(model.OperatorCodesLength())]
-    main = model.Subgraphs(0)
+def read_output_steps(content: bytes, outputs: list[int], subgraph: int) -> list[float]:
+    """Scale of each output tensor of a subgraph, or of the integers it is dequantized from; 0.0 for floats."""
+    model = schema().Model.GetRootAs(content, 0)
+    names = _op_names(model)
+    main = model.Subgraphs(subgraph)
     sources = {}
     for index in range(main.OperatorsLength()):
         op = main.Operators(index)
@@ -75,25 +115,48 @@ def read_output_steps(content: bytes, outputs: list[int]) -> list[float]:
 
 
 @cache
-def _schema() -> Any:
+def schema() -> Any:
+    """The classes of LiteRT's FlatBuffer schema."""
     from ai_edge_litert import schema_py_generated
 
     return schema_py_generated
 
 
+def op_name(code: Any) -> str:
+    """Old files hold the code in a byte, later ones in a word of its own; the larger is the one in use."""
+    name = _names("BuiltinOperator").get(max(code.builtinCode, code.deprecatedBuiltinCode), "UNKNOWN")
+    return code.customCode.decode() if name == "CUSTOM" and code.customCode else name
+
+
 @cache
 def _names(enum: str) -> dict[int, str]:
-    return {code: name for name, code in vars(getattr(_schema(), enum)).items() if name.isupper()}
+    return {code: name for name, code in vars(getattr(schema(), enum)).items() if name.isupper()}
 
 
 def _subgraphs(model: Any) -> Iterator[Any]:
     return (model.Subgraphs(index) for index in range(model.SubgraphsLength()))
 
 
-def _op_name(code: Any) -> str:
-    """Old files hold the code in a byte, later ones in a word of its own; the larger is the one in use."""
-    name = _names("BuiltinOperator").get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "UNKNOWN")
-    return code.CustomCode().decode() if name == "CUSTOM" and code.CustomCode() else name
+def _signature(model: Any, definition: Any) -> Signature:
+    graph = model.Subgraphs(definition.SubgraphIndex())
+    inputs = {definition.Inputs(i).Name().decode(): definition.Inputs(i) for i in range(definition.InputsLength())}
+    outputs = {definition.Outputs(i).Name().decode(): definition.Outputs(i) for i in range(definition.OutputsLength())}
+    return Signature(
+        definition.SignatureKey().decode(),
+        definition.SubgraphIndex(),
+        _in_order(inputs, graph.InputsAsNumpy()),
+        _in_order(outputs, graph.OutputsAsNumpy()),
+    )
+
+
+def _in_order(tensors: dict[str, Any], order: np.ndarray) -> dict[str, int]:
+    indices = {name: tensor.TensorIndex() for name, tensor in tensors.items()}
+    return dict(sorted(indices.items(), key=lambda item: order.tolist().index(item[1])))
+
+
+def _op_names(model: Any) -> list[str]:
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    return [op_name(schema().OperatorCodeT.InitFromObj(code)) for code in codes]
 
 
 def _graph_ops(graph: Any, names: list[str]) -> Iterator[Op]:

@@ -16,9 +16,21 @@ import numpy as np
 
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.scores import score
-from tfopt.deploy.flatfile import Op, Weight, read_ops, read_output_steps, read_weights
-from tfopt.deploy.tensors import Tensor, are_numbered, checked_inputs, dequantized, random_sample, tensors_of
+from tfopt.deploy.assembly import free_batch
+from tfopt.deploy.batching import batched_session, run_batch
+from tfopt.deploy.flatfile import (
+    Op,
+    Weight,
+    read_metadata,
+    read_ops,
+    read_output_steps,
+    read_signatures,
+    read_weights,
+)
+from tfopt.deploy.session import Session
+from tfopt.deploy.tensors import are_numbered, checked_inputs, dequantized, random_sample
 
+TRIED_UP_TO = 2**26  # bytes of a file; to run it in batches its weights are in memory twice
 COMPUTE_OPS = frozenset(
     (
         "CONV_2D",
@@ -40,13 +52,14 @@ COMPUTE_OPS = frozenset(
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one inference of one sample, in milliseconds, over `runs` runs on `threads` threads."""
+    """Time of one inference of `batch_size` samples, in milliseconds, over `runs` runs on `threads` threads."""
 
     median_ms: float
     p10_ms: float
     p90_ms: float
     runs: int
     threads: int
+    batch_size: int = 1
 
     def __str__(self) -> str:
         return f"{self.median_ms:.3f} ms (p10-p90 {self.p10_ms:.3f}-{self.p90_ms:.3f}, {self.threads} thread(s))"
@@ -59,14 +72,16 @@ class TFLiteModel:
 
     Args:
         path: the file, or its content as bytes.
+        signature: which of several models in the file; None is the first, the one that any interpreter runs.
         num_threads: threads of the interpreter.
 
     Raises:
         FileError: if the file is missing, truncated, corrupt, no .tflite, or holds ops LiteRT does not have.
-        InvalidArgumentError: if `num_threads` is no positive int.
+        InvalidArgumentError: if `num_threads` is no positive int, or the file has no such signature.
 
     Attributes:
         path: of the file; None for bytes.
+        content: of the file, as bytes.
         inputs, outputs: tuples of `Tensor`, in the order of the Keras model.
         size_bytes: of the file.
 
@@ -76,25 +91,39 @@ class TFLiteModel:
         {'accuracy': 0.981}
     """
 
-    def __init__(self, path: str | os.PathLike | bytes, *, num_threads: int = 1):
+    def __init__(self, path: str | os.PathLike | bytes, *, signature: str | None = None, num_threads: int = 1):
         if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
             raise InvalidArgumentError("`num_threads` is a positive int.", received=repr(num_threads))
         self.path = None if isinstance(path, bytes) else Path(path)
+        self.signature = signature
         self.num_threads = num_threads
-        self._content = path if isinstance(path, bytes) else _read(Path(path))
-        self._interpreter, self.inputs, self.outputs = _open(self._content, self._source, num_threads)
-        self._own_shapes = [tuple(map(int, detail["shape"])) for detail in self._interpreter.get_input_details()]
-        self._shapes = list(self._own_shapes)
-        self._batches = all(tensor.shape[:1] == (None,) for tensor in self.inputs)
+        self.content = path if isinstance(path, bytes) else _read(Path(path))
+        self._session = self._opened()
+        self._batched: Session | None = None  # runs many samples at once, found when first needed; else `_session`
+        self.inputs, self.outputs = self._session.inputs, self._session.outputs
 
     @property
     def size_bytes(self) -> int:
-        return len(self._content)
+        return len(self.content)
+
+    @cached_property
+    def signatures(self) -> tuple[str, ...]:
+        """Names of the models in the file."""
+        return tuple(signature.key for signature in read_signatures(self.content))
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """What `export_tflite(metadata=...)` wrote, and under `"tfopt"` what tfopt added; empty without.
+
+        Raises:
+            FileError: it is damaged.
+        """
+        return read_metadata(self.content)
 
     @cached_property
     def gzip_bytes(self) -> int:
         """Size after `gzip -9`: what a download or a compressed app package costs."""
-        return len(gzip.compress(self._content, 9, mtime=0))
+        return len(gzip.compress(self.content, 9, mtime=0))
 
     def predict(self, x: Any, batch_size: int = 32, verbose: int = 0, *, raw: bool = False) -> Any:
         """Outputs for `x`, as `keras.Model.predict` gives them.
@@ -103,7 +132,8 @@ class TFLiteModel:
             x: an array `(n, ...)`; for several inputs a list in the order of `inputs`, or a dict by their names.
                 Where the file takes integers, real values are quantized with its scale and zero point; an array of the
                 file's own integer dtype is taken as quantized already.
-            batch_size: samples at a time, where the file leaves the batch free; else the file's own batch is used.
+            batch_size: samples at a time. A file with a batch of its own is run so too where each output stays the same
+                to the bit, which is tried; else with its own batch.
             verbose: 1 shows a progress bar.
             raw: True leaves integer outputs as stored, False turns them into float32.
 
@@ -113,13 +143,12 @@ class TFLiteModel:
         Raises:
             InvalidArgumentError: for inputs of another number, name, shape or kind than the file takes, and for NaN.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidArgumentError("`batch_size` is a positive int.", received=repr(batch_size))
+        _check_batch_size(batch_size)
         arrays = checked_inputs(x, self.inputs)
-        if self._batches and not self._keeps_batch(arrays, min(batch_size, len(arrays[0]))):
-            self._batches = False
-        step = batch_size if self._batches else self._own_shapes[0][0]
-        outputs = self._run_all(arrays, step, verbose)
+        session, step = self._runs_in(arrays, batch_size)
+        starts = range(0, len(arrays[0]), step)
+        parts = [run_batch(session, [a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
+        outputs = [np.concatenate(values) for values in zip(*parts, strict=True)]
         if not raw:
             outputs = [dequantized(values, spec) for values, spec in zip(outputs, self.outputs, strict=True)]
         return self._structured(outputs)
@@ -154,7 +183,7 @@ class TFLiteModel:
 
     def op_types(self) -> tuple[Op, ...]:
         """Each op of the file, those inside loops and branches too."""
-        return read_ops(self._content)
+        return read_ops(self.content)
 
     def float_compute_ops(self) -> tuple[Op, ...]:
         """Ops that compute in float32: empty for a fully quantized file."""
@@ -162,28 +191,34 @@ class TFLiteModel:
 
     def output_steps(self) -> list[float]:
         """One quantization step of each output in real units, dequantized ones too; 0.0 where computed in float."""
-        return read_output_steps(self._content, [tensor.index for tensor in self.outputs])
+        return read_output_steps(self.content, [tensor.index for tensor in self.outputs], self._session.subgraph)
 
     def weights(self) -> tuple[Weight, ...]:
         """The parameters of the file: kernels and biases, batch normalization folded in."""
-        return read_weights(self._content)
+        return read_weights(self.content)
 
-    def latency(self, runs: int = 50, warmup: int = 10) -> Latency:
-        """Times `runs` inferences of one sample, after `warmup` untimed ones.
+    def latency(self, runs: int = 50, warmup: int = 10, batch_size: int | None = None) -> Latency:
+        """Times `runs` inferences, after `warmup` untimed ones.
+
+        Args:
+            batch_size: samples in an inference; None is the file's own batch, one sample where it is left free.
 
         Raises:
-            InvalidArgumentError: if `runs` is not positive or `warmup` is negative.
+            InvalidArgumentError: if `runs` is not positive, `warmup` is negative, or the file does not take the batch.
         """
         if not isinstance(runs, int) or not isinstance(warmup, int) or runs < 1 or warmup < 0:
             raise InvalidArgumentError("`runs` is positive and `warmup` not negative.", received=f"{runs}, {warmup}")
-        self._feed([random_sample(spec, shape) for spec, shape in zip(self.inputs, self._own_shapes, strict=True)])
+        shapes = self._session.own_shapes if batch_size is None else self._shapes_of(batch_size)
+        infer = self._session.ready(
+            [random_sample(tensor, shape) for tensor, shape in zip(self.inputs, shapes, strict=True)]
+        )
         times = []
         for _ in range(warmup + runs):
             start = perf_counter()
-            self._interpreter.invoke()
+            infer()
             times.append(1000 * (perf_counter() - start))
         p10, median, p90 = (float(value) for value in np.percentile(times[warmup:], (10, 50, 90)))
-        return Latency(median, p10, p90, runs, self.num_threads)
+        return Latency(median, p10, p90, runs, self.num_threads, next(iter(shapes[0]), 1))
 
     def __repr__(self) -> str:
         sides = [", ".join(map(str, tensors)) for tensors in (self.inputs, self.outputs)]
@@ -194,44 +229,42 @@ class TFLiteModel:
 
     @property
     def _source(self) -> str:
-        return f"{len(self._content)} bytes" if self.path is None else f"'{self.path}'"
+        return f"{len(self.content)} bytes" if self.path is None else f"'{self.path}'"
 
-    def _keeps_batch(self, arrays: list[np.ndarray], batch: int) -> bool:
-        """False for a file that declares a free batch and yet fixes it inside, as a Reshape to a constant does."""
-        try:
-            outputs = self._run([array[:batch] for array in arrays])
-        except (ValueError, RuntimeError):
-            return batch == 1
-        return all(values.ndim > 0 and len(values) == batch for values in outputs)
+    @property
+    def _is_free(self) -> bool:
+        return all(tensor.shape[:1] == (None,) for tensor in self.inputs)
 
-    def _run_all(self, arrays: list[np.ndarray], step: int, verbose: int) -> list[np.ndarray]:
-        starts = range(0, len(arrays[0]), step)
-        parts = [self._run_batch([a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+    def _opened(self) -> Session:
+        return Session(self.content, self.signature, self.num_threads, self._source)
 
-    def _run_batch(self, arrays: list[np.ndarray], step: int) -> list[np.ndarray]:
-        """Runs one batch; a file with a fixed batch gets the last one filled up."""
-        count = len(arrays[0])
-        if not self._batches and count < step:
-            arrays = [np.concatenate([a, np.repeat(a[-1:], step - count, axis=0)]) for a in arrays]
-        return [values[:count] for values in self._run(arrays)]
+    def _opened_free(self) -> Session:
+        return Session(free_batch(self.content), self.signature, self.num_threads, self._source)
 
-    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        self._interpreter.reset_all_variables()  # a fused LSTM would carry its state from sample to sample
-        self._feed(arrays)
-        self._interpreter.invoke()
-        return [self._interpreter.get_tensor(spec.index) for spec in self.outputs]
+    def _shapes_of(self, batch_size: int) -> list[tuple[int, ...]]:
+        _check_batch_size(batch_size)
+        own = self._session.own_shapes
+        if not self._is_free and batch_size != own[0][0]:
+            raise InvalidArgumentError(
+                "A file with a batch of its own is timed with it.",
+                received=f"batch_size={batch_size} for a batch of {own[0][0]}",
+                fix="Export with `batch_size=None` to leave it free.",
+            )
+        return [(batch_size, *shape[1:]) for shape in own]
 
-    def _feed(self, arrays: list[np.ndarray]) -> None:
-        shapes = [array.shape for array in arrays]
-        if shapes != self._shapes:
-            self._shapes = []
-            for spec, shape in zip(self.inputs, shapes, strict=True):
-                self._interpreter.resize_tensor_input(spec.index, shape)
-            self._interpreter.allocate_tensors()
-            self._shapes = shapes
-        for spec, array in zip(self.inputs, arrays, strict=True):
-            self._interpreter.set_tensor(spec.index, array)
+    def _runs_in(self, arrays: list[np.ndarray], batch_size: int) -> tuple[Session, int]:
+        """The session to run `arrays` in, and how many samples at a time."""
+        own, count = self._session.own_shapes[0][0], len(arrays[0])
+        step = min(batch_size, count)
+        if own > 1 or step == 1:
+            return self._session, own
+        if self._batched is None:
+            if not self._is_free and (count < 2 * step or self.size_bytes > TRIED_UP_TO):
+                return self._session, own  # to try would take longer than to go sample by sample, or too much memory
+            openings = [self._opened] if self._is_free else [self._opened, self._opened_free]
+            like = None if self._is_free else self._session
+            self._batched = batched_session(openings, arrays, step, like) or self._session
+        return (self._session, own) if self._batched is self._session else (self._batched, step)
 
     def _structured(self, outputs: list[np.ndarray]) -> Any:
         if len(outputs) == 1:
@@ -248,39 +281,9 @@ def _read(path: Path) -> bytes:
         raise FileError("The .tflite file has to be readable.", received=f"'{path}': {error.strerror}") from error
 
 
-def _open(content: bytes, source: str, num_threads: int) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """An interpreter ready to run, its inputs and its outputs.
-
-    Given the content, the interpreter verifies the whole FlatBuffer before it reads any of it. A flipped bit in a name
-    shows as a UnicodeDecodeError, which is a ValueError.
-    """
-    from ai_edge_litert.interpreter import Interpreter
-
-    if content[4:8] != b"TFL3":
-        raise FileError(
-            "A .tflite file carries the mark TFL3 at its fifth byte.",
-            received=f"{source}, starts with {content[:8]!r}",
-            fix="Write one with `tfopt.export_tflite(model, path)`.",
-        )
-    try:
-        interpreter = Interpreter(model_content=content, num_threads=num_threads)
-        interpreter.allocate_tensors()
-        inputs = tensors_of(interpreter.get_input_details(), _names(interpreter, "get_input_details"))
-        outputs = tensors_of(interpreter.get_output_details(), _names(interpreter, "get_output_details"))
-    except (ValueError, RuntimeError) as error:
-        raise FileError(
-            "LiteRT has to be able to read the file.",
-            received=f"{source}: {str(error).strip()}",
-            fix="If it is truncated or corrupt, export it again; if an op is unknown, export with built-in ops only.",
-        ) from error
-    return interpreter, inputs, outputs
-
-
-def _names(interpreter: Any, details: str) -> dict[int, str]:
-    """`{tensor index: name}` in the first signature, empty for a file without one."""
-    signatures = list(interpreter.get_signature_list())
-    found = getattr(interpreter.get_signature_runner(signatures[0]), details)() if signatures else {}
-    return {detail["index"]: name for name, detail in found.items()}
+def _check_batch_size(batch_size: Any) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidArgumentError("`batch_size` is a positive int.", received=repr(batch_size))
 
 
 def _progress(starts: range, verbose: int) -> Iterable[int]:

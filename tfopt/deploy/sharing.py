@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flatbuffers
 
 BUFFER_ALIGNMENT = 16  # `force_align` of `Buffer.data` in LiteRT's schema
@@ -20,8 +22,13 @@ def share_vectors(content: bytes) -> bytes:
         return content
     from ai_edge_litert import schema_py_generated as schema
 
-    builder = _SharingBuilder(len(content))
-    builder.Finish(schema.ModelT.InitFromPackedBuf(content, 0).Pack(builder), b"TFL3")
+    return packed(schema.ModelT.InitFromPackedBuf(content, 0), len(content))
+
+
+def packed(model: Any, size: int = 1024) -> bytes:
+    """The file of a `ModelT`, equal vectors written once; `size` is about what to expect."""
+    builder = _SharingBuilder(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 

@@ -248,15 +248,19 @@ def strip(model):
         return tfmot().sparsity.keras.strip_pruning(clone)
 
 
-def convert(model, quantization: str = "none") -> bytes:
+def convert(
+    model, quantization: str = "none", batch_size: int | None = 1, io_types: tuple[str, str] = ("float32", "float32")
+) -> bytes:
     """The .tflite file of a tf_keras model; pruning wrappers are stripped first.
 
-    The file takes one sample at a time, shape `(1, ...)`; its outputs keep the order of the model's.
+    The outputs of the file keep the order of the model's.
 
     Args:
         model: a built Sequential or Functional tf_keras model.
         quantization: "none" (float32), "dynamic" (int8 weights) or "float16" for a float model; "int8" for a
-            quantization-aware one, whose float32 input and output stay.
+            quantization-aware one.
+        batch_size: of the file; None leaves it free.
+        io_types: dtypes of inputs and outputs of an int8 file: "float32", "int8" or "uint8".
 
     Raises:
         InvalidArgumentError: if `quantization` is unknown or does not go with the model.
@@ -271,11 +275,12 @@ def convert(model, quantization: str = "none") -> bytes:
     _check_quantization(model, quantization)
     if _wrapped(model, _pruning_wrapper()):
         model = strip(model)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([_inference(model)], model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([_inference(model, batch_size)], model)
     if quantization != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
+    converter.inference_input_type, converter.inference_output_type = (tf.as_dtype(name) for name in io_types)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # they are in the model
@@ -342,15 +347,15 @@ def _quantization_wrapper() -> tuple[type, ...]:
     return (tfmot().quantization.keras.QuantizeWrapper, layer)
 
 
-def _inference(model):
-    """One sample through the model, as a concrete function."""
+def _inference(model, batch_size: int | None):
+    """A batch through the model, as a concrete function."""
 
     @tf.function(autograph=False)
     def infer(*inputs):
         results = tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False))
         return {f"output_{index:03d}": result for index, result in enumerate(results)}
 
-    specs = [tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
+    specs = [tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
     return infer.get_concrete_function(*specs)
 
 

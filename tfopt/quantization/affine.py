@@ -6,6 +6,8 @@ convolution does both at once with a 32-bit bias, and its 8-bit kernel, one valu
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -46,10 +48,10 @@ def apply_affine(values, scale: np.ndarray, offset: np.ndarray):
     """
     shape = values.shape
     if len(shape) != 4:
-        values = tf.reshape(values, [shape[0], -1, 1, shape[-1]])
+        values = tf.reshape(values, [-1, math.prod(shape[1:-1]), 1, shape[-1]])
     kernel = tf.constant(scale.reshape(1, 1, -1, 1))
     values = tf.nn.depthwise_conv2d(values, kernel, [1, 1, 1, 1], "VALID") + tf.constant(offset)
-    return values if len(shape) == 4 else tf.reshape(values, shape)
+    return values if len(shape) == 4 else tf.reshape(values, [-1, *shape[1:]])
 
 
 def _batch_normalization(layer):

@@ -1,0 +1,143 @@
+"""Keras 3 models into the bytes of a .tflite file by LiteRT's converter. Nothing is written or run here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.lite.python.convert_phase import ConverterError
+
+from tfopt.core.data import input_batches
+from tfopt.core.errors import ExportError, InvalidArgumentError, first_line
+from tfopt.core.graph import walk_layers
+from tfopt.core.keras_internals import functional_of, input_names
+from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.rewrite import in_float32
+
+IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
+CALIBRATED_ON = 500  # samples, at most, of a float model that becomes int8
+
+
+def convert(
+    model: keras.Model,
+    kind: str,
+    data: Any,
+    io_types: tuple[str, str],
+    batch_size: int | None,
+    *,
+    encode: bool = False,
+) -> bytes:
+    """The model as the converter writes it.
+
+    Args:
+        model: a float model, or one with fake quantization whose ranges are set.
+        kind: `"none"`, `"dynamic"`, `"float16"` or `"int8"`.
+        data: what the ranges of a float model are taken from, for int8.
+        io_types: dtypes of inputs and outputs that are real numbers.
+        batch_size: of the file; None leaves it free.
+        encode: stores kernels with zeros in sparse encoding.
+
+    Raises:
+        ExportError: the converter refuses the model.
+        InvalidArgumentError: a float model is to become int8 without data.
+    """
+    model = in_float32(model)
+    with mode("export"):
+        function = _frozen(model, batch_size)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+    if kind != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if encode:
+        converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    if kind == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if kind == "int8":
+        # One range for a whole Dense kernel, as in TFMOT's scheme.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+        converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
+        if not is_quantized(model):
+            converter.representative_dataset = _representative(model, data, batch_size or 1)
+    return _run(converter, batch_size)
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """True for a model with the layers of `quantize`."""
+    return any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model))
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Names in the file, in the order of the flattened outputs: the keys of a dict of outputs, or numbers."""
+    structure = functional_of(model).output
+    if isinstance(structure, dict) and len(structure) == len(model.outputs):
+        return sorted(structure)
+    return [f"output_{index}" for index in range(len(model.outputs))]
+
+
+def _frozen(model: keras.Model, batch_size: int | None):
+    """The model's inference as a concrete function of constants.
+
+    With every weight a constant, the converter neither has to go through a SavedModel nor finds unfrozen variables.
+    """
+    constants = [(v, tf.constant(keras.ops.convert_to_numpy(v))) for v in model.variables]
+    structure = functional_of(model).input
+
+    @tf.function(autograph=False)
+    def infer(*inputs):
+        with keras.StatelessScope(state_mapping=constants):
+            outputs = keras.tree.flatten(model(keras.tree.pack_sequence_as(structure, inputs), training=False))
+        return dict(zip(output_names(model), outputs, strict=True))
+
+    specs = [
+        tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=name)
+        for name, tensor in zip(input_names(model), functional_of(model).inputs, strict=True)
+    ]
+    return infer.get_concrete_function(*specs)
+
+
+def _representative(model, data, batch_size: int):
+    if data is None:
+        raise InvalidArgumentError(
+            "An int8 file of a float model needs data to set the ranges of activations.",
+            received="data=None",
+            fix="Pass some hundred training samples as `data`, or use `tfopt.quantize` and `tfopt.calibrate` first.",
+        )
+
+    def batches():
+        for batch in input_batches(model, data, batch_size=batch_size, limit=max(CALIBRATED_ON, batch_size)):
+            rows = np.resize(np.arange(len(batch[0])), batch_size)  # the last batch starts over where it falls short
+            yield [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
+
+    return batches
+
+
+def _run(converter, batch_size: int | None) -> bytes:
+    """The converter's result without what it prints; its failure as an `ExportError`."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet_logs():
+            warnings.simplefilter("ignore")
+            return converter.convert()
+    except (ConverterError, tf.errors.OpError, RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(
+            "The LiteRT converter has to accept the model.",
+            received=first_line(error)[:300],
+            fix="Give the file a batch of its own, `batch_size=1`: recurrent layers, for one, cannot leave it free."
+            if batch_size is None
+            else "Leave the layer it names in float by `quantize(exclude=...)`, or replace it.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_logs():
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,63 @@
+"""What a file says about itself beside its model: the user's words, and what tfopt knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.version import VERSION
+from tfopt.deploy.verify import input_ranges
+
+TEXTS = ("name", "description", "version", "author", "license")
+OWN = "tfopt"  # key of what tfopt adds
+
+
+def check_metadata(metadata: Any) -> None:
+    """Raises unless `metadata` is None or a dict that can be written as JSON."""
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise InvalidArgumentError("`metadata` is a dict with texts as keys.", received=f"{metadata!r:.100}")
+    if OWN in metadata:
+        raise InvalidArgumentError(f"The key '{OWN}' of `metadata` is for what tfopt adds.", received=f"'{OWN}'")
+    for key in TEXTS:
+        if key in metadata and not isinstance(metadata[key], str):
+            raise InvalidArgumentError(f"`metadata['{key}']` is a text.", received=f"{metadata[key]!r:.100}")
+    labels = metadata.get("labels", [])
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise InvalidArgumentError(
+            "`metadata['labels']` is a list of texts, in the order of the outputs.", received=f"{labels!r:.100}"
+        )
+    try:
+        json.dumps(dict(metadata), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            "`metadata` holds what JSON can: texts, numbers, lists and dicts.",
+            received=str(error),
+            fix="Turn arrays into lists.",
+        ) from error
+
+
+def all_metadata(metadata: Mapping[str, Any] | None, parts: Mapping[str, tuple[Any, str]]) -> dict[str, Any] | None:
+    """The user's metadata with what tfopt knows: its version, quantization and input ranges of each signature.
+
+    Args:
+        metadata: of the user; None stays None.
+        parts: signature -> (model, kind of file).
+    """
+    if metadata is None:
+        return None
+    signatures = {
+        name: {
+            "quantization": kind,
+            "input_range": {key: list(bounds) for key, bounds in input_ranges(model).items()}
+            if isinstance(model, keras.Model)
+            else {},
+        }
+        for name, (model, kind) in parts.items()
+    }
+    return {**metadata, OWN: {"version": VERSION, "signatures": signatures}}
