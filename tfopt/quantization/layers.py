@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -12,6 +12,10 @@ from tfopt.core.modes import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
 from tfopt.quantization.ranges import ActivationRange
+
+if TYPE_CHECKING:
+    from tfopt.core.rewrite import Rewrite
+    from tfopt.quantization.scheme import Treatment
 
 
 def _with_signature(method: Any) -> Any:
@@ -122,6 +126,18 @@ class QuantizedLayer(QuantizedWrapper):
         self.affine = affine
         self.pre_activation = self.add_range("pre_activation") if activation else None
         self.output_range = self.add_range("output") if quantize_output else None
+
+    @classmethod
+    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite) -> QuantizedLayer:
+        """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
+        config = {"activation": "linear"} if wanted.activation else {}
+        return cls(
+            state.copy(layer, **config),
+            wanted.kernels,
+            activation=keras.activations.serialize(layer.activation) if wanted.activation else None,
+            quantize_output=wanted.output,
+            affine=wanted.affine,
+        )
 
     @_with_signature
     def call(self, inputs, training=None, **kwargs):

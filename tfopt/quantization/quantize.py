@@ -11,7 +11,7 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
-from tfopt.quantization import recurrent  # noqa: F401 - enters its wrapper classes
+from tfopt.quantization import recurrent, timedistributed  # noqa: F401 - they enter their wrapper classes
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
@@ -103,24 +103,14 @@ class _Plan:
         self.count += 1
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), FakeQuantize(name=f"{op.name}_range")]
-        if wanted.composite:
-            return composite_for(op).of(op, state)
-        config = {"activation": "linear"} if wanted.activation else {}
-        return QuantizedLayer(
-            state.copy(op, **config),
-            wanted.kernels,
-            activation=keras.activations.serialize(op.activation) if wanted.activation else None,
-            quantize_output=wanted.output,
-            affine=wanted.affine,
-        )
+        wrapper = composite_for(op)
+        return wrapper.of(op, state) if wrapper else QuantizedLayer.of(op, wanted, state)
 
     def _input(self, op, state):
         if id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
             return None
         readers = self.graphs[id(op)].consumers(op.output)
-        if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
-            return None
-        if any(masks_a_number(call.op) for call in readers):
+        if any(isinstance(call.op, keras.layers.Embedding) or masks_a_number(call.op) for call in readers):
             return None
         return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
 
