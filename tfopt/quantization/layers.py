@@ -86,8 +86,9 @@ class QuantizedWrapper(FakeQuantized, keras.layers.Wrapper):
         for activation_range in self._ranges.values():
             activation_range.build()
 
-    def compute_output_spec(self, inputs, training=None, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
+    def compute_output_spec(self, *args, **kwargs):
+        kwargs.pop("training", None)
+        return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask):
         return self.layer.compute_mask(inputs, previous_mask)

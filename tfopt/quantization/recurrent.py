@@ -153,7 +153,7 @@ def _time_first(values, backwards: bool):
 class _RecurrentComposite(Composite):
     """What the wrappers of recurrent layers share: their signature is that of Keras' recurrent layers."""
 
-    def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None):
+    def compute_output_spec(self, sequences, *args, **kwargs):
         return self.layer.compute_output_spec(sequences)
 
     def _cast(self, values):

@@ -66,7 +66,7 @@ class QuantizedTimeDistributed(Composite):
         batch, time = (inputs.shape[axis] or shape[axis] for axis in (0, 1))
         return tf.reshape(outputs, [batch, time, *outputs.shape[1:]])
 
-    def compute_output_spec(self, inputs, training=None, mask=None):
+    def compute_output_spec(self, inputs, *args, **kwargs):
         spec = self.layer.compute_output_spec(keras.KerasTensor((None, *inputs.shape[2:]), inputs.dtype))
         return keras.KerasTensor((*inputs.shape[:2], *spec.shape[1:]), spec.dtype)
 
