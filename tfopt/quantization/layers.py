@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -12,6 +12,10 @@ from tfopt.core.modes import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
 from tfopt.quantization.ranges import ActivationRange
+
+if TYPE_CHECKING:
+    from tfopt.core.rewrite import Rewrite
+    from tfopt.quantization.scheme import Treatment
 
 
 def _with_signature(method: Any) -> Any:
@@ -57,8 +61,52 @@ class FakeQuantize(FakeQuantized, keras.layers.Layer):
         return {"output": self.range}
 
 
+class QuantizedWrapper(FakeQuantized, keras.layers.Wrapper):
+    """What stands in the place of a Keras layer: holds it whole, with its weights, and owns ranges.
+
+    Args:
+        layer: the layer; its weights stay where they are, so that constraints on them go on holding.
+    """
+
+    wraps_layer = True
+
+    @_with_signature
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
+        self._ranges: dict[str, ActivationRange] = {}
+        self.supports_masking = layer.supports_masking
+
+    def add_range(self, name: str) -> ActivationRange:
+        """A new range, to be called in `__init__`; its weight is created when the layer is built."""
+        self._ranges[name] = ActivationRange(self, f"{name}_range")
+        return self._ranges[name]
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        for activation_range in self._ranges.values():
+            activation_range.build()
+
+    def compute_output_spec(self, *args, **kwargs):
+        kwargs.pop("training", None)
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        return config
+
+    def stripped(self, state):
+        return [state.copy(self.layer)]
+
+    def ranges(self):
+        return self._ranges
+
+
 @keras.saving.register_keras_serializable(package="tfopt")
-class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
+class QuantizedLayer(QuantizedWrapper):
     """A layer that runs with kernels rounded to 8 bits, and quantizes its output.
 
     The kernels themselves stay float weights, and are trained as such: the gradient passes the rounding unchanged.
@@ -71,23 +119,26 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         affine: whether the layer scales and shifts channels on its own, and is exported as one operation that does.
     """
 
-    wraps_layer = True
-
     @_with_signature
     def __init__(self, layer, kernels=None, activation=None, quantize_output=True, affine=False, **kwargs):
-        kwargs = {"name": layer.name, **kwargs, "dtype": "float32", "autocast": False}
         super().__init__(layer, **kwargs)
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
         self.activation = keras.activations.get(activation) if activation else None
         self.affine = affine
-        self.pre_activation = ActivationRange(self, "pre_activation_range") if activation else None
-        self.output_range = ActivationRange(self, "output_range") if quantize_output else None
-        self.supports_masking = layer.supports_masking
+        self.pre_activation = self.add_range("pre_activation") if activation else None
+        self.output_range = self.add_range("output") if quantize_output else None
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        for activation_range in self.ranges().values():
-            activation_range.build()
+    @classmethod
+    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite) -> QuantizedLayer:
+        """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
+        config = {"activation": "linear"} if wanted.activation else {}
+        return cls(
+            state.copy(layer, **config),
+            wanted.kernels,
+            activation=keras.activations.serialize(layer.activation) if wanted.activation else None,
+            quantize_output=wanted.output,
+            affine=wanted.affine,
+        )
 
     @_with_signature
     def call(self, inputs, training=None, **kwargs):
@@ -108,7 +159,9 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         rounded = {id(getattr(self.layer, name)): axes for name, axes in self.kernels.items()}
         variables = self.layer.variables
         values = [
-            _rounded(variable, rounded[id(variable)]) if id(variable) in rounded else tf.convert_to_tensor(variable)
+            rounded_kernel(variable, rounded[id(variable)])
+            if id(variable) in rounded
+            else tf.convert_to_tensor(variable)
             for variable in variables
         ]
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
@@ -119,17 +172,9 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
                 variable.assign(after)
         return outputs
 
-    def compute_output_spec(self, inputs, training=None, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
-
-    def compute_mask(self, inputs, previous_mask):
-        return self.layer.compute_mask(inputs, previous_mask)
-
     def get_config(self):
-        config = super().get_config()
-        config.pop("dtype")
         return {
-            **config,
+            **super().get_config(),
             "kernels": {name: list(axes) for name, axes in self.kernels.items()},
             "activation": keras.activations.serialize(self.activation) if self.activation else None,
             "quantize_output": self.output_range is not None,
@@ -140,15 +185,12 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
         config = {"activation": keras.activations.serialize(self.activation)} if self.activation else {}
         return [state.copy(self.layer, **config)]
 
-    def ranges(self):
-        found = {"pre_activation": self.pre_activation, "output": self.output_range}
-        return {name: part for name, part in found.items() if part is not None}
 
-
-def _rounded(kernel: keras.Variable, channel_axes: tuple[int, ...]):
-    """The kernel in 8 bits; in an export a constant, which the converter then turns into the same integers."""
+def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None)):
+    """The kernel (or some columns of it) in 8 bits; in an export a constant, which the converter then turns into the
+    same integers."""
     if not in_mode("export"):
-        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel), channel_axes)
+        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel)[..., columns], channel_axes)
     stored = keras.ops.convert_to_numpy(kernel)
     with tf.init_scope():
-        return fakequant.fake_quantize_kernel(tf.constant(stored), channel_axes)
+        return fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes)

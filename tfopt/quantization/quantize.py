@@ -11,8 +11,10 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
+from tfopt.quantization import recurrent, timedistributed  # noqa: F401 - they enter their wrapper classes
+from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.scheme import Treatment, treatment
+from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
 
 CHOSEN = "left out by `include` or `exclude`"
 
@@ -101,20 +103,14 @@ class _Plan:
         self.count += 1
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), FakeQuantize(name=f"{op.name}_range")]
-        config = {"activation": "linear"} if wanted.activation else {}
-        return QuantizedLayer(
-            state.copy(op, **config),
-            wanted.kernels,
-            activation=keras.activations.serialize(op.activation) if wanted.activation else None,
-            quantize_output=wanted.output,
-            affine=wanted.affine,
-        )
+        wrapper = composite_for(op)
+        return wrapper.of(op, state) if wrapper else QuantizedLayer.of(op, wanted, state)
 
     def _input(self, op, state):
         if id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
             return None
         readers = self.graphs[id(op)].consumers(op.output)
-        if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
+        if any(isinstance(call.op, keras.layers.Embedding) or masks_a_number(call.op) for call in readers):
             return None
         return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
 
@@ -127,7 +123,7 @@ class _Plan:
         """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
         graph = self.graphs[id(op)]
         tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
-        if len(tensors) != 1 or graph.is_output(tensors[0]):
+        if len(tensors) != 1 or graph.is_output(tensors[0]) or not keras.backend.is_float_dtype(tensors[0].dtype):
             return False
         prefix = state.path.removesuffix(op.name)
         readers = [call.op for call in graph.consumers(tensors[0]) if not isinstance(call.op, keras.Model)]

@@ -14,6 +14,7 @@ from keras import layers as kl
 from tfopt.core.catalog import Output, activation_output, entry_of
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
+from tfopt.quantization.composites import composite_for
 
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
@@ -26,6 +27,7 @@ class Treatment:
     activation: str | None = None
     output: bool = False
     affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
+    composite: bool = False  # has a wrapper class of its own, see `composites.py`
     reason: str = ""  # why it stays float
 
     @property
@@ -35,11 +37,18 @@ class Treatment:
     @property
     def is_plain(self) -> bool:
         """Nothing to add: the op moves values, or its follower quantizes for it."""
-        return not (self.kernels or self.activation or self.output or self.affine)
+        return not (self.kernels or self.activation or self.output or self.affine or self.composite)
 
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
+    wrapper = composite_for(op)
+    if wrapper is not None:
+        return Treatment({}, composite=True, reason=wrapper.float_reason(op))
+    if not _gives_floats(op, graph):
+        return Treatment({})
+    if masks_a_number(op):
+        return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
     entry = entry_of(op)
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
@@ -55,6 +64,11 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
+
+
+def masks_a_number(op: keras.Operation) -> bool:
+    """True for a masking layer that looks for another value than zero, which rounding would change."""
+    return isinstance(op, kl.Masking) and op.mask_value != 0
 
 
 def activation_name(op: keras.Operation) -> str | None:
@@ -90,6 +104,12 @@ def is_rectifier(op: keras.Operation) -> bool:
     if isinstance(op, kl.Activation):
         return activation_name(op) in ("relu", "relu6")
     return _is_op(op, "Relu") or _is_op(op, "Relu6")
+
+
+def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
+    """False for ops that compute masks or indices."""
+    tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return not tensors or any(keras.backend.is_float_dtype(tensor.dtype) for tensor in tensors)
 
 
 def _has_kernels(op: keras.Operation) -> bool:

@@ -1,0 +1,58 @@
+"""Layers that compute in several steps, as an LSTM does: each class has a wrapper class that computes them in 8 bits.
+
+A wrapper repeats the maths of its layer on rounded kernels, with a range at each inner tensor that becomes integers in
+the file. The layer stays inside, whole, and owns the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+
+from tfopt.core.rewrite import Rewrite
+from tfopt.quantization.layers import QuantizedWrapper, rounded_kernel
+
+
+class Composite(QuantizedWrapper):
+    """Base of the wrapper classes. A subclass names its ranges in `__init__`, by `add_range`, and defines `call`."""
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **kwargs)
+        self.activity_regularizer = getattr(layer, "activity_regularizer", None)
+
+    @classmethod
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
+        """Why this layer, with these options, stays float, and what to do about it; empty if it runs as integers."""
+        return ""
+
+    @classmethod
+    def of(cls, layer: keras.layers.Layer, state: Rewrite) -> keras.layers.Layer:
+        """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
+        return cls(state.copy(layer))
+
+    def rounded(self, kernel: keras.Variable, channel_axes: tuple[int, ...] = ()):
+        """A kernel in 8 bits, by default with one range, as LiteRT wants it of a matrix product."""
+        return rounded_kernel(kernel, channel_axes)
+
+    def rounded_parts(self, kernel: keras.Variable, columns: int) -> list:
+        """The first `columns` of a kernel and the others, each in 8 bits with a range of its own."""
+        return [rounded_kernel(kernel, (), part) for part in (slice(columns), slice(columns, None))]
+
+
+_COMPOSITES: dict[type, type[Composite]] = {}
+
+
+def composite(*layer_classes: type) -> Callable[[type[Composite]], type[Composite]]:
+    """Class decorator: enters a wrapper class for `layer_classes`, and makes it known to Keras' loading of models."""
+
+    def decorate(cls: type[Composite]) -> type[Composite]:
+        _COMPOSITES.update(dict.fromkeys(layer_classes, cls))
+        return keras.saving.register_keras_serializable(package="tfopt")(cls)
+
+    return decorate
+
+
+def composite_for(op: keras.Operation) -> type[Composite] | None:
+    """The wrapper class for a layer, None if there is none. A subclass may compute something else: it has none."""
+    return _COMPOSITES.get(type(op))
