@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from tfopt.deploy.runner import TFLiteModel
 
 RANDOM_SAMPLES = 8  # compared where no data is given
 BATCH_SIZE = 32
+NARROWEST_RANGE = 1e-6  # to which the converter widens the range of 8-bit tensors
 
 Samples = dict[str, np.ndarray]
 
@@ -81,8 +83,9 @@ def checked(
     """
     measured = []
     for (name, got), step in zip(outputs.items(), steps, strict=True):
-        want = wanted[name]
-        difference = float(np.mean(np.abs(got.astype(np.float32) - want)))
+        _check_width(step)
+        want = wanted[name].astype(np.float64)  # sums of values near the end of float32 overflow in it
+        difference = float(np.mean(np.abs(got - want)))
         deviation = float(np.mean(np.abs(want - np.mean(want))))
         allowed = max(fraction * deviation, step, 1e-6 * max(1.0, float(np.max(np.abs(want)))))
         measured.append((difference / allowed, difference, allowed))
@@ -94,6 +97,16 @@ def checked(
                 "`quantize(exclude=...)`, or raise `tolerance`. Nothing was written.",
             )
     return max(measured)[1:]
+
+
+def _check_width(step: float) -> None:
+    """Raises where the converter has widened the range of an output, which then is no longer the model's."""
+    if math.isclose(step, NARROWEST_RANGE / 255, rel_tol=1e-3):
+        raise ExportError(
+            f"LiteRT has no range narrower than {NARROWEST_RANGE:g}, and that of an output has to be wider.",
+            received="an output of smaller values",
+            fix="Multiply the outputs, or the weights of the last layer, by a constant.",
+        )
 
 
 def differences(

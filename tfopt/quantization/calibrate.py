@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
 from tfopt.core.data import input_batches
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.graph import check_model, walk_layers
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
@@ -33,7 +34,7 @@ def calibrate(
 
     Raises:
         InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
-        NonFiniteError: NaN or infinity in the data.
+        NonFiniteError: NaN or infinity in the data, or in what a layer computes from it.
 
     Example:
         >>> import numpy as np
@@ -64,7 +65,24 @@ def calibrate(
         observe(
             *[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs, strict=True)]
         )
+    _check_ranges(calibrated)
     return calibrated
+
+
+def _check_ranges(model: keras.Model) -> None:
+    overflowing = [
+        f"{path}/{name}"
+        for path, layer in walk_layers(model)
+        if isinstance(layer, FakeQuantized)
+        for name, activation_range in layer.ranges().items()
+        if not np.isfinite(np.subtract(*activation_range.bounds(), dtype=np.float32))
+    ]
+    if overflowing:
+        raise NonFiniteError(
+            "What the layers compute has to be finite in float32, and so has the width of its range.",
+            received=f"NaN, infinity or a range too wide, first of '{overflowing[0]}'",
+            fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
+        )
 
 
 def _reset(model: keras.Model) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import tensorflow as tf
 
 EMA_DECAY = 0.999  # of the moving average of activation ranges, as in TFMOT
+STEPS = 255  # of an activation's range in 8 bits
+NARROWEST = 1e-35  # of a range: its 255th is still a normal float32, smaller ones become 0 in the processor
 
 
 def weight_range(weights, per_channel: bool):
     """Symmetric range of a kernel, `(low, high)`: scalars, or one a channel of the last axis. No gradient passes.
+
+    Weights too small to be rounded in float32 have the range (0, 0), in which they become zero.
 
     Example:
         >>> low, high = weight_range(tf.constant([[1.0, -3.0], [-2.0, 0.5]]), per_channel=True)
@@ -22,11 +26,12 @@ def weight_range(weights, per_channel: bool):
     """
     axes = list(range(len(weights.shape) - 1)) if per_channel else None
     high = tf.stop_gradient(tf.reduce_max(tf.abs(weights), axis=axes))
+    high = tf.where(high < NARROWEST, 0.0, high)
     return -high, high
 
 
 def observed_range(values):
-    """Range of a batch of activations, `(low, high)`, widened to hold zero; (0, 1) where all values are zero.
+    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all values are all but zero.
 
     Example:
         >>> [float(x) for x in observed_range(tf.constant([2.0, 5.0]))]
@@ -34,7 +39,7 @@ def observed_range(values):
     """
     low = tf.minimum(tf.reduce_min(values), 0.0)
     high = tf.maximum(tf.reduce_max(values), 0.0)
-    return tf.stop_gradient(low), tf.stop_gradient(tf.where(low == high, 1.0, high))
+    return tf.stop_gradient(low), tf.stop_gradient(tf.where(high - low < NARROWEST, 1.0, high))
 
 
 def moving_range(low, high, batch_low, batch_high):
@@ -59,6 +64,12 @@ def widest_range(low, high, batch_low, batch_high):
     return tf.minimum(low, batch_low), tf.maximum(high, batch_high)
 
 
+def first_range(low, high, batch_low, batch_high):
+    """The range as it is, and the batch's in place of an unset one: where the optimizer trains the range."""
+    unset = is_unset(low, high)
+    return tf.where(unset, batch_low, low), tf.where(unset, batch_high, high)
+
+
 def is_unset(low, high):
     """A range of zero width has seen no data; `observed_range` never gives one."""
     return tf.equal(low, high)
@@ -79,6 +90,51 @@ def fake_quantize(values, low, high, *, narrow: bool = False):
     if len(getattr(low, "shape", ())) == 0:
         return tf.quantization.fake_quant_with_min_max_vars(values, low, high, narrow_range=narrow)
     return tf.quantization.fake_quant_with_min_max_vars_per_channel(values, low, high, narrow_range=narrow)
+
+
+@tf.custom_gradient
+def fake_quantize_learned(values, low, high):
+    """`fake_quantize`, with the gradients of learned step size quantization for the bounds of the range.
+
+    Rounding has the gradient of the identity (straight-through), so that with the step `s = (high - low) / 255` a
+    value `v` that became `w` passes on `(w - v) / s` to `s`, a clipped one 1 to its bound. That is LSQ's gradient for
+    a range from zero, and LSQ+'s for one that holds both signs; a bound of zero stays zero. LSQ trains the step, here
+    the bounds are trained: the gradients are multiplied by 255^2, with which a plain gradient step moves them as far
+    as LSQ moves 255 steps, and by LSQ's `1 / sqrt(255 n)`, with n values a sample.
+
+    Args:
+        values: float32 tensor, samples first.
+        low, high: float32 scalars, `low <= 0 <= high` and `low < high`.
+
+    Source: Esser et al. 2020, https://arxiv.org/abs/1902.08153, sections 2.1 and 2.2; Bhalgat et al. 2020 (LSQ+),
+    https://arxiv.org/abs/2004.09576, section 3.1.
+
+    Example:
+        >>> high = tf.constant(255.0)
+        >>> with tf.GradientTape() as tape:
+        ...     tape.watch(high)
+        ...     rounded = fake_quantize_learned(tf.constant([[3.25, 300.0]]), tf.constant(0.0), high)
+        >>> rounded.numpy().tolist(), round(float(tape.gradient(rounded, high)) / 255**1.5 * 2**0.5, 4)
+        ([[3.0, 255.0]], 0.999)
+    """
+    rounded = fake_quantize(values, low, high)
+
+    def gradient(upstream):
+        step = (high - low) / STEPS
+        zero = tf.round(-low / step)
+        above, below = values > (STEPS - zero) * step, values < -zero * step
+        by_step = tf.where(tf.logical_or(above, below), 0.0, upstream * (rounded - values) / (high - low))
+        to_low = tf.reduce_sum(tf.where(below, upstream, -by_step))
+        to_high = tf.reduce_sum(tf.where(above, upstream, by_step))
+        features = tf.cast(tf.size(values) // tf.shape(values)[0], tf.float32)
+        scale = STEPS**2 / tf.sqrt(STEPS * features)
+        return (
+            tf.where(tf.logical_or(above, below), 0.0, upstream),
+            tf.where(low < 0, to_low * scale, 0.0),
+            tf.where(high > 0, to_high * scale, 0.0),
+        )
+
+    return rounded, gradient
 
 
 def fake_quantize_kernel(kernel, channel_axes: tuple[int, ...]):

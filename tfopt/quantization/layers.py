@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.modes import FakeQuantized, in_mode
+from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
-from tfopt.quantization.ranges import ActivationRange
+from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
     from tfopt.core.rewrite import Rewrite
@@ -25,11 +25,12 @@ def _with_signature(method: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class FakeQuantize(FakeQuantized, keras.layers.Layer):
+class FakeQuantize(RangeOwner, keras.layers.Layer):
     """Rounds activations to 8 bits within a range that follows the data during training.
 
     Args:
         observer: `"moving_average"` of the batches' ranges, or `"all_values"`, the widest range seen.
+        kwargs: of `RangeOwner` and `keras.layers.Layer`.
 
     Input and output: tensors of the same shape and dtype.
     """
@@ -61,7 +62,7 @@ class FakeQuantize(FakeQuantized, keras.layers.Layer):
         return {"output": self.range}
 
 
-class QuantizedWrapper(FakeQuantized, keras.layers.Wrapper):
+class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
     """What stands in the place of a Keras layer: holds it whole, with its weights, and owns ranges.
 
     Args:
@@ -117,19 +118,38 @@ class QuantizedLayer(QuantizedWrapper):
         activation: name of an activation function to apply behind the layer; a range is put between the two.
         quantize_output: whether the output gets a range.
         affine: whether the layer scales and shifts channels on its own, and is exported as one operation that does.
+        freeze_batch_norm_after: around batch normalization: after so many calls in training it normalizes by its
+            moving statistics, which stay as they are; None never.
+        kwargs: of `RangeOwner` and `keras.layers.Layer`.
     """
 
     @_with_signature
-    def __init__(self, layer, kernels=None, activation=None, quantize_output=True, affine=False, **kwargs):
+    def __init__(
+        self,
+        layer,
+        kernels=None,
+        activation=None,
+        quantize_output=True,
+        affine=False,
+        freeze_batch_norm_after=None,
+        **kwargs,
+    ):
         super().__init__(layer, **kwargs)
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
         self.activation = keras.activations.get(activation) if activation else None
         self.affine = affine
+        self.freeze_batch_norm_after = freeze_batch_norm_after
         self.pre_activation = self.add_range("pre_activation") if activation else None
         self.output_range = self.add_range("output") if quantize_output else None
 
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.statistics_frozen = None
+        if self.freeze_batch_norm_after is not None:
+            self.statistics_frozen = BatchCount(self, "statistics_batches", self.freeze_batch_norm_after)
+
     @classmethod
-    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite) -> QuantizedLayer:
+    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite, **options) -> QuantizedLayer:
         """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
         config = {"activation": "linear"} if wanted.activation else {}
         return cls(
@@ -138,11 +158,15 @@ class QuantizedLayer(QuantizedWrapper):
             activation=keras.activations.serialize(layer.activation) if wanted.activation else None,
             quantize_output=wanted.output,
             affine=wanted.affine,
+            **options,
         )
 
     @_with_signature
     def call(self, inputs, training=None, **kwargs):
-        outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
+        if self.statistics_frozen is not None and training and self.trainable:
+            outputs = self._normalize(inputs, self.statistics_frozen.reached(), **kwargs)
+        else:
+            outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
             outputs = self.activation(self.pre_activation(outputs, training))
         if self.output_range is not None:
@@ -172,6 +196,25 @@ class QuantizedLayer(QuantizedWrapper):
                 variable.assign(after)
         return outputs
 
+    def _normalize(self, inputs, frozen, **kwargs):
+        """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""
+        statistics = self.layer.non_trainable_variables
+
+        def run(training):
+            # Replicas agree on what is assigned, which TensorFlow does not allow inside a branch.
+            with keras.StatelessScope() as scope:
+                outputs = self.layer(inputs, training=training, **kwargs)
+            updated = [scope.get_current_value(variable) for variable in statistics]
+            return outputs, [
+                tf.convert_to_tensor(variable if value is None else value)
+                for variable, value in zip(statistics, updated, strict=True)
+            ]
+
+        outputs, values = tf.cond(frozen, lambda: run(False), lambda: run(True))
+        for variable, value in zip(statistics, values, strict=True):
+            variable.assign(value)
+        return outputs
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -179,6 +222,7 @@ class QuantizedLayer(QuantizedWrapper):
             "activation": keras.activations.serialize(self.activation) if self.activation else None,
             "quantize_output": self.output_range is not None,
             "affine": self.affine,
+            "freeze_batch_norm_after": self.freeze_batch_norm_after,
         }
 
     def stripped(self, state):

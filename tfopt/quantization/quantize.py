@@ -15,6 +15,7 @@ from tfopt.quantization import recurrent, timedistributed  # noqa: F401 - they e
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
+from tfopt.quantization.training import Training
 
 CHOSEN = "left out by `include` or `exclude`"
 
@@ -25,6 +26,9 @@ def quantize(
     *,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
+    freeze_ranges_after: int | None = None,
+    freeze_batch_norm_after: int | None = None,
+    learn_ranges: bool = False,
 ) -> keras.Model:
     """Returns a copy of `model` that computes as its int8 .tflite will; train it on, or `calibrate` it, then export.
 
@@ -37,21 +41,32 @@ def quantize(
         scheme: `"int8"`.
         include: layer names or globs to quantize; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs to leave in float.
+        freeze_ranges_after: after so many training batches the activation ranges stay as they are; 0 takes those of
+            `calibrate`, or of the first batch. Each batch counts, also where gradients are accumulated; a resumed
+            training goes on counting. None never freezes them.
+        freeze_batch_norm_after: after so many training batches batch normalization normalizes by its moving mean and
+            variance, as in inference, and these stay as they are; its scale and offset train on. None never does.
+        learn_ranges: True trains the activation ranges with the weights, by the gradients of learned step size
+            quantization (LSQ), from those of `calibrate` or of the first batch on. Ranges of model inputs still follow
+            the data, kernels keep the range of their weights. The optimizer's weight decay, if any, shrinks ranges too.
 
     Returns:
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
         original's copy. Pruning masks go with the weights. The input model is not changed.
 
     Raises:
-        InvalidArgumentError: unknown scheme or layer name.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        InvalidArgumentError: unknown scheme or layer name, a number of batches that is none, both
+            `freeze_ranges_after` and `learn_ranges`.
+        UnsupportedModelError: a subclassed or unbuilt model; synchronized batch normalization to freeze.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no layer to quantize, or the model is quantized already.
 
     Warns:
         Once, with the layers that stay float and why.
 
-    Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877; TFMOT `quantization/keras/default_8bit`.
+    Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877; TFMOT `quantization/keras/default_8bit`. Freezing:
+    Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342, section 3.2. LSQ: Esser et al. 2020,
+    https://arxiv.org/abs/1902.08153.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
@@ -59,7 +74,9 @@ def quantize(
         >>> [layer.name for layer in quantized.layers[1:]] == [layer.name for layer in model.layers]
         True
     """
+    training = Training(freeze_ranges_after, freeze_batch_norm_after, learn_ranges)
     if tfmot.is_tf_keras_model(model):
+        training.check_default()
         return tfmot.quantize(model, include=include, exclude=exclude)
     check_model(model)
     if scheme != "int8":
@@ -72,7 +89,7 @@ def quantize(
             "The model is quantized already.", received=f"'{model.name}'", fix="`tfopt.strip(model)` undoes it."
         )
     check_finite(model)
-    plan = _Plan(model, included, excluded)
+    plan = _Plan(model, included, excluded, training)
     quantized = rewrite(model, plan.replace)
     plan.report(model)
     return quantized
@@ -81,8 +98,9 @@ def quantize(
 class _Plan:
     """Decides for each op of a model and of its nested models, and remembers what stays float."""
 
-    def __init__(self, model: keras.Model, included: list[str], excluded: list[str]):
+    def __init__(self, model: keras.Model, included: list[str], excluded: list[str], training: Training):
         self.included, self.excluded = included, excluded
+        self.training = training.of(model)
         self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
         self.float_layers: list[str] = []
@@ -97,14 +115,20 @@ class _Plan:
         if wanted.is_float:
             if wanted.reason != CHOSEN:
                 self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
-            return [state.copy(op), FakeQuantize(name=f"{op.name}_range")] if self._feeds_integers(op, state) else None
-        if wanted.is_plain:
+            return [state.copy(op), self._range_behind(op)] if self._feeds_integers(op, state) else None
+        options = self.training.layer_arguments(op, state.path)
+        if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
-        self.count += 1
+        self.count += not wanted.is_plain
         if not isinstance(op, keras.layers.Layer):
-            return [state.copy(op), FakeQuantize(name=f"{op.name}_range")]
+            return [state.copy(op), self._range_behind(op)]
         wrapper = composite_for(op)
-        return wrapper.of(op, state) if wrapper else QuantizedLayer.of(op, wanted, state)
+        if wrapper is not None:
+            return wrapper.of(op, state).with_training(**options)
+        return QuantizedLayer.of(op, wanted, state, **options)
+
+    def _range_behind(self, op, observer: str = "moving_average") -> FakeQuantize:
+        return FakeQuantize(observer, name=f"{op.name}_range", **self.training.range_arguments(op))
 
     def _input(self, op, state):
         if id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
@@ -112,7 +136,7 @@ class _Plan:
         readers = self.graphs[id(op)].consumers(op.output)
         if any(isinstance(call.op, keras.layers.Embedding) or masks_a_number(call.op) for call in readers):
             return None
-        return [state.copy(op), FakeQuantize("all_values", name=f"{op.name}_range")]
+        return [state.copy(op), self._range_behind(op, "all_values")]
 
     def _treatment(self, op, path: str) -> Treatment:
         if not is_selected(path, self.included, self.excluded):

@@ -1,28 +1,67 @@
-"""The range of one activation tensor: follows the data, and rounds to 8 bits."""
+"""The range of one activation tensor: follows the data or is trained, and rounds to 8 bits."""
 
 from __future__ import annotations
 
 import keras
 import tensorflow as tf
 
-from tfopt.core.modes import in_mode
+from tfopt.core.modes import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
 
 
+class RangeOwner(FakeQuantized):
+    """What the layers with activation ranges have in common: how these ranges are trained.
+
+    Args:
+        freeze_ranges_after: after so many calls in training the ranges stay as they are; None never.
+        learn_ranges: whether the optimizer trains the ranges, in place of a moving average.
+    """
+
+    def __init__(self, *args, freeze_ranges_after: int | None = None, learn_ranges: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.with_training(freeze_ranges_after, learn_ranges)
+
+    def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> RangeOwner:
+        """Sets how the ranges are trained, before the layer is built."""
+        self.freeze_ranges_after, self.learn_ranges = freeze_ranges_after, learn_ranges
+        return self
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "freeze_ranges_after": self.freeze_ranges_after,
+            "learn_ranges": self.learn_ranges,
+        }
+
+
 class ActivationRange:
-    """Range of one tensor, a weight `[low, high]` of the layer that owns it: follows the data and rounds to 8 bits.
+    """Range of one tensor, a weight `[low, high]` of the layer that owns it: rounds the tensor to 8 bits.
 
     Both bounds are 0 until data was seen; values then pass unchanged.
     """
 
-    def __init__(self, owner: keras.layers.Layer, name: str, observer: str = "moving_average"):
-        self.owner, self.name = owner, name
-        self.follow = fakequant.widest_range if observer == "all_values" else fakequant.moving_range
+    def __init__(self, owner: RangeOwner, name: str, observer: str = "moving_average"):
+        self.owner, self.name, self.observer = owner, name, observer
 
     def build(self):
+        # What arrives at the model's inputs is not to be clipped, so their range is the widest seen, never learned.
+        self.learned = self.owner.learn_ranges and self.observer != "all_values"
+        self.follow = {
+            "all_values": fakequant.widest_range,
+            "moving_average": fakequant.first_range if self.learned else fakequant.moving_range,
+        }[self.observer]
         self.weight = self.owner.add_weight(
-            shape=(2,), initializer=_unset, trainable=False, name=self.name, aggregation="only_first_replica"
+            shape=(2,),
+            initializer=_unset,
+            trainable=self.learned,
+            constraint=HoldsZero() if self.learned else None,
+            name=self.name,
+            aggregation="only_first_replica",
         )
+        setattr(self.owner, f"{self.name}_weight", self.weight)  # `tf.train.Checkpoint` saves what is an attribute
+        self.frozen = None
+        if self.owner.freeze_ranges_after is not None:
+            self.frozen = BatchCount(self.owner, f"{self.name}_batches", self.owner.freeze_ranges_after)
 
     def __call__(self, inputs, training):
         values = tf.cast(inputs, tf.float32)
@@ -30,18 +69,28 @@ class ActivationRange:
             return fakequant.fake_quantize(values, *(tf.constant(bound) for bound in self.bounds()))
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
-            self._move(low, high, values, fakequant.widest_range)
+            self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(values)))
             return inputs
         if training and self.owner.trainable:
-            low, high = self._move(low, high, values, self.follow)
-            return tf.cast(fakequant.fake_quantize(values, low, high), inputs.dtype)
+            low, high = self._moved(low, high, values)
+            rounding = fakequant.fake_quantize_learned if self.learned else fakequant.fake_quantize
+            return tf.cast(rounding(values, low, high), inputs.dtype)
         rounded = fakequant.fake_quantize(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
 
-    def _move(self, low, high, values, follow):
-        low, high = follow(low, high, *fakequant.observed_range(values))
-        self.weight.assign(tf.stack([low, high]))
-        return low, high
+    def _moved(self, low, high, values):
+        """The range for this batch of a training, stored where it is one to keep."""
+        moved_low, moved_high = self.follow(low, high, *fakequant.observed_range(values))
+        if self.frozen is not None:
+            stays = tf.logical_and(self.frozen.reached(), tf.logical_not(fakequant.is_unset(low, high)))
+            moved_low, moved_high = tf.where(stays, low, moved_low), tf.where(stays, high, moved_high)
+        # Loss scaling skips a batch that overflows; the range has to forget it too.
+        finite = tf.math.is_finite(moved_high - moved_low)
+        self._assign(tf.where(finite, moved_low, low), tf.where(finite, moved_high, high))
+        return moved_low, moved_high
+
+    def _assign(self, low, high) -> None:
+        self.weight.assign(tf.stop_gradient(tf.stack([low, high])))
 
     def bounds(self) -> tuple[float, float]:
         low, high = keras.ops.convert_to_numpy(self.weight)
@@ -49,6 +98,34 @@ class ActivationRange:
 
     def reset(self) -> None:
         self.weight.assign([0.0, 0.0])
+
+
+class BatchCount:
+    """Counts the calls of a layer in training, in a weight of the layer: a resumed training goes on counting.
+
+    A layer does not see its optimizer, so that with accumulated gradients each batch counts, not each update.
+    """
+
+    def __init__(self, owner: keras.layers.Layer, name: str, limit: int):
+        self.limit = limit
+        self.weight = owner.add_weight(
+            shape=(), initializer="zeros", dtype="int64", trainable=False, name=name, aggregation="only_first_replica"
+        )
+        setattr(owner, f"{name}_weight", self.weight)
+
+    def reached(self):
+        """Whether as many calls were counted before this one; counts this one."""
+        count = tf.convert_to_tensor(self.weight)
+        self.weight.assign(count + 1)
+        return count >= self.limit
+
+
+class HoldsZero(keras.constraints.Constraint):
+    """Keeps zero within a learned range `[low, high]`."""
+
+    def __call__(self, value):
+        low, high = tf.unstack(tf.convert_to_tensor(value))
+        return tf.stack([tf.minimum(low, 0.0), tf.maximum(high, 0.0)])
 
 
 def _unset(shape, dtype):

@@ -53,6 +53,11 @@ class QuantizedTimeDistributed(Composite):
         self.supports_masking = True
         self.hands_mask_on = "mask" in inspect.signature(layer.layer.call).parameters
 
+    def with_training(self, freeze_ranges_after=None, learn_ranges=False):
+        if freeze_ranges_after is not None or learn_ranges:
+            self.layer.with_training(freeze_ranges_after, learn_ranges)  # the ranges are those of the layer inside
+        return super().with_training(freeze_ranges_after, learn_ranges)
+
     def build(self, input_shape):
         super().build((None, *input_shape[2:]))
 
