@@ -11,6 +11,7 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
+from tfopt.quantization import attention, einsum, normalization, separable  # noqa: F401 - they enter their layers
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, treatment
@@ -99,13 +100,18 @@ class _Plan:
             return [state.copy(op), FakeQuantize(name=f"{op.name}_range")] if self._feeds_integers(op, state) else None
         if wanted.is_plain:
             return None
-        self.count += 1
+        wrapper = composite_for(op) or QuantizedLayer
+        inside = wrapper.float_inside(op)
+        if inside:
+            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {inside})")
+        else:
+            self.count += 1
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), FakeQuantize(name=f"{op.name}_range")]
         if wanted.composite:
-            return composite_for(op).of(op, state)
+            return wrapper.of(op, state)
         config = {"activation": "linear"} if wanted.activation else {}
-        return QuantizedLayer(
+        return wrapper(
             state.copy(op, **config),
             wanted.kernels,
             activation=keras.activations.serialize(op.activation) if wanted.activation else None,
