@@ -12,7 +12,7 @@ from tfopt.core.keras_internals import sublayers
 from tfopt.core.modes import FakeQuantized
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
-KERNELS = ("kernel", "embeddings")
+KERNELS = {kl.Dense: "kernel", kl.EinsumDense: "kernel", kl.Embedding: "embeddings", kl.AdditiveAttention: "scale"}
 
 
 def quietly(model, **options):
@@ -27,10 +27,9 @@ def with_rounded_kernels(model):
     copy.set_weights(model.get_weights())
     for _, layer in walk_layers(copy):
         for part in sublayers(layer):
-            if isinstance(part, (kl.Dense, kl.EinsumDense)):
-                part.kernel.assign(fake_quantize_kernel(part.kernel.numpy(), ()))
-            if isinstance(part, kl.AdditiveAttention):
-                part.scale.assign(fake_quantize_kernel(part.scale.numpy(), ()))
+            name = KERNELS.get(type(part))
+            if name and getattr(part, name) is not None:
+                getattr(part, name).assign(fake_quantize_kernel(getattr(part, name).numpy(), ()))
     return copy
 
 
@@ -118,14 +117,153 @@ def inputs_for(model, samples=16):
 
 
 def float_ops(file):
-    """Names of the ops that read or write float tensors, but for those at the door of the file."""
-    return sorted({op.name for op in file.op_types if "float32" in str(op)} - {"QUANTIZE", "DEQUANTIZE"})
+    """Names of the ops that compute in float32, but for those at the door of the file."""
+    doors = ("QUANTIZE", "DEQUANTIZE")
+    return sorted({op.name for op in file.op_types() if "float32" in (op.input_dtype, op.output_dtype)} - {*doors})
+
+
+def outputs_of(model, x):
+    return [np.asarray(y, "float32") for y in keras.tree.flatten(model(x, training=False))]
+
+
+def file_outputs(file, model, x):
+    inputs = dict(zip([tensor.name for tensor in model.inputs], x, strict=True)) if isinstance(x, list) else x
+    got = file.predict(inputs)
+    return list(got.values()) if isinstance(got, dict) else keras.tree.flatten(got)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_without_ranges_a_wrapper_computes_what_keras_does(name):
     model = CASES[name]()
     x = inputs_for(model)
-    wanted = zoo.predictions(with_rounded_kernels(model), x)
-    for got, want in zip(zoo.predictions(quietly(model), x), wanted, strict=True):
+    for got, want in zip(outputs_of(quietly(model), x), outputs_of(with_rounded_kernels(model), x), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-5)
+
+
+POOLING = ["CAST", "DIV", "SUM"]  # of masked positions, behind the attention
+FILES = {
+    "value_dim": (["BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX"], []),
+    "scores": (["BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX"], []),
+    "gate": (["BATCH_MATMUL", "FULLY_CONNECTED", "LOGISTIC", "MUL", "SOFTMAX"], []),
+    "mask_dropout": (["BATCH_MATMUL", "FULLY_CONNECTED", "SELECT_V2", "SOFTMAX"], []),
+    "padding_causal": (["BATCH_MATMUL", "FULLY_CONNECTED", "SELECT_V2", "SOFTMAX"], POOLING),
+    "axes_negative": (["BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX"], []),
+    "grouped_causal": (["BATCH_MATMUL", "FULLY_CONNECTED", "SELECT_V2", "SOFTMAX"], []),
+    "dot_keys_scale": (["BATCH_MATMUL", "MUL", "SOFTMAX"], []),
+    "concat_scale": (["ADD", "BATCH_MATMUL", "FULLY_CONNECTED", "MUL", "SOFTMAX", "TANH"], []),
+    "additive": (["ADD", "BATCH_MATMUL", "FULLY_CONNECTED", "SOFTMAX", "TANH"], []),
+}
+MOVES = {"RESHAPE", "TRANSPOSE", "STRIDED_SLICE", "GATHER", "QUANTIZE", "DEQUANTIZE"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_computes_in_integers_what_the_model_does(name, tmp_path):
+    integer, floating = FILES[name]
+    model = CASES[name]()
+    x = inputs_for(model)
+    quantized = tfopt.calibrate(quietly(model), x)
+    tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert sorted({op.name for op in file.op_types() if op.output_dtype == "int8"} - MOVES) == integer
+    assert float_ops(file) == floating
+    for got, want, step in zip(file_outputs(file, model, x), outputs_of(quantized, x), file.output_steps(), strict=True):
+        assert np.abs(got - want).mean() <= 0.2 * step
+        assert np.abs(got - want).max() <= 8 * step
+    for got, want in zip(outputs_of(quantized, x), outputs_of(model, x), strict=True):
+        assert 10 * np.log10((want**2).sum() / ((got - want) ** 2).sum()) > 28
+
+
+def test_a_mask_leaves_the_scores_their_range():
+    model = CASES["mask"]()
+    quantized = tfopt.calibrate(quietly(model), inputs_for(model, 64))
+    low, high = next(layer for layer in quantized.layers if isinstance(layer, FakeQuantized) and "scores" in layer.ranges())
+    assert -30 < low < high < 20
+
+
+def test_masked_keys_get_no_weight_in_the_file(tmp_path):
+    """Even of 200 keys that are all masked but one, the others weigh less than one step of the softmax."""
+    x, mask = keras.Input((200, 4)), keras.Input((200, 200), dtype="bool")
+    scores = MHA(1, 4)(x, x, attention_mask=mask, return_attention_scores=True)[1]
+    model = randomize(keras.Model([x, mask], scores))
+    generator = np.random.default_rng(2)
+    data = [generator.normal(0, 1, (4, 200, 4)).astype("float32"), np.ones((4, 200, 200), bool)]
+    quantized = tfopt.calibrate(quietly(model), data)  # without a masked key in sight
+    tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=data)
+    data[1][:, :, 1:] = False
+    weights = file_outputs(tfopt.TFLiteModel(tmp_path / "m.tflite"), model, data)[0]
+    assert weights[..., 0].min() >= 254 / 256
+    assert weights[..., 1:].max() <= 1 / 256
+
+
+@pytest.mark.parametrize("name", ["gate", "padding_causal", "grouped_scores", "concat_scale", "additive", "axes_all"])
+def test_gradients_reach_every_weight_and_the_state_goes_along(name, tmp_path):
+    model = CASES[name]()
+    x = inputs_for(model)
+    quantized = quietly(model)
+    before = zoo.state(quantized)
+    zoo.fit(quantized, x, jit_compile=name != "padding_causal")
+    for weight, old in zip(quantized.weights, before, strict=True):
+        is_key_bias = weight.path.endswith("key/bias")  # adds one number to all scores of a query: softmax drops it
+        assert is_key_bias or not np.array_equal(weight.numpy(), old), weight.path
+
+    quantized.save(tmp_path / "q.keras")
+    loaded = keras.models.load_model(tmp_path / "q.keras")
+    for got, want in zip(outputs_of(loaded, x), outputs_of(quantized, x), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    zoo.fit(loaded, x)
+
+    plain = tfopt.strip(quantized)
+    assert [type(layer) for layer in plain.layers] == [type(layer) for layer in model.layers]
+    trained = {weight.path.split("/", 1)[-1]: weight.numpy() for weight in quantized.trainable_weights}
+    assert len(trained) == len(plain.trainable_weights)
+    for weight, want in zip(plain.trainable_weights, quantized.trainable_weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), want.numpy())
+
+
+def test_jit_compiled_training_is_the_same():
+    x = inputs_for(CASES["plain"]())
+    trained = []
+    for jit_compile in (True, False):
+        quantized = quietly(CASES["plain"]())
+        zoo.fit(quantized, x, optimizer=keras.optimizers.SGD(0.1), jit_compile=jit_compile)
+        trained.append(quantized.trainable_weights)
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=5e-3)
+
+
+def test_half_precision_trains_and_exports(tmp_path):
+    x = keras.Input((6, 8))
+    layer = MHA(2, 4, dtype="mixed_float16")
+    model = randomize(keras.Model(x, layer(x, x, use_causal_mask=True)))
+    data = inputs_for(model)
+    quantized = quietly(model)
+    assert outputs_of(quantized, data)[0].dtype == np.float32 and quantized.output.dtype == "float16"
+    zoo.fit(quantized, data)
+    tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=data)
+    assert float_ops(tfopt.TFLiteModel(tmp_path / "m.tflite")) == []
+
+
+@pytest.mark.parametrize("pattern", ["element", "channel"])
+def test_pruned_heads_stay_zero_in_training_and_file(pattern, tmp_path):
+    tokens = keras.Input((6, 8))
+    model = randomize(keras.Model(tokens, kl.Dense(3)(MHA(2, 4)(tokens, kl.Dense(8)(tokens)))))
+    pruned = tfopt.prune(model, sparsity=0.5, pattern=pattern)
+    x = inputs_for(model)
+    quantized = quietly(pruned)
+    zoo.fit(quantized, x, epochs=2)
+    zeros = [weight.numpy() == 0 for weight in pruned.weights]
+    assert sum(part.sum() for part in zeros) > 100 or pattern == "channel"
+    for part, weight in zip(zeros, tfopt.strip(quantized).weights, strict=True):
+        assert (weight.numpy()[part] == 0).all()
+    tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x)
+    stored = sum(int((weight.values == 0).sum()) for weight in tfopt.TFLiteModel(tmp_path / "m.tflite").weights())
+    kernels = sum(int(part.sum()) for part, weight in zip(zeros, pruned.weights, strict=True) if "kernel" in weight.path)
+    assert stored >= kernels
+
+
+def test_an_activity_regularizer_keeps_the_layer_float_and_says_so():
+    model = self_attention(MHA(2, 4, activity_regularizer="l2"))
+    dense = keras.Model(model.input, kl.Dense(2)(model.output))
+    with pytest.warns(UserWarning, match="multi_head_attention.*activity_regularizer acts on inner tensors"):
+        quantized = tfopt.quantize(dense)
+    assert isinstance(quantized.layers[2], MHA)

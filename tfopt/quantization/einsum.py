@@ -109,21 +109,28 @@ def _ordered(values, letters: str, wanted: str):
 
 @composite(kl.EinsumDense)
 class QuantizedEinsumDense(QuantizedLayer):
-    """An `EinsumDense` that computes as one matrix product, with one range for its kernel."""
+    """An `EinsumDense` with one range for its kernel: one matrix product with its bias where the equation allows it."""
 
-    @classmethod
-    def float_reason(cls, layer: kl.Layer) -> str:
-        equation = dense_equation(layer.equation, layer.input_spec.ndim)
-        if equation is None:
-            return "LiteRT has no integer version of this equation; write it with Dense"
-        if layer.bias is not None and set(layer.bias_axes) - set(equation.units):
-            return "its bias varies along axes of the input; give it `bias_axes` of the kernel only"
-        return ""
+    def __init__(self, layer, kernels=None, **kwargs):
+        super().__init__(layer, kernels, **kwargs)
+        self.is_dense = _is_dense(layer)
+        if layer.bias_axes and not self.is_dense:
+            self.add_range("product")
 
     def _run(self, inputs, training, **kwargs):
-        dtype = self.layer.compute_dtype
-        kernel, bias = rounded_kernel(self.layer.kernel, ()), self.layer.bias
-        equation = dense_equation(self.layer.equation, len(inputs.shape))
-        bias = None if bias is None else tf.cast(tf.convert_to_tensor(bias), dtype)
-        outputs = einsum_dense(equation, tf.cast(inputs, dtype), tf.cast(kernel, dtype), bias)
-        return self.layer.activation(outputs)  # one that the file fuses; the others are taken out of the layer
+        layer, dtype = self.layer, self.layer.compute_dtype
+        inputs = tf.cast(inputs, dtype)
+        kernel = tf.cast(rounded_kernel(layer.kernel, ()), dtype)
+        bias = None if layer.bias is None else tf.cast(tf.convert_to_tensor(layer.bias), dtype)
+        if self.is_dense:
+            outputs = einsum_dense(dense_equation(layer.equation, len(inputs.shape)), inputs, kernel, bias)
+        else:
+            outputs = tf.einsum(layer.equation, inputs, kernel)
+            outputs = outputs if bias is None else self.ranges()["product"](outputs, training) + bias
+        return layer.activation(outputs)  # one that the file fuses; the others are taken out of the layer
+
+
+def _is_dense(layer: kl.EinsumDense) -> bool:
+    letters = layer.equation.split(",")[0].replace(".", "").strip()
+    equation = dense_equation(layer.equation, len(letters))
+    return equation is not None and set(layer.bias_axes or "") <= set(equation.units)

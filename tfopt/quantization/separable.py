@@ -24,12 +24,17 @@ class QuantizedSeparableConv(QuantizedLayer):
             tf.cast(rounded_kernel(getattr(layer, name), self.kernels[name]), dtype)
             for name in ("depthwise_kernel", "pointwise_kernel")
         )
-        where = {"data_format": layer.data_format}
+        first = layer.data_format == "channels_first"  # which the CPU does not compute
+        inputs = _channels_to(-1, tf.cast(inputs, dtype)) if first else tf.cast(inputs, dtype)
         middle = keras.ops.depthwise_conv(
-            tf.cast(inputs, dtype), depthwise, layer.strides, layer.padding, dilation_rate=layer.dilation_rate, **where
+            inputs, depthwise, layer.strides, layer.padding, "channels_last", dilation_rate=layer.dilation_rate
         )
-        outputs = keras.ops.conv(self.ranges()["depthwise"](middle, training), pointwise, padding="valid", **where)
+        outputs = keras.ops.conv(self.ranges()["depthwise"](middle, training), pointwise, 1, "valid", "channels_last")
         if layer.use_bias:
-            shape = (-1, *[1] * layer.rank) if layer.data_format == "channels_first" else (-1,)
-            outputs += tf.reshape(tf.cast(tf.convert_to_tensor(layer.bias), dtype), shape)
-        return layer.activation(outputs)  # one that the file fuses; the others are taken out of the layer
+            outputs += tf.cast(tf.convert_to_tensor(layer.bias), dtype)
+        outputs = layer.activation(outputs)  # one that the file fuses; the others are taken out of the layer
+        return _channels_to(1, outputs) if first else outputs
+
+
+def _channels_to(axis: int, values):
+    return keras.ops.moveaxis(values, -1 if axis == 1 else 1, axis)
