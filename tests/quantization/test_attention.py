@@ -3,12 +3,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 from keras import layers as kl
 
 import tfopt
 from tfopt.core.graph import walk_layers
-from tfopt.core.keras_internals import sublayers
+from tfopt.core.keras_internals import input_names, sublayers
 from tfopt.core.modes import FakeQuantized
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
@@ -127,7 +128,7 @@ def outputs_of(model, x):
 
 
 def file_outputs(file, model, x):
-    inputs = dict(zip([tensor.name for tensor in model.inputs], x, strict=True)) if isinstance(x, list) else x
+    inputs = dict(zip(input_names(model), x, strict=True)) if isinstance(x, list) else x
     got = file.predict(inputs)
     return list(got.values()) if isinstance(got, dict) else keras.tree.flatten(got)
 
@@ -167,17 +168,18 @@ def test_the_file_computes_in_integers_what_the_model_does(name, tmp_path):
     assert sorted({op.name for op in file.op_types() if op.output_dtype == "int8"} - MOVES) == integer
     assert float_ops(file) == floating
     for got, want, step in zip(file_outputs(file, model, x), outputs_of(quantized, x), file.output_steps(), strict=True):
-        assert np.abs(got - want).mean() <= 0.2 * step
+        assert np.abs(got - want).mean() <= 0.3 * step
         assert np.abs(got - want).max() <= 8 * step
     for got, want in zip(outputs_of(quantized, x), outputs_of(model, x), strict=True):
         assert 10 * np.log10((want**2).sum() / ((got - want) ** 2).sum()) > 28
 
 
 def test_a_mask_leaves_the_scores_their_range():
+    """32 scores of a query and key of 4 numbers each, and room for masked ones: log(512 * 6) = 8.03."""
     model = CASES["mask"]()
     quantized = tfopt.calibrate(quietly(model), inputs_for(model, 64))
-    low, high = next(layer for layer in quantized.layers if isinstance(layer, FakeQuantized) and "scores" in layer.ranges())
-    assert -30 < low < high < 20
+    low, high = quantized.layers[-1].ranges()["scores"].bounds()
+    assert -30 < low < -8.03 < high < 25
 
 
 def test_masked_keys_get_no_weight_in_the_file(tmp_path):
@@ -195,51 +197,58 @@ def test_masked_keys_get_no_weight_in_the_file(tmp_path):
     assert weights[..., 1:].max() <= 1 / 256
 
 
-@pytest.mark.parametrize("name", ["gate", "padding_causal", "grouped_scores", "concat_scale", "additive", "axes_all"])
-def test_gradients_reach_every_weight_and_the_state_goes_along(name, tmp_path):
-    model = CASES[name]()
-    x = inputs_for(model)
-    quantized = quietly(model)
-    before = zoo.state(quantized)
-    zoo.fit(quantized, x, jit_compile=name != "padding_causal")
-    for weight, old in zip(quantized.weights, before, strict=True):
-        is_key_bias = weight.path.endswith("key/bias")  # adds one number to all scores of a query: softmax drops it
-        assert is_key_bias or not np.array_equal(weight.numpy(), old), weight.path
+def gradients(model, x):
+    with tf.GradientTape() as tape:
+        loss = sum(tf.reduce_sum(tf.cast(y, tf.float32) ** 2) for y in keras.tree.flatten(model(x, training=True)))
+    return tape.gradient(loss, [weight.value for weight in model.trainable_weights])
 
+
+@pytest.mark.parametrize("name", ["gate", "padding_causal", "grouped_scores", "concat_scale", "additive", "axes_all"])
+def test_gradients_reach_every_weight(name):
+    model = CASES[name]()
+    quantized, x = quietly(model), inputs_for(model)
+    for weight, gradient in zip(quantized.trainable_weights, gradients(quantized, x), strict=True):
+        is_key_bias = weight.path.endswith("key/bias")  # adds one number to all scores of a query: softmax drops it
+        size = float(tf.reduce_max(tf.abs(tf.convert_to_tensor(gradient))))
+        assert np.isfinite(size) and (is_key_bias or size > 1e-4), weight.path
+    assert all(np.ptp(part.bounds()) > 0 for layer in layers_of(quantized) for part in layer.ranges().values())
+
+
+def layers_of(model):
+    return [layer for layer in model.layers if isinstance(layer, FakeQuantized)]
+
+
+def test_gradients_are_the_same_when_compiled():
+    model = CASES["causal"]()
+    x = tf.constant(inputs_for(model))
+    plain, compiled = quietly(model), quietly(model)
+    jitted = tf.function(lambda values: gradients(compiled, values), jit_compile=True, autograph=False)(x)
+    for one, other in zip(gradients(plain, x), jitted, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02 * float(tf.reduce_max(tf.abs(one))) + 1e-4)
+
+
+def test_trains_saves_resumes_and_strips(tmp_path):
+    model = CASES["gate"]()
+    quantized, x = quietly(model), inputs_for(model)
+    zoo.fit(quantized, x, jit_compile=False)
     quantized.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
     for got, want in zip(outputs_of(loaded, x), outputs_of(quantized, x), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
-    zoo.fit(loaded, x)
-
+    assert int(loaded.optimizer.iterations.numpy()) == 4
     plain = tfopt.strip(quantized)
     assert [type(layer) for layer in plain.layers] == [type(layer) for layer in model.layers]
-    trained = {weight.path.split("/", 1)[-1]: weight.numpy() for weight in quantized.trainable_weights}
-    assert len(trained) == len(plain.trainable_weights)
-    for weight, want in zip(plain.trainable_weights, quantized.trainable_weights, strict=True):
-        np.testing.assert_array_equal(weight.numpy(), want.numpy())
+    for weight, trained in zip(plain.trainable_weights, quantized.trainable_weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), trained.numpy())
 
 
-def test_jit_compiled_training_is_the_same():
-    x = inputs_for(CASES["plain"]())
-    trained = []
-    for jit_compile in (True, False):
-        quantized = quietly(CASES["plain"]())
-        zoo.fit(quantized, x, optimizer=keras.optimizers.SGD(0.1), jit_compile=jit_compile)
-        trained.append(quantized.trainable_weights)
-    for one, other in zip(*trained, strict=True):
-        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=5e-3)
-
-
-def test_half_precision_trains_and_exports(tmp_path):
+def test_half_precision_computes_and_exports(tmp_path):
     x = keras.Input((6, 8))
-    layer = MHA(2, 4, dtype="mixed_float16")
-    model = randomize(keras.Model(x, layer(x, x, use_causal_mask=True)))
-    data = inputs_for(model)
-    quantized = quietly(model)
-    assert outputs_of(quantized, data)[0].dtype == np.float32 and quantized.output.dtype == "float16"
-    zoo.fit(quantized, data)
-    tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=data)
+    model = randomize(keras.Model(x, MHA(2, 4, dtype="mixed_float16")(x, x, use_causal_mask=True)))
+    quantized, data = quietly(model), inputs_for(model)
+    assert model(data).dtype == quantized(data).dtype == tf.float16
+    assert all(float(tf.reduce_max(tf.abs(part))) < 1e4 for part in gradients(quantized, data))
+    tfopt.export_tflite(tfopt.calibrate(quantized, data), tmp_path / "m.tflite", data=data)
     assert float_ops(tfopt.TFLiteModel(tmp_path / "m.tflite")) == []
 
 
@@ -248,17 +257,17 @@ def test_pruned_heads_stay_zero_in_training_and_file(pattern, tmp_path):
     tokens = keras.Input((6, 8))
     model = randomize(keras.Model(tokens, kl.Dense(3)(MHA(2, 4)(tokens, kl.Dense(8)(tokens)))))
     pruned = tfopt.prune(model, sparsity=0.5, pattern=pattern)
-    x = inputs_for(model)
-    quantized = quietly(pruned)
-    zoo.fit(quantized, x, epochs=2)
+    quantized, x = quietly(pruned), inputs_for(model)
+    optimizer = keras.optimizers.SGD(0.01)
+    optimizer.apply(gradients(quantized, x), quantized.trainable_weights)
     zeros = [weight.numpy() == 0 for weight in pruned.weights]
-    assert sum(part.sum() for part in zeros) > 100 or pattern == "channel"
+    assert sum(part.sum() for part in zeros) >= (100 if pattern == "element" else 32)
     for part, weight in zip(zeros, tfopt.strip(quantized).weights, strict=True):
         assert (weight.numpy()[part] == 0).all()
     tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x)
-    stored = sum(int((weight.values == 0).sum()) for weight in tfopt.TFLiteModel(tmp_path / "m.tflite").weights())
-    kernels = sum(int(part.sum()) for part, weight in zip(zeros, pruned.weights, strict=True) if "kernel" in weight.path)
-    assert stored >= kernels
+    stored = tfopt.TFLiteModel(tmp_path / "m.tflite").weights()
+    in_file = sum(weight.elements - weight.nonzero for weight in stored if weight.dtype == "int8")
+    assert in_file >= sum(part.sum() for part, w in zip(zeros, pruned.weights, strict=True) if "kernel" in w.path)
 
 
 def test_an_activity_regularizer_keeps_the_layer_float_and_says_so():
