@@ -54,9 +54,9 @@ def classifier() -> keras.Model:
 
 def trained(model: keras.Model, data: datasets.Data, epochs: int, rate: float) -> float:
     """Trains the model; its accuracy on the test emails."""
-    model.compile(keras.optimizers.Adam(rate), "binary_crossentropy", ["accuracy"], jit_compile=False)
+    model.compile(keras.optimizers.Adam(rate), "binary_crossentropy", metrics=["accuracy"], jit_compile=False)
     model.fit(*data.train, epochs=epochs, batch_size=BATCH, verbose=2)
-    return float(model.evaluate(*data.test, verbose=0, return_dict=True)["accuracy"], jit_compile=False)
+    return float(model.evaluate(*data.test, verbose=0, return_dict=True)["accuracy"])
 
 
 def file_accuracy(path: Path, data: datasets.Data) -> float:

@@ -1,25 +1,18 @@
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import zoo
 from keras import layers as kl
+from quantized import file_outputs, float_ops, inputs_for, outputs_of, quietly, randomize
 
 import tfopt
 from tfopt.core.graph import walk_layers
-from tfopt.core.keras_internals import input_names, sublayers
+from tfopt.core.keras_internals import sublayers
 from tfopt.core.modes import FakeQuantized
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
 KERNELS = {kl.Dense: "kernel", kl.EinsumDense: "kernel", kl.Embedding: "embeddings", kl.AdditiveAttention: "scale"}
-
-
-def quietly(model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
 
 
 def with_rounded_kernels(model):
@@ -32,13 +25,6 @@ def with_rounded_kernels(model):
             if name and getattr(part, name) is not None:
                 getattr(part, name).assign(fake_quantize_kernel(getattr(part, name).numpy(), ()))
     return copy
-
-
-def randomize(model, seed=0):
-    generator = np.random.default_rng(seed)
-    for weight in model.trainable_weights:
-        weight.assign(generator.normal(0, 0.5, weight.shape))
-    return model
 
 
 def self_attention(layer, shape=(6, 8), **arguments):
@@ -102,37 +88,6 @@ CASES = {
 }
 
 
-def inputs_for(model, samples=16):
-    generator = np.random.default_rng(1)
-    arrays = []
-    for tensor in model.inputs:
-        shape = (samples, *tensor.shape[1:])
-        if tensor.dtype == "bool":
-            arrays.append(generator.random(shape) < 0.7)
-        elif tensor.dtype == "int32":
-            tokens = generator.integers(1, 10, shape)
-            arrays.append(np.where(np.arange(shape[1]) < generator.integers(2, shape[1], (samples, 1)), tokens, 0))
-        else:
-            arrays.append(generator.normal(0, 1, shape).astype("float32"))
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
-def float_ops(file):
-    """Names of the ops that compute in float32, but for those at the door of the file."""
-    doors = ("QUANTIZE", "DEQUANTIZE")
-    return sorted({op.name for op in file.op_types() if "float32" in (op.input_dtype, op.output_dtype)} - {*doors})
-
-
-def outputs_of(model, x):
-    return [np.asarray(y, "float32") for y in keras.tree.flatten(model(x, training=False))]
-
-
-def file_outputs(file, model, x):
-    inputs = dict(zip(input_names(model), x, strict=True)) if isinstance(x, list) else x
-    got = file.predict(inputs)
-    return list(got.values()) if isinstance(got, dict) else keras.tree.flatten(got)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_without_ranges_a_wrapper_computes_what_keras_does(name):
     model = CASES[name]()
@@ -167,7 +122,9 @@ def test_the_file_computes_in_integers_what_the_model_does(name, tmp_path):
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
     assert sorted({op.name for op in file.op_types() if op.output_dtype == "int8"} - MOVES) == integer
     assert float_ops(file) == floating
-    for got, want, step in zip(file_outputs(file, model, x), outputs_of(quantized, x), file.output_steps(), strict=True):
+    for got, want, step in zip(
+        file_outputs(file, model, x), outputs_of(quantized, x), file.output_steps(), strict=True
+    ):
         assert np.abs(got - want).mean() <= 0.3 * step
         assert np.abs(got - want).max() <= 8 * step
     for got, want in zip(outputs_of(quantized, x), outputs_of(model, x), strict=True):
@@ -210,7 +167,8 @@ def test_gradients_reach_every_weight(name):
     for weight, gradient in zip(quantized.trainable_weights, gradients(quantized, x), strict=True):
         is_key_bias = weight.path.endswith("key/bias")  # adds one number to all scores of a query: softmax drops it
         size = float(tf.reduce_max(tf.abs(tf.convert_to_tensor(gradient))))
-        assert np.isfinite(size) and (is_key_bias or size > 1e-4), weight.path
+        assert np.isfinite(size), weight.path
+        assert is_key_bias or size > 1e-4, weight.path
     assert all(np.ptp(part.bounds()) > 0 for layer in layers_of(quantized) for part in layer.ranges().values())
 
 

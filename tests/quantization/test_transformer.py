@@ -50,7 +50,9 @@ def sentences(samples):
 def trained():
     keras.utils.set_random_seed(0)
     model = classifier()
-    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", ["accuracy"], jit_compile=False)
+    model.compile(
+        keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+    )
     model.fit(*sentences(512), epochs=8, batch_size=32, verbose=0)
     return model
 
@@ -59,8 +61,11 @@ def test_the_classifier_goes_the_whole_road(trained, tmp_path):
     x, y = sentences(512)
     with pytest.warns(UserWarning, match="These layers stay float: 'layer_normalization") as caught:
         quantized = tfopt.quantize(trained)
-    assert len(caught) == 1 and "attention_" not in str(caught[0].message)
-    quantized.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", ["accuracy"], jit_compile=False)
+    assert len(caught) == 1
+    assert "attention_" not in str(caught[0].message)
+    quantized.compile(
+        keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False
+    )
     quantized.fit(x, y, batch_size=64, verbose=0)
     tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x)
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")

@@ -77,7 +77,7 @@ def _group_normalization(layer, inputs):
 def _normalized(inputs, axes: list[int], shape: list[int], layer):
     """The inputs normalized over `axes`, scaled and shifted by the layer's weights in `shape`.
 
-    By sums: of an integer tensor the converter would take the mean in integers, in steps as wide as those of the inputs.
+    By sums: of an integer tensor the converter would take the mean in integers, in steps as wide as the inputs' own.
     """
     share = 1.0 / math.prod(inputs.shape[axis] for axis in axes)
     centred = inputs - tf.reduce_sum(inputs, axes, keepdims=True) * share
