@@ -197,8 +197,8 @@ _enter((kl.DepthwiseConv1D, kl.DepthwiseConv2D), **_kernel("kernel", (-2, -1)))
 _enter(
     (kl.SeparableConv1D, kl.SeparableConv2D),
     prunable=("pointwise_kernel",),
-    output=Output.FLOAT,
-    reason="no range between its two convolutions; write it as DepthwiseConv and Conv",
+    kernels=(("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,))),
+    output=Output.RANGE,
 )
 _enter((kl.Dense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
@@ -268,6 +268,9 @@ _enter(
         kl.Rescaling,
         kl.Normalization,
         kl.BatchNormalization,
+        kl.LayerNormalization,
+        kl.GroupNormalization,
+        kl.RMSNormalization,
         kl.Activation,
         kl.ReLU,
         kl.LeakyReLU,

@@ -77,6 +77,16 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
         self._ranges: dict[str, ActivationRange] = {}
         self.supports_masking = layer.supports_masking
 
+    @classmethod
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
+        """Why this layer, with these options, stays float, and what to do about it; empty if it runs as integers."""
+        return ""
+
+    @classmethod
+    def float_inside(cls, layer: keras.layers.Layer) -> str:
+        """Why the inner operations of a layer run in float, between integers; empty if they do not."""
+        return ""
+
     def add_range(self, name: str) -> ActivationRange:
         """A new range, to be called in `__init__`; its weight is created when the layer is built."""
         self._ranges[name] = ActivationRange(self, f"{name}_range")
@@ -166,14 +176,14 @@ class QuantizedLayer(QuantizedWrapper):
         if self.statistics_frozen is not None and training and self.trainable:
             outputs = self._normalize(inputs, self.statistics_frozen.reached(), **kwargs)
         else:
-            outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
+            outputs = self._run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
             outputs = self.activation(self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
 
-    def _run(self, inputs, **kwargs):
+    def _run(self, inputs, training, **kwargs):
         if self.affine and in_mode("export"):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:

@@ -11,7 +11,14 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, chec
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
-from tfopt.quantization import recurrent, timedistributed  # noqa: F401 - they enter their wrapper classes
+from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classes
+    attention,
+    einsum,
+    normalization,
+    recurrent,
+    separable,
+    timedistributed,
+)
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
@@ -119,13 +126,17 @@ class _Plan:
         options = self.training.layer_arguments(op, state.path)
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
-        self.count += not wanted.is_plain
+        wrapper = composite_for(op) or QuantizedLayer
+        inside = wrapper.float_inside(op)
+        if inside:
+            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {inside})")
+        elif not wanted.is_plain:
+            self.count += 1
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
-        wrapper = composite_for(op)
-        if wrapper is not None:
+        if wanted.composite:
             return wrapper.of(op, state).with_training(**options)
-        return QuantizedLayer.of(op, wanted, state, **options)
+        return wrapper.of(op, wanted, state, **options)
 
     def _range_behind(self, op, observer: str = "moving_average") -> FakeQuantize:
         return FakeQuantize(observer, name=f"{op.name}_range", **self.training.range_arguments(op))

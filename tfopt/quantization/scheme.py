@@ -15,6 +15,7 @@ from tfopt.core.catalog import Output, activation_output, entry_of
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 from tfopt.quantization.composites import composite_for
+from tfopt.quantization.layers import QuantizedLayer
 
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 
@@ -43,7 +44,7 @@ class Treatment:
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
     wrapper = composite_for(op)
-    if wrapper is not None:
+    if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     if not _gives_floats(op, graph):
         return Treatment({})
