@@ -154,8 +154,6 @@ def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: s
         places = nearest(row, centroids)
         rows[index] = centroids[places]
         labels[index] = np.where(zero & (rows[index] == 0), ZERO, places + 1) + index * (count + 1)
-    labels, values = (
-        np.moveaxis(part.reshape(turned.shape), range(len(front)), front) for part in (labels, rows)
-    )
+    labels, values = (np.moveaxis(part.reshape(turned.shape), range(len(front)), front) for part in (labels, rows))
     variable.assign(values)
     constraints.attach(variable, WeightClusters(labels, count, axes))

@@ -130,7 +130,7 @@ class WeightClusters(WeightConstraint):
         sums = tf.math.unsorted_segment_sum(tf.cast(weights, tf.float32), flat, segments)
         sizes = tf.math.unsorted_segment_sum(tf.ones_like(flat, tf.float32), flat, segments)
         distance = tf.where(sizes > 0, tf.math.divide_no_nan(sums, sizes), np.float32(np.inf))
-        smallest = starts + tf.argmin(
-            tf.reshape(distance, [self._rows, self._per_row]), 1, output_type=tf.int32
-        )[:, None]
+        smallest = (
+            starts + tf.argmin(tf.reshape(distance, [self._rows, self._per_row]), 1, output_type=tf.int32)[:, None]
+        )
         return tf.where(tf.logical_and(had_zero, labels == smallest), starts + ZERO, labels)

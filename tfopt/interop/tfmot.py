@@ -228,7 +228,9 @@ def cluster(
     with _call_on(clone, "tfmot.clustering.keras.cluster_weights"):
         clustered = _map_layers(clone, wrap)
     if not any(wrapper.cluster_centroids for wrapper in _wrapped(clustered, _clustering_wrapper())):
-        raise NothingToDoError("A model to cluster has a kernel.", received=f"'{model.name}', none for TFMOT to cluster")
+        raise NothingToDoError(
+            "A model to cluster has a kernel.", received=f"'{model.name}', none for TFMOT to cluster"
+        )
     return clustered
 
 
