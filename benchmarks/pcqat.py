@@ -30,7 +30,7 @@ from ai_edge_litert import schema_py_generated as schema
 from common import Target, arguments, finish, table
 
 import tfopt
-from tfopt.demo import BATCH_SIZE, SPARSITY, Digits, article_cnn, load_digits, pruning_schedule
+from tfopt.demo import BATCH_SIZE, Digits, article_cnn, load_digits, pruning_schedule
 
 CLUSTERS = 16
 GZIP_LIMIT = 0.06
@@ -43,9 +43,10 @@ def main() -> int:
     data = load_digits()
     long, short = (1, 1) if options.quick else (10, 3)
     full = train(article_cnn(), data, long, 2e-3)
-    pruned = train(tfopt.prune(full, pruning_schedule(long * steps_per_epoch(data))), data, long, 2e-3)
-    clustered = train(tfopt.cluster(full, CLUSTERS), data, short, 5e-4)
-    both = train(tfopt.cluster(pruned, CLUSTERS), data, short, 5e-4)
+    schedule = pruning_schedule(long * steps_per_epoch(data))
+    pruned = train(tfopt.prune(full, schedule, scope="global", min_kept=0.02), data, long, 2e-3)
+    clustered = train(tfopt.cluster(full, CLUSTERS, init="linear"), data, short, 5e-4)
+    both = train(tfopt.cluster(pruned, CLUSTERS, init="linear"), data, short, 5e-4)
     models = {"float": full, "pruned": pruned, "clustered": clustered, "pruned, clustered": both}
     for name, model in (("PQAT", pruned), ("CQAT", clustered), ("PCQAT", both)):
         models[name] = train(tfopt.quantize(model), data, short, 2e-4)

@@ -172,7 +172,7 @@ def _add_cluster(commands) -> None:
         "cluster",
         _cluster,
         "leave few distinct values in each kernel",
-        "Gives the weights of each kernel a few shared values, and writes a plain Keras model whose file compresses well.\n"
+        "Gives the weights of each kernel a few shared values, and writes a plain Keras model that compresses well.\n"
         "Zeros of a pruned model stay. Go on training it with `tfopt.cluster(tfopt.load_model(OUT))`, which holds the\n"
         "clusters.",
         "tfopt cluster sparse.keras clustered.keras --clusters 16",

@@ -147,13 +147,14 @@ def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: s
     front = tuple(axis % weights.ndim for axis in axes)
     turned = np.moveaxis(weights, front, range(len(front)))
     rows = turned.reshape(int(np.prod(turned.shape[: len(front)], dtype=int)), -1)
-    zero = constraints.holds_zeros(variable) or np.count_nonzero(rows == 0) * count >= rows.size
-    labels = np.empty(rows.shape, np.int32)
+    zero = constraints.holds_zeros(variable) or int((rows == 0).sum()) * count >= rows.size
+    values, labels = np.empty_like(rows), np.empty(rows.shape, np.int32)
     for index, row in enumerate(rows):
         centroids = find_centroids(row, count, init, zero=zero, seed=generator)
         places = nearest(row, centroids)
-        rows[index] = centroids[places]
-        labels[index] = np.where(zero & (rows[index] == 0), ZERO, places + 1) + index * (count + 1)
-    labels, values = (np.moveaxis(part.reshape(turned.shape), range(len(front)), front) for part in (labels, rows))
-    variable.assign(values)
-    constraints.attach(variable, WeightClusters(labels, count, axes))
+        values[index] = centroids[places]
+        labels[index] = np.where(zero & (values[index] == 0), ZERO, places + 1) + index * (count + 1)
+    variable.assign(np.moveaxis(values.reshape(turned.shape), range(len(front)), front))
+    constraints.attach(
+        variable, WeightClusters(np.moveaxis(labels.reshape(turned.shape), range(len(front)), front), count, axes)
+    )
