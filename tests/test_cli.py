@@ -41,7 +41,8 @@ def test_the_whole_road(folder, capsys):
     contenders = ["model.keras", "float.tflite", "model.tflite"]
     steps = [
         ["prune", folder / "model.keras", folder / "sparse.keras", "--sparsity", "0.75", "--exclude", "head"],
-        ["quantize", folder / "sparse.keras", folder / "int8.keras", "--data", data, "--samples", "32"],
+        ["cluster", folder / "sparse.keras", folder / "clustered.keras", "--clusters", "5", "--exclude", "head"],
+        ["quantize", folder / "clustered.keras", folder / "int8.keras", "--data", data, "--samples", "32"],
         ["export", folder / "int8.keras", folder / "model.tflite", "--data", data, "--input-type", "int8"],
         ["export", folder / "model.keras", folder / "float.tflite"],
         ["compare", *(folder / name for name in contenders), "--data", data, "--save", folder / "report.json"],
@@ -51,6 +52,10 @@ def test_the_whole_road(folder, capsys):
     sparse = keras.saving.load_model(folder / "sparse.keras")
     assert int((sparse.get_layer("hidden").kernel.numpy() == 0).sum()) == 96
     assert int((sparse.get_layer("head").kernel.numpy() == 0).sum()) == 0
+    clustered = keras.saving.load_model(folder / "clustered.keras")
+    assert len(np.unique(clustered.get_layer("hidden").kernel.numpy())) == 5
+    assert int((clustered.get_layer("hidden").kernel.numpy() == 0).sum()) >= 96
+    assert len(np.unique(clustered.get_layer("head").kernel.numpy())) == 48
     out = capsys.readouterr().out
     assert "quantization int8" in out
     assert "quantization none" in out
@@ -100,6 +105,7 @@ def test_summary(folder, capsys):
         (["prune", "{}/model.keras", "{}/out.keras", "--include", "nowhere"], "'nowhere'"),
         (["prune", "{}/model.keras", "{}/out.keras", "--pattern", "chanel"], "'chanel'"),
         (["shrink", "{}/model.keras", "{}/out.keras"], "zero in all weights"),
+        (["cluster", "{}/model.keras", "{}/out.keras", "--clusters", "1"], "at least 2"),
         (["prune", "{}/model.keras", "{}/out.h5"], ".keras"),
         (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "has to exist"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/nothing.npz"], "nothing.npz"),
@@ -135,7 +141,7 @@ def test_wrong_usage_is_2(arguments, capsys):
     assert "usage: tfopt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "quantize", "export"])
+@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export"])
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])

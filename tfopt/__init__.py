@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tfopt.core.version import VERSION
 
 if TYPE_CHECKING:
+    from tfopt.clustering.cluster import cluster as cluster
     from tfopt.core.catalog import register_layer as register_layer
     from tfopt.core.errors import ExportError as ExportError
     from tfopt.core.errors import FileError as FileError
@@ -70,6 +71,7 @@ _PUBLIC = {
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
     "calibrate": "tfopt.quantization.calibrate",
+    "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",

@@ -145,6 +145,20 @@ def kernel_axes(layer: kl.Layer, name: str) -> KernelAxes:
     return known if getattr(layer, "groups", 1) == 1 else replace(known, inputs=None)
 
 
+def range_axes(layer: kl.Layer, name: str) -> tuple[int, ...]:
+    """Axes of a prunable kernel for whose indices `quantize` has a range each; () for one range over the whole kernel.
+
+    Example:
+        >>> range_axes(kl.Conv2D(8, 3), "kernel"), range_axes(kl.Dense(8), "kernel")
+        ((-1,), ())
+    """
+    child_name, _, rest = name.partition("/")
+    if rest:
+        return range_axes(next(child for child in children(layer) if child.name == child_name), rest)
+    entry = entry_of(layer)
+    return dict(entry.kernels).get(name, ()) if entry else ()
+
+
 def _einsum_units(equation: str) -> tuple[int, ...]:
     """Axes of the kernel that are axes of the output too."""
     operands, output = equation.replace(" ", "").split("->")
