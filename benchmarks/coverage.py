@@ -40,14 +40,16 @@ QUANTIZATION = """All 40 architectures of `keras.applications`, at the smallest 
 
 Each model, with random weights at which its outputs differ (`random_weights.py`), is quantized, trained for one step,
 calibrated on 64 random images and exported as int8. The file must give the class of the quantized model for at least
-95 % of the 64 images, out of 1000 classes; "classes" counts those that the float model gives. "SQNR" is the signal in
-the output of a layer over its quantization error, against the float model with the same weights, in dB: that of the
-worst layer and of the logits. "float ops" are those of the file that do not compute in integers; among them
-must be no convolution or matrix product. TFMOT quantizes none of the 40 in Keras 3, and 6 of the 18 that were tried in
-tf_keras.
+95 % of the 64 images, out of 1000 classes; "classes" counts those that the float model gives. SQNR is the signal of a
+tensor over its quantization error, in dB: of the worst layer and of the logits of the quantized model, against the
+float model of the same weights; and of the logits of the file against those of the quantized model. (The last is that
+low because a value that one of them rounds up and the other down moves all that follow; no trained weights damp it.)
+"Float ops" are those of the file that do not compute in integers; among them must be no convolution or matrix product.
+TFMOT quantizes none of the 40 in Keras 3, and 6 of the 18 that were tried in tf_keras.
 """
 IMAGES = 64
 AGREEMENT = 0.95
+EXPORT_TOLERANCE = 0.5  # of the mean difference of the logits; whether the file is right is for AGREEMENT to say
 GROWTH = 1.25  # of the time to quantize a layer from ResNet50 to ResNet152, where 1 is linear; timings vary
 MATRIX_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -85,11 +87,11 @@ def report_pruning(options) -> int:
 
 def report_quantization(options) -> int:
     rows = rows_of("quantization", quantized_and_run, options)
-    header = ["model", "layers", "quantize s", "classes", "same class", "worst SQNR dB", "logits dB", "float ops"]
+    header = ["model", "layers", "quantize s", "classes", "same class", "worst SQNR", "logits", "file"]
     body = table(
-        [*header, ".tflite bytes", "s"],
+        [*header, "float ops", ".tflite bytes", "s"],
         [
-            [row["model"], row["error"], *[""] * 7, row["seconds"]]
+            [row["model"], row["error"], *[""] * 8, row["seconds"]]
             if "error" in row
             else [
                 row["model"],
@@ -99,6 +101,7 @@ def report_quantization(options) -> int:
                 f"{row['agreement']:.3f}",
                 f"{row['worst_sqnr_db']:.1f} ({row['worst_layer']})",
                 f"{row['logits_sqnr_db']:.1f}",
+                f"{row['file_sqnr_db']:.1f}",
                 ", ".join(f"{count} {name}" for name, count in row["float_ops"].items()) or "none",
                 f"{row['file_bytes']:,}",
                 row["seconds"],
@@ -151,7 +154,7 @@ def checked(name: str, check) -> dict:
     row = {"model": name, "input": size, "parameters": model.count_params()}
     try:
         row.update(check(model, size))
-    except (tfopt.TfoptError, AssertionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:  # the other models follow
         row["error"] = f"{type(error).__name__}: {error}"
     return {**row, "seconds": round(time.perf_counter() - begin)}
 
@@ -195,31 +198,37 @@ def quantized_and_run(model: keras.Model, size: int) -> dict:
     seconds = time.perf_counter() - begin
     row = {"layers": len(model.layers), "quantize_seconds": round(seconds, 2), "classes": classes}
     del model
-    quantized.compile(keras.optimizers.SGD(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    quantized.compile(
+        keras.optimizers.SGD(1e-3, clipnorm=1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     loss = quantized.fit(images[:2], np.arange(2), verbose=0).history["loss"][0]
     assert np.isfinite(loss), f"the loss is {loss}"
     calibrated = tfopt.calibrate(quantized, images)
     del quantized
     row.update(errors_by_layer(calibrated, images[:8]))
     with tempfile.TemporaryDirectory() as folder:
-        export = tfopt.export_tflite(calibrated, Path(folder) / "model.tflite", data=images)
+        export = tfopt.export_tflite(calibrated, Path(folder) / "model.tflite", data=images, tolerance=EXPORT_TOLERANCE)
         file = tfopt.TFLiteModel(export.path)
-    same = file.predict(images).argmax(axis=1) == calibrated.predict(images, verbose=0).argmax(axis=1)
+    wanted, got = calibrated.predict(images, verbose=0), file.predict(images)
+    row.update(agreement=float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean()), file_sqnr_db=sqnr_db(wanted, got))
     float_ops = Counter(
         op.name for op in file.op_types() if op.output_dtype == "float32" and op.name not in CONVERSIONS
     )
-    return {**row, "agreement": float(same.mean()), "float_ops": float_ops, "file_bytes": export.size_bytes}
+    return {**row, "float_ops": float_ops, "file_bytes": export.size_bytes}
 
 
 def errors_by_layer(calibrated: keras.Model, images: np.ndarray) -> dict:
     """SQNR of the worst layer and of the logits, in dB."""
     exact = outputs_by_layer(tfopt.strip(calibrated), images)
     rounded = outputs_by_layer(calibrated, images)
-    noise = {name: np.mean((rounded[name] - exact[name]) ** 2) for name in exact}
-    sqnr = {name: 10 * np.log10(np.mean(exact[name] ** 2) / noise[name]) for name in exact if noise[name] > 0}
+    sqnr = {name: sqnr_db(exact[name], rounded[name]) for name in exact if np.any(exact[name] != rounded[name])}
     worst = min(sqnr, key=sqnr.get)
-    logits = list(exact)[-1]
-    return {"worst_layer": worst, "worst_sqnr_db": float(sqnr[worst]), "logits_sqnr_db": float(sqnr[logits])}
+    return {"worst_layer": worst, "worst_sqnr_db": sqnr[worst], "logits_sqnr_db": sqnr[list(exact)[-1]]}
+
+
+def sqnr_db(exact: np.ndarray, rounded: np.ndarray) -> float:
+    """Variance of the signal over the mean square of its error."""
+    return float(10 * np.log10(np.var(exact) / np.mean((rounded - exact) ** 2)))
 
 
 def outputs_by_layer(model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
