@@ -96,6 +96,8 @@ class _Plan:
             if wanted.reason != CHOSEN:
                 self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
             return [state.copy(op), FakeQuantize(name=f"{op.name}_range")] if self._feeds_integers(op, state) else None
+        if wanted.note:
+            self.float_layers.append(f"'{state.path}' in part ({type(op).__name__}: {wanted.note})")
         if wanted.is_plain:
             return None
         self.count += 1
