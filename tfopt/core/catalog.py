@@ -182,6 +182,11 @@ def activation_output(name: str) -> Output | None:
     return _ACTIVATIONS.get(name)
 
 
+def layers_named(*names: str) -> list[type]:
+    """The classes of `keras.layers` of these names that this version of Keras has."""
+    return [getattr(kl, name) for name in names if hasattr(kl, name)]
+
+
 def _enter(classes, **facts) -> None:
     for cls in classes:
         _ENTRIES[cls] = Entry(**facts)
@@ -194,8 +199,11 @@ def _kernel(name: str, axes: tuple[int, ...]) -> dict:
 _ACTIVATIONS.update(
     dict.fromkeys(("linear", "relu", "relu6", "leaky_relu", "elu", "silu", "swish", "gelu", "hard_silu"), Output.RANGE)
 )
-_ACTIVATIONS.update(dict.fromkeys(("hard_swish", "hard_sigmoid"), Output.RANGE))
+_ACTIVATIONS.update(dict.fromkeys(("hard_swish", "hard_sigmoid", "hard_tanh", "exponential"), Output.RANGE))
 _ACTIVATIONS.update(dict.fromkeys(("sigmoid", "tanh", "softmax", "log_softmax"), Output.FIXED))
+_ACTIVATIONS.update(dict.fromkeys(("celu", "selu", "softplus", "softsign", "squareplus", "mish", "glu"), Output.FLOAT))
+_ACTIVATIONS.update(dict.fromkeys(("log_sigmoid", "tanh_shrink", "hard_shrink", "soft_shrink"), Output.FLOAT))
+_ACTIVATIONS.update(dict.fromkeys(("sparse_plus", "sparse_sigmoid", "sparsemax", "threshold"), Output.FLOAT))
 
 # Kernels. Channel axes as LiteRT's integer kernels want them: convolutions one range for each output channel,
 # matrix products one for all (https://ai.google.dev/edge/litert/models/quantization_spec).
@@ -261,7 +269,26 @@ _enter(
         kl.GaussianNoise,
         kl.ActivityRegularization,
         kl.Masking,
+        kl.CenterCrop,
         *map(op_class, ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")),
+        *map(op_class, ("Split", "Tile", "Repeat", "Swapaxes", "Moveaxis", "Flip", "Take", "Ravel", "Max", "Min")),
+        *map(op_class, ("MaxPool", "AveragePool", "BroadcastTo")),
+    ),
+    output=Output.SAME,
+)
+_enter(
+    layers_named("AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"), output=Output.SAME
+)
+_enter(layers_named("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"), output=Output.SAME)
+
+# Preprocessing that changes nothing outside of training, or crops.
+_enter(
+    layers_named(
+        *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration"),
+        *("RandomColorJitter", "RandomContrast", "RandomCrop", "RandomElasticTransform", "RandomErasing", "RandomFlip"),
+        *("RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
+        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear"),
+        *("RandomTranslation", "RandomZoom"),
     ),
     output=Output.SAME,
 )
@@ -290,12 +317,39 @@ _enter(
         kl.LeakyReLU,
         kl.PReLU,
         kl.ELU,
-        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean")),
-        *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "HardSigmoid", "Gelu")),
+        kl.Dot,
+        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean", "Stack", "Sum")),
+        *map(op_class, ("Divide", "TrueDivide", "Absolute", "Sqrt", "Rsqrt", "Exp", "Clip", "Matmul", "Einsum")),
+        *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "Gelu", "Cast")),
     ),
     output=Output.RANGE,
 )
 _enter((kl.Softmax, *map(op_class, ("Softmax", "Sigmoid", "Tanh"))), output=Output.FIXED)
+
+# What runs in float, and why.
+_FLOAT = {
+    "LiteRT's converter leaves it in float; write it as `layers.Activation('hard_sigmoid')`": (
+        op_class("HardSigmoid"),
+    ),
+    "LiteRT's converter leaves it in float; write it as `layers.Activation('elu')`": (op_class("Elu"),),
+    "LiteRT's converter leaves it in float; write it as `0 - x`": (op_class("Negative"),),
+    "LiteRT's converter leaves it in float; write it as `x * x`": (op_class("Square"),),
+    "LiteRT has no integer version": map(op_class, ("Var", "Std", "Normalize", "Selu", "Celu", "Softplus", "Softsign")),
+    "preprocessing of images that LiteRT has no integers for": layers_named(
+        *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization"),
+    ),
+    "preprocessing of sound that LiteRT has no integers for": layers_named("MelSpectrogram", "STFTSpectrogram"),
+    "it makes indices or encodings of raw data, before there is anything to quantize": layers_named(
+        *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing", "IntegerLookup", "StringLookup"),
+        *("TextVectorization", "MaxNumBoundingBoxes"),
+    ),
+    "it runs code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    "what its function does cannot be seen; write it with `keras.ops`, or as a layer with `@tfopt.register_layer`": (
+        kl.Lambda,
+    ),
+}
+for _reason, _classes in _FLOAT.items():
+    _enter(_classes, output=Output.FLOAT, reason=_reason)
 
 # Where the features lie in a kernel.
 _AXES.update(dict.fromkeys((kl.Dense, kl.Conv1D, kl.Conv2D, kl.Conv3D), KernelAxes((-1,), -2)))

@@ -73,7 +73,8 @@ def children(op: keras.Operation) -> list[keras.layers.Layer]:
 
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
-    return getattr(keras_ops.numpy, name, None) or getattr(keras_ops.nn, name)
+    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
 def application_layer(name: str) -> type:

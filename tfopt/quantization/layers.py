@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
+from tfopt.quantization.forms import integer_activation, integer_form
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ class QuantizedLayer(QuantizedWrapper):
         else:
             outputs = self._run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
-            outputs = self.activation(self.pre_activation(outputs, training))
+            activation = integer_activation(self.activation) if in_mode("export") else self.activation
+            outputs = activation(self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
@@ -188,6 +190,10 @@ class QuantizedLayer(QuantizedWrapper):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:
                 return apply_affine(inputs, *affine)
+        if self.output_range is not None and in_mode("export"):
+            form = integer_form(self.layer, self.output_range)
+            if form is not None:
+                return form(inputs)
         if not self.kernels:
             return self.layer(inputs, **kwargs)
         rounded = {id(getattr(self.layer, name)): axes for name, axes in self.kernels.items()}

@@ -123,6 +123,8 @@ class _Plan:
             if wanted.reason != CHOSEN:
                 self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
             return [state.copy(op), self._range_behind(op)] if self._feeds_integers(op, state) else None
+        if wanted.note:
+            self.float_layers.append(f"'{state.path}' in part ({type(op).__name__}: {wanted.note})")
         options = self.training.layer_arguments(op, state.path)
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None

@@ -15,9 +15,13 @@ from tfopt.core.catalog import Output, activation_output, entry_of
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 from tfopt.quantization.composites import composite_for
+from tfopt.quantization.forms import float_form
 from tfopt.quantization.layers import QuantizedLayer
 
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+# Their kernels have a scale for each channel, and so the same integers before and after the channels are scaled. With
+# one scale for a whole kernel, as in Dense, rounding the folded kernel would give other integers than those trained.
+_FOLDS_NORMALIZATION = (kl.Conv1D, kl.Conv2D, kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Treatment:
     affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
     composite: bool = False  # has a wrapper class of its own, see `composites.py`
     reason: str = ""  # why it stays float
+    note: str = ""  # what of it stays float, and why
 
     @property
     def is_float(self) -> bool:
@@ -55,13 +60,19 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
     if entry.output is not Output.RANGE:
         return Treatment({})
+    refused = float_form(op, graph)
+    if refused:
+        return Treatment({}, reason=refused)
     kernels, name = dict(entry.kernels), activation_name(op)
     if name is None or (kernels and name in _FUSED_ACTIVATIONS):
         return Treatment(kernels, output=not feeds_fusion(op, graph), affine=_stands_alone(op, graph))
     behaviour = activation_output(name)
     if behaviour is None:
         return Treatment({}, reason=f"the activation '{name}' is unknown to the catalog")
-    ranged = behaviour is Output.RANGE
+    ranged = behaviour is not Output.FIXED
+    if behaviour is Output.FLOAT:
+        note = f"LiteRT has no integer version of the activation '{name}'"
+        return Treatment(kernels, activation=name, output=True, note=note) if kernels else Treatment({}, reason=note)
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
@@ -84,7 +95,7 @@ def feeds_fusion(op: keras.Operation, graph: Graph) -> bool:
     if reader is None or activation_name(op) not in (None, "linear"):
         return False
     if isinstance(reader, kl.BatchNormalization):
-        return _has_kernels(op)
+        return isinstance(op, _FOLDS_NORMALIZATION)
     fusable = _has_kernels(op) or isinstance(op, (kl.BatchNormalization, kl.Add)) or _is_op(op, "Add")
     return fusable and is_rectifier(reader)
 
@@ -94,14 +105,14 @@ def _stands_alone(op: keras.Operation, graph: Graph) -> bool:
     if isinstance(op, kl.BatchNormalization):
         producer = graph.sole_producer(op)
         folds = producer is not None and graph.sole_consumer(producer) is op and feeds_fusion(producer, graph)
-        return not (folds and _has_kernels(producer))
+        return not folds
     return isinstance(op, (kl.Rescaling, kl.Normalization))
 
 
 def is_rectifier(op: keras.Operation) -> bool:
-    """ReLU and ReLU6 in their forms as layer, activation and op."""
+    """ReLU, and ReLU with a highest value, in their forms as layer, activation and op."""
     if isinstance(op, kl.ReLU):
-        return op.negative_slope == 0 and op.threshold == 0 and op.max_value in (None, 6)
+        return op.negative_slope == 0 and op.threshold == 0
     if isinstance(op, kl.Activation):
         return activation_name(op) in ("relu", "relu6")
     return _is_op(op, "Relu") or _is_op(op, "Relu6")
