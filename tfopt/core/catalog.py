@@ -187,6 +187,22 @@ def layers_named(*names: str) -> list[type]:
     return [getattr(kl, name) for name in names if hasattr(kl, name)]
 
 
+def runs_in_16_bits(op: Any, tensors: int = 2) -> bool:
+    """True if LiteRT and its converter have an integer operation with 16-bit activations for what `op` computes.
+
+    Args:
+        op: a layer, an op, or an activation function.
+        tensors: how many tensors it reads; the converter knows no 16-bit constants.
+    """
+    if not isinstance(op, keras.Operation):
+        return getattr(op, "__name__", "") in _ACTIVATIONS_IN_16_BITS
+    if isinstance(op, kl.Activation):
+        return runs_in_16_bits(op.activation)
+    if isinstance(op, kl.ReLU):
+        return op.threshold == 0 and op.negative_slope == 0 and op.max_value in (None, 6)
+    return isinstance(op, _IN_16_BITS) or (isinstance(op, _ARITHMETIC_OPS) and tensors > 1)
+
+
 def _enter(classes, **facts) -> None:
     for cls in classes:
         _ENTRIES[cls] = Entry(**facts)
@@ -372,4 +388,54 @@ _PER_CHANNEL = (
     kl.GaussianDropout,
     kl.GaussianNoise,
     *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh")),
+)
+
+# With 16-bit activations. Found by converting and running each with LiteRT 2.3 and the converter of TensorFlow 2.21.
+_ACTIVATIONS_IN_16_BITS = ("linear", "relu", "relu6", "leaky_relu", "silu", "swish", "sigmoid", "tanh", "softmax")
+_ARITHMETIC_OPS = tuple(map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum")))
+_IN_16_BITS = (
+    kl.InputLayer,
+    kl.Conv1D,
+    kl.Conv2D,
+    kl.Conv2DTranspose,
+    kl.DepthwiseConv1D,
+    kl.DepthwiseConv2D,
+    kl.Dense,
+    kl.EinsumDense,
+    kl.Embedding,
+    kl.MaxPooling1D,
+    kl.MaxPooling2D,
+    kl.AveragePooling1D,
+    kl.AveragePooling2D,
+    kl.GlobalMaxPooling1D,
+    kl.GlobalMaxPooling2D,
+    kl.GlobalAveragePooling1D,
+    kl.GlobalAveragePooling2D,
+    kl.Flatten,
+    kl.Reshape,
+    kl.Permute,
+    kl.Cropping1D,
+    kl.Cropping2D,
+    kl.ZeroPadding1D,
+    kl.ZeroPadding2D,
+    kl.Identity,
+    kl.Dropout,
+    kl.SpatialDropout1D,
+    kl.SpatialDropout2D,
+    kl.AlphaDropout,
+    kl.GaussianDropout,
+    kl.GaussianNoise,
+    kl.ActivityRegularization,
+    kl.Add,
+    kl.Subtract,
+    kl.Multiply,
+    kl.Maximum,
+    kl.Minimum,
+    kl.Rescaling,
+    kl.Normalization,
+    kl.BatchNormalization,
+    kl.LeakyReLU,
+    kl.Softmax,
+    *map(op_class, ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad", "Mean")),
+    *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "Softmax", "Sigmoid", "Tanh")),
 )

@@ -18,6 +18,9 @@ _MODE: ContextVar[str | None] = ContextVar("tfopt_mode", default=None)
 class Range(Protocol):
     """The lowest and the highest value of a tensor; both 0 as long as no data has set them."""
 
+    @property
+    def bits(self) -> int: ...
+
     def bounds(self) -> tuple[float, float]: ...
 
     def reset(self) -> None: ...
@@ -25,6 +28,8 @@ class Range(Protocol):
 
 class FakeQuantized:
     """Marks the layers that `quantize` puts into a model. Each says what stands in its place once stripped."""
+
+    weight_only_bits: int | None = None  # of the kernels of a layer that computes in float; 16 for half precision
 
     def __setattr__(self, name, value):
         # Keras looks into each value for layers and weights to track, which is most of the time that creating a layer

@@ -12,7 +12,7 @@ from tfopt.core.graph import walk_layers
 from tfopt.core.modes import FakeQuantized
 from tfopt.deploy.convert import IO_TYPES
 
-QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8")
+QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
 
 
 def check_options(quantization, io_types, batch_size, sparse, tolerance) -> None:

@@ -19,8 +19,15 @@ from tfopt.core.graph import walk_layers
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.core.rewrite import in_float32
+from tfopt.deploy.integers import finished
+from tfopt.deploy.packing import pack_kernels
 
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
+INT16X8_OPS = [
+    tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+    tf.lite.OpsSet.TFLITE_BUILTINS,
+]
+HALF = 16  # bits of weights that are half-precision floats
 CALIBRATED_ON = 500  # samples, at most, of a float model that becomes int8
 
 
@@ -37,7 +44,7 @@ def convert(
 
     Args:
         model: a float model, or one with fake quantization whose ranges are set.
-        kind: `"none"`, `"dynamic"`, `"float16"` or `"int8"`.
+        kind: `"none"`, `"dynamic"`, `"float16"`, `"int8"`, `"int16x8"` or `"weight_only"`.
         data: what the ranges of a float model are taken from, for int8.
         io_types: dtypes of inputs and outputs that are real numbers.
         batch_size: of the file; None leaves it free.
@@ -51,19 +58,40 @@ def convert(
     with mode("export"):
         function = _frozen(model, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-    if kind != "none":
+    if kind not in ("none", "weight_only"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if encode:
         converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if kind == "int8":
+    if kind in ("int8", "int16x8"):
         # One range for a whole Dense kernel, as in TFMOT's scheme.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
         if not is_quantized(model):
             converter.representative_dataset = _representative(model, data, batch_size or 1)
-    return _run(converter, batch_size)
+    if kind == "int16x8":
+        converter.target_spec.supported_ops = INT16X8_OPS
+    content = _run(converter, batch_size)
+    if kind in ("int8", "int16x8") and is_quantized(model):
+        content = finished(content)
+    bits = weight_only_bits(model) - {HALF}
+    return pack_kernels(content, bits) if bits else content
+
+
+def kind_of(model: keras.Model) -> str:
+    """The kind of file that a model with the layers of `quantize` becomes."""
+    marked = [layer for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
+    activation_bits = {part.bits for layer in marked for part in layer.ranges().values()}
+    if activation_bits or not weight_only_bits(model):
+        return "int16x8" if 16 in activation_bits else "int8"
+    return "float16" if HALF in weight_only_bits(model) else "weight_only"
+
+
+def weight_only_bits(model: keras.Model) -> set[int]:
+    """Bits of the kernels of layers that compute in float."""
+    marked = [layer for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
+    return {layer.weight_only_bits for layer in marked if layer.weight_only_bits is not None}
 
 
 def is_quantized(model: keras.Model) -> bool:

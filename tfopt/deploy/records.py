@@ -34,7 +34,7 @@ class Check:
     """How well one signature of the file agrees with the model it comes from.
 
     Args:
-        quantization: `"none"`, `"dynamic"`, `"float16"` or `"int8"`.
+        quantization: `"none"`, `"dynamic"`, `"float16"`, `"int8"`, `"int16x8"` or `"weight_only"`.
         mean_difference: mean absolute difference of the outputs, in output units.
         tolerance: the bound it was held to, in output units.
         samples: how many inputs were compared.

@@ -21,7 +21,7 @@ from tfopt.core.loading import load_model
 from tfopt.core.rewrite import computes_in_16_bits
 from tfopt.deploy.assembly import assemble
 from tfopt.deploy.checks import check_comparison, check_options, check_ranges, check_shapes
-from tfopt.deploy.convert import convert, is_quantized
+from tfopt.deploy.convert import convert, is_quantized, kind_of
 from tfopt.deploy.metadata import all_metadata, check_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
@@ -30,7 +30,15 @@ from tfopt.interop import tfmot
 
 # Mean absolute difference from the Keras model, as a fraction of the mean absolute deviation of its outputs. The last
 # is for a float model: the difference then is the whole loss by quantization, not that of the conversion alone.
-TOLERANCES = {"none": 1e-3, "float16": 2e-2, "dynamic": 0.1, "int8": 0.1, "int8 of a float model": 0.3}
+TOLERANCES = {
+    "none": 1e-3,
+    "weight_only": 1e-3,
+    "int16x8": 1e-2,
+    "float16": 2e-2,
+    "dynamic": 0.1,
+    "int8": 0.1,
+    "int8 of a float model": 0.3,
+}
 SPARSE_ABOVE = 0.25  # fraction of zeros in the kernels from which sparse encoding is tried; below it never pays
 SAMPLES, COMPARED = 64, 256  # of `data`: held against the model, or against another one too
 ONLY = "serving_default"  # the signature of a file with one model, as the converter names it
@@ -60,7 +68,8 @@ def export_tflite(
             road and the same checks). A dict `{signature: model}` makes one file of several models; weights that are
             equal in the file, as those of shared layers are, are stored once.
         path: where to write.
-        quantization: `"auto"` is int8 for a quantized model and none for a float one; `"none"` keeps float32;
+        quantization: `"auto"` is what a quantized model was quantized for (int8, int16x8, float16, weight_only) and
+            none for a float one; `"none"` keeps float32;
             `"dynamic"` stores weights in 8 bits and computes in float; `"float16"` stores weights in 16 bits; `"int8"`
             computes in integers: of a quantized model with its own ranges, of a float model with ranges that the
             converter takes from `data`.
@@ -74,7 +83,7 @@ def export_tflite(
             False force it.
         tolerance: highest mean absolute difference of the outputs, as a fraction of the mean absolute deviation of
             the model's outputs from their mean; by default 0.001 for none, 0.02 for float16 and for models that
-            compute in 16 bits, 0.1 for dynamic and int8, 0.3 for int8 of a float model. One step of a quantized
+            compute in 16 bits, 0.001 for weight_only, 0.01 for int16x8, 0.1 for dynamic and int8, 0.3 for int8 of a float model. One step of a quantized
             output is always allowed.
         metadata: what to write into the file, as JSON: `name`, `description`, `version`, `author`, `license` (texts),
             `labels` (a list of texts) and keys of your own; `TFLiteModel.metadata` reads it. tfopt adds its version,
@@ -178,13 +187,20 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     else:
         quantized = is_quantized(model)
         check_ranges(model)
-    if quantized and quantization not in ("auto", "int8"):
+    own = "none" if not quantized else "int8" if legacy else kind_of(model)
+    if quantized and quantization not in ("auto", own):
         raise InvalidArgumentError(
-            "A quantized model exports as int8.",
+            f"A quantized model exports as what it was quantized for, here {own}.",
             received=f"quantization='{quantization}'",
             fix="For a float file export `tfopt.strip(model)`.",
         )
-    return "int8" if quantized or quantization == "int8" else "none" if quantization == "auto" else quantization
+    if not quantized and quantization in ("int16x8", "weight_only"):
+        raise InvalidArgumentError(
+            "Only a model that was quantized so exports as int16x8 or weight_only.",
+            received=f"quantization='{quantization}' and a float model",
+            fix="Call `tfopt.quantize(model, 'int16x8')` and `tfopt.calibrate`, or a scheme like 'int4_weight_only'.",
+        )
+    return own if quantization == "auto" else quantization
 
 
 def _kind_of_difference(model, kind: str, legacy: bool) -> str:
@@ -193,7 +209,8 @@ def _kind_of_difference(model, kind: str, legacy: bool) -> str:
         return kind
     if kind == "int8" and not is_quantized(model):
         return "int8 of a float model"
-    return "float16" if kind == "none" and computes_in_16_bits(model) else kind
+    in_half = kind in ("none", "weight_only", "int16x8") and computes_in_16_bits(model)
+    return "float16" if in_half else kind
 
 
 def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

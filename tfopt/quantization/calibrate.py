@@ -10,7 +10,7 @@ import tensorflow as tf
 from rich.progress import track
 
 from tfopt.core.data import input_batches
-from tfopt.core.errors import InvalidArgumentError, NonFiniteError
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.graph import check_model, walk_layers
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
@@ -33,6 +33,7 @@ def calibrate(
         verbose: 1 shows a progress bar.
 
     Raises:
+        NothingToDoError: only the weights of the model are quantized.
         InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
         NonFiniteError: NaN or infinity in the data, or in what a layer computes from it.
 
@@ -50,6 +51,12 @@ def calibrate(
             "`calibrate` sets the ranges of a quantized model.",
             received=f"'{model.name}', a float model",
             fix="Call `tfopt.quantize(model)` first.",
+        )
+    if not any(layer.ranges() for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)):
+        raise NothingToDoError(
+            "`calibrate` sets the ranges of activations.",
+            received=f"'{model.name}', of which only weights are quantized",
+            fix="Export it as it is, or quantize with scheme='int8' or 'int16x8'.",
         )
     calibrated = rewrite(model)
     _reset(calibrated)

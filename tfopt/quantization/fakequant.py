@@ -1,8 +1,8 @@
-"""Arrays in, ranges and fake-quantized arrays out. All maths of the 8-bit scheme stands here, free of layers.
+"""Arrays in, ranges and fake-quantized arrays out. All maths of the schemes stands here, free of layers.
 
 The scheme is the one of TFLite (Jacob et al. 2018, https://arxiv.org/abs/1712.05877) as TFMOT trains it
 (`quantization/keras/quant_ops.py`): weights symmetric with a narrow range, [-127, 127]; activations asymmetric,
-[-128, 127], zero always representable.
+[-128, 127], zero always representable. In 16 bits LiteRT has symmetric activations only, here narrow too, [-32767, 32767].
 """
 
 from __future__ import annotations
@@ -70,26 +70,39 @@ def first_range(low, high, batch_low, batch_high):
     return tf.where(unset, batch_low, low), tf.where(unset, batch_high, high)
 
 
+def symmetric_range(low, high):
+    """The range around zero that holds both bounds, of floats or of tensors.
+
+    Example:
+        >>> symmetric_range(-3.0, 2.0)
+        (-3.0, 3.0)
+    """
+    high = max(-low, high) if isinstance(low, float) else tf.maximum(-low, high)
+    return -high, high
+
+
 def is_unset(low, high):
     """A range of zero width has seen no data; `observed_range` never gives one."""
     return tf.equal(low, high)
 
 
-def fake_quantize(values, low, high, *, narrow: bool = False):
-    """Rounds to 256 steps (narrow: 255) over [low, high] and back to float; the gradient is 1 inside the range.
+def fake_quantize(values, low, high, *, narrow: bool = False, bits: int = 8):
+    """Rounds to 2^bits steps (narrow: one less) over [low, high] and back to float; the gradient is 1 inside the range.
 
     Args:
         values: float32 tensor, of rank 1, 2 or 4 for a range by channel.
         low, high: scalars, or one a channel of the last axis.
         narrow: leaves out the lowest integer, so that a symmetric range has zero in its middle.
+        bits: 2 to 8, or 16.
 
     Example:
         >>> [round(float(value), 3) for value in fake_quantize(tf.constant([0.0, 0.21, 9.0]), 0.0, 1.0)]
         [0.0, 0.212, 1.0]
     """
-    if len(getattr(low, "shape", ())) == 0:
-        return tf.quantization.fake_quant_with_min_max_vars(values, low, high, narrow_range=narrow)
-    return tf.quantization.fake_quant_with_min_max_vars_per_channel(values, low, high, narrow_range=narrow)
+    per_channel = len(getattr(low, "shape", ())) > 0
+    rounding = tf.quantization.fake_quant_with_min_max_vars
+    rounding = tf.quantization.fake_quant_with_min_max_vars_per_channel if per_channel else rounding
+    return rounding(values, low, high, num_bits=bits, narrow_range=narrow)
 
 
 @tf.custom_gradient
@@ -137,28 +150,45 @@ def fake_quantize_learned(values, low, high):
     return rounded, gradient
 
 
-def fake_quantize_kernel(kernel, channel_axes: tuple[int, ...]):
-    """A kernel rounded to symmetric, narrow 8 bits, with one range for each index of its channel axes.
+@tf.custom_gradient
+def half_precision(values):
+    """The nearest half-precision floats, those out of reach clipped to the largest; the gradient is 1.
+
+    Example:
+        >>> half_precision(tf.constant([1.0001, 2049.0, 1e6])).numpy().tolist()
+        [1.0, 2048.0, 65504.0]
+    """
+    largest = tf.float16.max
+    return tf.cast(tf.cast(tf.clip_by_value(values, -largest, largest), tf.float16), tf.float32), tf.identity
+
+
+def fake_quantize_kernel(kernel, channel_axes: tuple[int, ...], bits: int = 8):
+    """A kernel rounded to symmetric, narrow integers, with one range for each index of its channel axes.
 
     Args:
         kernel: float32 tensor.
         channel_axes: `()` for one range over all, `(-1,)`, `(-2,)` (transposed convolution) or `(-2, -1)` (depthwise).
+        bits: 2 to 8, of which `2^bits - 1` values are used; 16 for half-precision floats.
 
     Example:
         >>> fake_quantize_kernel(tf.constant([[127.0, 0.5], [3.4, -0.5]]), (-1,)).numpy().tolist()
         [[127.0, 0.5], [3.0, -0.5]]
+        >>> fake_quantize_kernel(tf.constant([[3.0], [-1.4], [0.4]]), (-1,), bits=3).numpy().ravel().tolist()
+        [3.0, -1.0, 0.0]
     """
+    if bits == 16:
+        return half_precision(kernel)
     if not channel_axes:
-        return fake_quantize(kernel, *weight_range(kernel, False), narrow=True)
+        return fake_quantize(kernel, *weight_range(kernel, False), narrow=True, bits=bits)
     rank = len(kernel.shape)
     last = [axis % rank for axis in channel_axes]
     order = [axis for axis in range(rank) if axis not in last] + last
     if order != list(range(rank)):
         back = [order.index(axis) for axis in range(rank)]
-        swapped = fake_quantize_kernel(tf.transpose(kernel, order), tuple(range(-len(last), 0)))
+        swapped = fake_quantize_kernel(tf.transpose(kernel, order), tuple(range(-len(last), 0)), bits)
         return tf.transpose(swapped, back)
     channels = 1
     for axis in last:
         channels *= kernel.shape[axis]
     rows = tf.reshape(kernel, [-1, channels])
-    return tf.reshape(fake_quantize(rows, *weight_range(rows, True), narrow=True), kernel.shape)
+    return tf.reshape(fake_quantize(rows, *weight_range(rows, True), narrow=True, bits=bits), kernel.shape)

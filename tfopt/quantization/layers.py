@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from tfopt.core.catalog import prunable_weights, runs_in_16_bits
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
@@ -179,8 +180,7 @@ class QuantizedLayer(QuantizedWrapper):
         else:
             outputs = self._run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
-            activation = integer_activation(self.activation) if in_mode("export") else self.activation
-            outputs = activation(self.pre_activation(outputs, training))
+            outputs = self._activated(self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
@@ -190,27 +190,18 @@ class QuantizedLayer(QuantizedWrapper):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:
                 return apply_affine(inputs, *affine)
-        if self.output_range is not None and in_mode("export"):
+        if self.output_range is not None and self.activation_bits == 8 and in_mode("export"):
             form = integer_form(self.layer, self.output_range)
             if form is not None:
                 return form(inputs)
-        if not self.kernels:
-            return self.layer(inputs, **kwargs)
-        rounded = {id(getattr(self.layer, name)): axes for name, axes in self.kernels.items()}
-        variables = self.layer.variables
-        values = [
-            rounded_kernel(variable, rounded[id(variable)])
-            if id(variable) in rounded
-            else tf.convert_to_tensor(variable)
-            for variable in variables
-        ]
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
-            outputs = self.layer(inputs, **kwargs)
-        for variable, before in zip(variables, values, strict=True):
-            after = scope.get_current_value(variable)
-            if after is not before:
-                variable.assign(after)
-        return outputs
+        return run_rounded(self.layer, self.kernels, 8, inputs, **kwargs)
+
+    def _activated(self, values):
+        if self.activation_bits == 8:
+            return (integer_activation(self.activation) if in_mode("export") else self.activation)(values)
+        if runs_in_16_bits(self.activation):
+            return self.activation(values)
+        return set_apart(self.activation(set_apart(values)))
 
     def _normalize(self, inputs, frozen, **kwargs):
         """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""
@@ -246,11 +237,57 @@ class QuantizedLayer(QuantizedWrapper):
         return [state.copy(self.layer, **config)]
 
 
-def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None)):
-    """The kernel (or some columns of it) in 8 bits; in an export a constant, which the converter then turns into the
+def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *args, **kwargs) -> Any:
+    """What `layer` gives with rounded kernels; their float values stay its weights.
+
+    Args:
+        layer: a built Keras layer or an op.
+        kernels: name of a kernel as `core.catalog.prunable_weights` gives it, or of an attribute -> its channel axes.
+        bits: of the kernels, as `fakequant.fake_quantize_kernel` takes them.
+        args, kwargs: of the layer's call.
+    """
+    if not kernels:
+        return layer(*args, **kwargs)
+    if not layer.built:
+        layer(*args, **kwargs)
+    rounded = {id(kernel_of(layer, name)): axes for name, axes in kernels.items()}
+    variables = layer.variables
+    values = [
+        rounded_kernel(variable, rounded[id(variable)], bits=bits)
+        if id(variable) in rounded
+        else tf.convert_to_tensor(variable)
+        for variable in variables
+    ]
+    with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
+        outputs = layer(*args, **kwargs)
+    for variable, before in zip(variables, values, strict=True):
+        after = scope.get_current_value(variable)
+        if after is not before:
+            variable.assign(after)
+    return outputs
+
+
+def kernel_of(layer: keras.layers.Layer, name: str) -> keras.Variable:
+    """A kernel by its name in `prunable_weights`, or by the name of the attribute."""
+    return prunable_weights(layer)[name] if "/" in name else getattr(layer, name)
+
+
+def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None), bits: int = 8):
+    """The kernel (or some columns of it) rounded; in an export a constant, which the converter then turns into the
     same integers."""
     if not in_mode("export"):
-        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel)[..., columns], channel_axes)
+        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel)[..., columns], channel_axes, bits)
     stored = keras.ops.convert_to_numpy(kernel)
     with tf.init_scope():
-        return fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes)
+        return fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes, bits)
+
+
+def set_apart(values: Any) -> Any:
+    """The same values; in an export behind two casts, across which the converter carries no integers.
+
+    It quantizes each operation between two quantized tensors. The casts are taken out of the file afterwards, see
+    `deploy/integers.py`.
+    """
+    if not in_mode("export") or not tf.is_tensor(values) or not values.dtype.is_floating:
+        return values
+    return tf.cast(tf.cast(values, tf.float64), values.dtype)

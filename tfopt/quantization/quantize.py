@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import keras
 
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, check_patterns, is_selected, walk_layers
+from tfopt.core.catalog import runs_in_16_bits
+from tfopt.core.errors import NothingToDoError
+from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, walk_layers
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
@@ -20,11 +22,11 @@ from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classe
     timedistributed,
 )
 from tfopt.quantization.composites import composite_for
+from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.scheme import Treatment, masks_a_number, treatment
+from tfopt.quantization.scheme import CHOSEN, WEIGHTS, Treatment, masks_a_number, treatment, weight_treatment
+from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
-
-CHOSEN = "left out by `include` or `exclude`"
 
 
 def quantize(
@@ -33,21 +35,28 @@ def quantize(
     *,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
+    overrides: Mapping[str, str | None] | None = None,
     freeze_ranges_after: int | None = None,
     freeze_batch_norm_after: int | None = None,
     learn_ranges: bool = False,
 ) -> keras.Model:
-    """Returns a copy of `model` that computes as its int8 .tflite will; train it on, or `calibrate` it, then export.
+    """Returns a copy of `model` that computes as its .tflite will; train it on, or `calibrate` it, then export.
 
-    The scheme is TFMOT's 8-bit scheme: kernels symmetric and narrow, one range for each output channel of a
+    `"int8"` is TFMOT's 8-bit scheme: kernels symmetric and narrow, one range for each output channel of a
     convolution and one for a whole Dense kernel; activations asymmetric, their ranges moving averages over the
     training batches, starting from the first batch. Convolution, batch normalization and rectifier share one range.
 
     Args:
         model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `quantize_model`).
-        scheme: `"int8"`.
+        scheme: `"int8"`; `"int16x8"`, 16-bit symmetric activations and 8-bit kernels; `"float16"`, weights rounded to
+            half-precision floats; or `"int8_weight_only"` down to `"int2_weight_only"`: kernels rounded to `2^n - 1`
+            values around zero for each output channel, while activations, and the operations of the file, stay float.
+            Only the first two have ranges to train or to `calibrate`.
         include: layer names or globs to quantize; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs to leave in float.
+        overrides: `{layer name or glob: scheme}` for single layers; None leaves them in float. It counts more than
+            `include` and `exclude`, and where several fit a layer, the last one counts. Integer activations of one
+            kind, float layers and weight-only layers of any bits go together in a file; nothing goes with float16.
         freeze_ranges_after: after so many training batches the activation ranges stay as they are; 0 takes those of
             `calibrate`, or of the first batch. Each batch counts, also where gradients are accumulated; a resumed
             training goes on counting. None never freezes them.
@@ -59,17 +68,17 @@ def quantize(
 
     Returns:
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
-        original's copy. Pruning masks go with the weights. The input model is not changed.
+        original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. Pruning masks go with the weights. The input model is not changed.
 
     Raises:
-        InvalidArgumentError: unknown scheme or layer name, a number of batches that is none, both
-            `freeze_ranges_after` and `learn_ranges`.
+        InvalidArgumentError: unknown scheme or layer name, schemes that do not go together, a number of batches that
+            is none, both `freeze_ranges_after` and `learn_ranges`, or ranges to learn or freeze where there are none.
         UnsupportedModelError: a subclassed or unbuilt model; synchronized batch normalization to freeze.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no layer to quantize, or the model is quantized already.
 
     Warns:
-        Once, with the layers that stay float and why.
+        Once, with the layers that stay float and why, and with bits that the file cannot hold as they are.
 
     Source: Jacob et al. 2018, https://arxiv.org/abs/1712.05877; TFMOT `quantization/keras/default_8bit`. Freezing:
     Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342, section 3.2. LSQ: Esser et al. 2020,
@@ -81,22 +90,21 @@ def quantize(
         >>> [layer.name for layer in quantized.layers[1:]] == [layer.name for layer in model.layers]
         True
     """
+    base = scheme_of(scheme)
     training = Training(freeze_ranges_after, freeze_batch_norm_after, learn_ranges)
     if tfmot.is_tf_keras_model(model):
         training.check_default()
+        check_tfmot(base, overrides)
         return tfmot.quantize(model, include=include, exclude=exclude)
     check_model(model)
-    if scheme != "int8":
-        raise InvalidArgumentError("`scheme` is 'int8'.", received=repr(scheme))
-    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    check_patterns(model, included, "include")
-    check_patterns(model, excluded, "exclude")
+    choice = Choice(model, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
+    training.check_scheme(base)
     if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
         raise NothingToDoError(
             "The model is quantized already.", received=f"'{model.name}'", fix="`tfopt.strip(model)` undoes it."
         )
     check_finite(model)
-    plan = _Plan(model, included, excluded, training)
+    plan = _Plan(model, choice, training)
     quantized = rewrite(model, plan.replace)
     plan.report(model)
     return quantized
@@ -105,8 +113,8 @@ def quantize(
 class _Plan:
     """Decides for each op of a model and of its nested models, and remembers what stays float."""
 
-    def __init__(self, model: keras.Model, included: list[str], excluded: list[str], training: Training):
-        self.included, self.excluded = included, excluded
+    def __init__(self, model: keras.Model, choice: Choice, training: Training):
+        self.choice, self.bits = choice, choice.base.activation_bits
         self.training = training.of(model)
         self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
@@ -120,9 +128,7 @@ class _Plan:
             return None
         wanted = self._treatment(op, state.path)
         if wanted.is_float:
-            if wanted.reason != CHOSEN:
-                self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
-            return [state.copy(op), self._range_behind(op)] if self._feeds_integers(op, state) else None
+            return self._float(op, state, wanted)
         if wanted.note:
             self.float_layers.append(f"'{state.path}' in part ({type(op).__name__}: {wanted.note})")
         options = self.training.layer_arguments(op, state.path)
@@ -138,13 +144,34 @@ class _Plan:
             return [state.copy(op), self._range_behind(op)]
         if wanted.composite:
             return wrapper.of(op, state).with_training(**options)
-        return wrapper.of(op, wanted, state, **options)
+        return wrapper.of(op, wanted, state, activation_bits=self.bits, **options)
+
+    def _float(self, op, state, wanted: Treatment):
+        """A layer that computes in float: as it is, or with what lies between it and integers, and rounded kernels."""
+        scheme = self.choice.of(state.path)
+        kernels = wanted.kernels if scheme is not None and scheme.activation_bits is None else {}
+        self.count += bool(kernels)
+        if wanted.reason not in (CHOSEN, WEIGHTS):
+            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
+        ranged = self._feeds_integers(op, state)
+        if not (kernels or ranged or self.bits == 16):
+            return None
+        return FloatLayer(
+            state.copy(op),
+            kernels,
+            bits=scheme.weight_bits if kernels else None,
+            quantize_output=ranged,
+            apart=self.bits is not None,
+            activation_bits=self.bits or 8,
+            **self.training.range_arguments(op),
+        )
 
     def _range_behind(self, op, observer: str = "moving_average") -> FakeQuantize:
-        return FakeQuantize(observer, name=f"{op.name}_range", **self.training.range_arguments(op))
+        arguments = self.training.range_arguments(op)
+        return FakeQuantize(observer, name=f"{op.name}_range", activation_bits=self.bits, **arguments)
 
     def _input(self, op, state):
-        if id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
+        if self.bits is None or id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
             return None
         readers = self.graphs[id(op)].consumers(op.output)
         if any(isinstance(call.op, keras.layers.Embedding) or masks_a_number(call.op) for call in readers):
@@ -152,12 +179,22 @@ class _Plan:
         return [state.copy(op), self._range_behind(op, "all_values")]
 
     def _treatment(self, op, path: str) -> Treatment:
-        if not is_selected(path, self.included, self.excluded):
+        scheme, graph = self.choice.of(path), self.graphs[id(op)]
+        if scheme is None:
             return Treatment({}, reason=CHOSEN)
-        return treatment(op, self.graphs[id(op)])
+        if scheme.activation_bits is None:
+            return weight_treatment(op)
+        wanted = treatment(op, graph)
+        calls = graph.calls_of(op)
+        tensors = min((len(call.inputs) for call in calls), default=1)
+        if scheme.activation_bits == 16 and not wanted.is_float and not runs_in_16_bits(op, tensors):
+            return Treatment({}, reason="LiteRT has no integer operation for it with 16-bit activations")
+        return wanted
 
     def _feeds_integers(self, op, state) -> bool:
         """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
+        if self.bits is None:
+            return False
         graph = self.graphs[id(op)]
         tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
         if len(tensors) != 1 or graph.is_output(tensors[0]) or not keras.backend.is_float_dtype(tensors[0].dtype):
@@ -173,8 +210,11 @@ class _Plan:
                 received=f"'{model.name}': " + (", ".join(self.float_layers) or "no layer selected"),
                 fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(kernels=...)`.",
             )
+        notes = self.choice.notes()
         if self.float_layers:
-            warnings.warn("These layers stay float: " + ", ".join(self.float_layers) + ".", stacklevel=3)
+            notes = ["These layers stay float: " + ", ".join(self.float_layers) + ".", *notes]
+        if notes:
+            warnings.warn(" ".join(notes), stacklevel=3)
 
 
 def _graphs(model: keras.Model):

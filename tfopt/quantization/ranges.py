@@ -15,10 +15,19 @@ class RangeOwner(FakeQuantized):
     Args:
         freeze_ranges_after: after so many calls in training the ranges stay as they are; None never.
         learn_ranges: whether the optimizer trains the ranges, in place of a moving average.
+        activation_bits: that the ranges round to, 8 or 16.
     """
 
-    def __init__(self, *args, freeze_ranges_after: int | None = None, learn_ranges: bool = False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        freeze_ranges_after: int | None = None,
+        learn_ranges: bool = False,
+        activation_bits: int = 8,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.activation_bits = activation_bits
         self.with_training(freeze_ranges_after, learn_ranges)
 
     def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> RangeOwner:
@@ -31,13 +40,14 @@ class RangeOwner(FakeQuantized):
             **super().get_config(),
             "freeze_ranges_after": self.freeze_ranges_after,
             "learn_ranges": self.learn_ranges,
+            "activation_bits": self.activation_bits,
         }
 
 
 class ActivationRange:
     """Range of one tensor, a weight `[low, high]` of the layer that owns it: rounds the tensor to 8 bits.
 
-    Both bounds are 0 until data was seen; values then pass unchanged.
+    To 16 bits, where the owner says so, in the symmetric range that holds both bounds. Both bounds are 0 until data was seen; values then pass unchanged.
     """
 
     def __init__(self, owner: RangeOwner, name: str, observer: str = "moving_average"):
@@ -66,17 +76,22 @@ class ActivationRange:
     def __call__(self, inputs, training):
         values = tf.cast(inputs, tf.float32)
         if in_mode("export"):
-            return fakequant.fake_quantize(values, *(tf.constant(bound) for bound in self.bounds()))
+            return self._rounded(values, *self.bounds())
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
             self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(values)))
             return inputs
         if training and self.owner.trainable:
             low, high = self._moved(low, high, values)
-            rounding = fakequant.fake_quantize_learned if self.learned else fakequant.fake_quantize
+            rounding = fakequant.fake_quantize_learned if self.learned else self._rounded
             return tf.cast(rounding(values, low, high), inputs.dtype)
-        rounded = fakequant.fake_quantize(values, low, high)
+        rounded = self._rounded(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
+
+    def _rounded(self, values, low, high):
+        if self.bits == 16:
+            low, high = fakequant.symmetric_range(low, high)
+        return fakequant.fake_quantize(values, low, high, narrow=self.bits == 16, bits=self.bits)
 
     def _moved(self, low, high, values):
         """The range for this batch of a training, stored where it is one to keep."""
@@ -91,6 +106,10 @@ class ActivationRange:
 
     def _assign(self, low, high) -> None:
         self.weight.assign(tf.stop_gradient(tf.stack([low, high])))
+
+    @property
+    def bits(self) -> int:
+        return self.owner.activation_bits
 
     def bounds(self) -> tuple[float, float]:
         low, high = keras.ops.convert_to_numpy(self.weight)

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import keras
 from keras import layers as kl
 
-from tfopt.core.catalog import Output, activation_output, entry_of
+from tfopt.core.catalog import Output, activation_output, entry_of, kernel_axes, prunable_weights
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.forms import float_form
 from tfopt.quantization.layers import QuantizedLayer
 
+CHOSEN = "left out by `include`, `exclude` or `overrides`"
+WEIGHTS = "only its weights are quantized"
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 # Their kernels have a scale for each channel, and so the same integers before and after the channels are scaled. With
 # one scale for a whole kernel, as in Dense, rounding the folded kernel would give other integers than those trained.
@@ -76,6 +78,17 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
+
+
+def weight_treatment(op: keras.Operation) -> Treatment:
+    """How `op` is quantized where only weights are: with a range for each index of a kernel's output axes."""
+    entry = entry_of(op)
+    kernels = dict(entry.kernels) if entry is not None else {}
+    if isinstance(op, kl.Layer):
+        kernels.update({name: kernel_axes(op, name).units for name in prunable_weights(op)})
+        if not kernels and not entry and any(len(weight.shape) > 1 for weight in op.weights):
+            return Treatment({}, reason="unknown to the catalog")
+    return Treatment(kernels, reason=WEIGHTS)
 
 
 def masks_a_number(op: keras.Operation) -> bool:

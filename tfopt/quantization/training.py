@@ -9,6 +9,7 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.graph import Graph
+from tfopt.quantization.schemes import Scheme
 
 
 class Training:
@@ -60,6 +61,21 @@ class Training:
                 received="a tf_keras model with freeze_ranges_after={}, freeze_batch_norm_after={}, "
                 "learn_ranges={}".format(*options),
                 fix="Leave these options out, or port the model to Keras 3.",
+            )
+
+    def check_scheme(self, scheme: Scheme) -> None:
+        """Raises where an option was given for ranges that the scheme does not have."""
+        if scheme.activation_bits is None and (self.learn_ranges or self.freeze_ranges_after is not None):
+            raise InvalidArgumentError(
+                "Ranges are learned or frozen where activations are quantized.",
+                received=f"scheme='{scheme.name}' with `learn_ranges` or `freeze_ranges_after`",
+                fix="Leave these options out.",
+            )
+        if scheme.activation_bits == 16 and self.learn_ranges:
+            raise InvalidArgumentError(
+                "`learn_ranges` is for 8-bit activations: in 16 bits a range loses nothing by being wide.",
+                received=f"scheme='{scheme.name}', learn_ranges=True",
+                fix="Leave it out.",
             )
 
     def range_arguments(self, op: keras.Operation) -> dict[str, Any]:

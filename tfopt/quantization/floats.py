@@ -1,0 +1,91 @@
+"""The layer of a quantized model that computes in float."""
+
+from __future__ import annotations
+
+import inspect
+
+import keras
+
+from tfopt.quantization.layers import run_rounded, set_apart
+from tfopt.quantization.ranges import ActivationRange, RangeOwner
+
+FIRST = "first_argument"  # of the call around an op: the name of the op's argument that comes first
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class FloatLayer(RangeOwner, keras.layers.Layer):
+    """A layer or op that computes in float: its kernels are rounded, or it stands between layers that are integers.
+
+    Args:
+        layer: the layer, or the op that a `keras.ops` function left in the graph.
+        kernels: name of a kernel, with the names of the layers that it lies in, as `"cell/kernel"` -> its channel axes
+            (see `fakequant.fake_quantize_kernel`); the others stay as they are.
+        bits: of the kernels.
+        quantize_output: whether the output gets a range, for a layer of integers that reads it.
+        apart: whether integers come in or go out, of which the converter is not to make an integer operation.
+        kwargs: of `RangeOwner` and `keras.layers.Layer`.
+    """
+
+    def __init__(self, layer, kernels=None, bits=8, quantize_output=False, apart=False, **kwargs):
+        super().__init__(**{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
+        self.layer = layer
+        self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
+        self.weight_only_bits = bits if kernels else None
+        self.apart = apart
+        self.output_range = ActivationRange(self, "output_range") if quantize_output else None
+        self.supports_masking = True
+
+    @property
+    def wraps_layer(self) -> bool:
+        return isinstance(self.layer, keras.layers.Layer)
+
+    def build(self, input_shape):
+        if self.output_range is not None:
+            self.output_range.build()
+
+    def __call__(self, *args, **kwargs):
+        if self.wraps_layer or FIRST in kwargs:
+            return super().__call__(*args, **kwargs)
+        # Ops take constants in any place, as `1 - x`, layers tensors only: a tensor goes first, all else by name.
+        named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
+        first = next(name for name, value in named.items() if isinstance(value, keras.KerasTensor))
+        return super().__call__(named.pop(first), **{**named, FIRST: first})
+
+    def call(self, inputs, *others, training=None, **kwargs):
+        if self.apart:
+            inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
+        if FIRST in kwargs:
+            outputs = self.layer(**{kwargs.pop(FIRST): inputs}, **kwargs)
+        else:
+            outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits, inputs, *others, **kwargs)
+        if self.output_range is None:
+            return outputs
+        return self.output_range(set_apart(outputs) if self.apart else outputs, training)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        if not self.wraps_layer or isinstance(previous_mask, (list, tuple)):
+            return None
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("dtype")
+        return {
+            **config,
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "kernels": {name: list(axes) for name, axes in self.kernels.items()},
+            "bits": self.weight_only_bits,
+            "quantize_output": self.output_range is not None,
+            "apart": self.apart,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects=custom_objects)
+        return cls(**{**config, "layer": layer})
+
+    def stripped(self, state):
+        return [state.copy(self.layer)]
+
+    def ranges(self):
+        return {} if self.output_range is None else {"output": self.output_range}
