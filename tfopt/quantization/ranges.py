@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
+from tfopt.quantization.histogram import Histogram
 
 
 class ActivationRange:
@@ -18,6 +19,7 @@ class ActivationRange:
     def __init__(self, owner: keras.layers.Layer, name: str, observer: str = "moving_average"):
         self.owner, self.name = owner, name
         self.follow = fakequant.widest_range if observer == "all_values" else fakequant.moving_range
+        self.histogram: Histogram | None = None  # takes the values of a calibration, where `calibrate` puts one
 
     def build(self):
         self.weight = self.owner.add_weight(
@@ -30,7 +32,10 @@ class ActivationRange:
             return fakequant.fake_quantize(values, *(tf.constant(bound) for bound in self.bounds()))
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
-            self._move(low, high, values, fakequant.widest_range)
+            if self.histogram is None:
+                self._move(low, high, values, fakequant.widest_range)
+            else:
+                tf.numpy_function(self.histogram.add, [values], [])
             return inputs
         if training and self.owner.trainable:
             low, high = self._move(low, high, values, self.follow)
@@ -47,8 +52,11 @@ class ActivationRange:
         low, high = keras.ops.convert_to_numpy(self.weight)
         return float(low), float(high)
 
+    def set(self, low: float, high: float) -> None:
+        self.weight.assign([low, high])
+
     def reset(self) -> None:
-        self.weight.assign([0.0, 0.0])
+        self.set(0.0, 0.0)
 
 
 def _unset(shape, dtype):
