@@ -172,7 +172,7 @@ def _settle(activation_range: ActivationRange, path: str, method: str, percentil
         )
 
 
-def _ranges(model: keras.Model) -> list[tuple[str, ActivationRange]]:
+def _ranges(model: keras.Model) -> list[tuple[str, Any]]:
     return [
         (path, activation_range)
         for path, layer in walk_layers(model)

@@ -93,8 +93,7 @@ def _target(op: QuantizedLayer, graph: Graph) -> tuple[keras.Variable, int] | No
         return op.layer.bias, 1
     reader = graph.sole_consumer(op)
     reader = getattr(reader, "layer", reader)
-    is_norm = isinstance(reader, kl.BatchNormalization) and isinstance(reader.axis, int)
-    if is_norm and not op.ranges():
+    if isinstance(reader, kl.BatchNormalization) and not op.ranges():
         return reader.moving_mean, -1
     return None
 
@@ -109,7 +108,7 @@ class _Correction:
     path: str
     variable: keras.Variable
     sign: int
-    error: np.ndarray | float = 0.0
+    error: np.ndarray = field(default_factory=lambda: np.zeros(()))
     positions: int = 0
     start: np.ndarray = field(init=False)
 
@@ -135,8 +134,8 @@ class _Statistics:
 
     path: str
     count: int = 0
-    mean: np.ndarray | float = 0.0
-    variance: np.ndarray | float = 0.0
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    variance: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
     def follow(self, layer: kl.BatchNormalization, inputs) -> None:
         values = np.moveaxis(np.asarray(inputs, np.float64), layer.axis, -1)

@@ -72,7 +72,7 @@ class QuantizationErrors(Report):
             for layer in self.layers
         )
         notes = (
-            f"Signal-to-quantization-noise ratios in dB on {count(self.samples)} samples: 6 dB less is twice the noise.",
+            f"Signal-to-quantization-noise ratios in dB, on {count(self.samples)} samples: 6 dB less, twice the noise.",
             f"Alone: all layers before are exact. Accumulated: all are rounded. Output: {decibels(self.output_db)}.",
         )
         return [Table(self.title, ("layer", "with", "alone", "accumulated"), rows, notes=notes, names=2)]
@@ -89,7 +89,9 @@ class QuantizationErrors(Report):
         for name, colour, marker in (("alone_db", COLOURS[0], "o"), ("accumulated_db", COLOURS[1], "s")):
             known = [(getattr(layer, name), place) for layer, place in zip(shown, places, strict=True)]
             known = [(value, place) for value, place in known if value is not None]
-            axes.plot(*zip(*known, strict=True), marker, color=colour, label=name.removesuffix("_db")) if known else None
+            axes.plot(
+                *zip(*known, strict=True), marker, color=colour, label=name.removesuffix("_db")
+            ) if known else None
         axes.set_yticks(places, [plain(layer.path) for layer in shown])
         axes.invert_yaxis()
         label_axes(axes, "SQNR, dB")

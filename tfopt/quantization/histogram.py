@@ -58,7 +58,7 @@ class Histogram:
         largest = float(np.abs(values).max(initial=0.0))
         if not self.width:
             self.width = (largest or 1.0) / self.bins
-        while largest > self.width * self.bins:
+        while largest >= self.width * self.bins:
             self.width *= 2
             self.counts, self.sums = self._halved(self.counts), self._halved(self.sums)
         places = np.floor(values / self.width).astype(np.int64) + self.bins
@@ -121,14 +121,14 @@ def mse_range(values: np.ndarray, weights: np.ndarray, steps: int = 255) -> tupl
     """
     bounds = np.array(full_range(values))
     ends = bounds.copy()
-    best = rounding_error(values, weights, *bounds, steps)
+    best = rounding_error(values, weights, bounds[0], bounds[1], steps)
     for width in WIDTHS:
         for side in (1, 0, 1, 0):
             for candidate in bounds[side] + ends[side] * width * np.linspace(-1, 1, 2 * CANDIDATES + 1):
                 tried = bounds.copy()
                 tried[side] = candidate
                 if ends[side] and 0 < candidate / ends[side] <= 1:
-                    error = rounding_error(values, weights, *tried, steps)
+                    error = rounding_error(values, weights, tried[0], tried[1], steps)
                     if error < best:
                         bounds, best = tried, error
     return float(bounds[0]), float(bounds[1])

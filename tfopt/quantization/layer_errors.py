@@ -180,7 +180,9 @@ class _Meter:
     def after(self, step: Step, exact: list, rounded: list) -> None:
         op = step.call.op
         ends = _rounds_output(op, step.graph)
-        if not (ends or isinstance(op, QuantizedLayer) or any(id(tensor) in self.inside for tensor in step.call.inputs)):
+        if not (
+            ends or isinstance(op, QuantizedLayer) or any(id(tensor) in self.inside for tensor in step.call.inputs)
+        ):
             return
         values = {id(t): self.inside.get(id(t), step.exact[id(t)]) for t in step.call.inputs}
         alone = step.run_quantized(values)

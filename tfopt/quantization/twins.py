@@ -91,8 +91,10 @@ class Twins:
         for call in graph.calls:
             path = f"{prefix}{call.op.name}"
             if isinstance(call.op, keras.Model):
-                inputs = [[values[id(tensor)] for tensor in call.inputs] for values in (exact, rounded)]
-                outputs = self._run(call.op, *inputs, visit, stays_float, f"{path}/")
+                inner_exact, inner_rounded = (
+                    [values[id(tensor)] for tensor in call.inputs] for values in (exact, rounded)
+                )
+                outputs = self._run(call.op, inner_exact, inner_rounded, visit, stays_float, f"{path}/")
             else:
                 step = Step(path, graph, call, self._plain(path, call.op), exact, rounded)
                 before(step)
