@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 BINS = 4096  # on each side of zero: 16 and more bins to a step of an 8-bit range
@@ -121,27 +123,36 @@ def mse_range(values: np.ndarray, weights: np.ndarray, steps: int = 255) -> tupl
     """
     bounds = np.array(full_range(values))
     ends = bounds.copy()
-    best = rounding_error(values, weights, bounds[0], bounds[1], steps)
+    best = float(rounding_error(values, weights, bounds[0], bounds[1], steps))
     for width in WIDTHS:
         for side in (1, 0, 1, 0):
-            for candidate in bounds[side] + ends[side] * width * np.linspace(-1, 1, 2 * CANDIDATES + 1):
-                tried = bounds.copy()
-                tried[side] = candidate
-                if ends[side] and 0 < candidate / ends[side] <= 1:
-                    error = rounding_error(values, weights, tried[0], tried[1], steps)
-                    if error < best:
-                        bounds, best = tried, error
+            if not ends[side]:
+                continue
+            tried = bounds[side] + ends[side] * width * np.linspace(-1, 1, 2 * CANDIDATES + 1)
+            tried = tried[(tried / ends[side] > 0) & (tried / ends[side] <= 1)]
+            lows, highs = (bounds[0], tried) if side else (tried, bounds[1])
+            errors = rounding_error(values, weights, lows, highs, steps)
+            if errors.min() < best:
+                bounds[side], best = tried[errors.argmin()], float(errors.min())
     return float(bounds[0]), float(bounds[1])
 
 
-def rounding_error(values: np.ndarray, weights: np.ndarray, low: float, high: float, steps: int = 255) -> float:
+def rounding_error(values: np.ndarray, weights: np.ndarray, low: Any, high: Any, steps: int = 255) -> np.ndarray:
     """Mean squared error of values rounded in a range, nudged so that zero is a step, as the runtime has it.
 
+    Args:
+        values, weights: points, as of `Histogram.points`.
+        low, high: bounds, numbers or arrays of them.
+        steps: the number of integers, less one.
+
+    Returns:
+        The error in each range.
+
     Example:
-        >>> rounding_error(np.array([0.0, 1.0, 9.0]), np.ones(3), 0.0, 1.0)
-        21.333333333333332
+        >>> rounding_error(np.array([0.0, 1.0, 9.0]), np.ones(3), 0.0, np.array([1.0, 9.0])).round(3).tolist()
+        [21.333, 0.0]
     """
-    scale = (high - low) / steps
-    start = -np.round(-low / scale) * scale
-    rounded = np.round((np.clip(values, start, start + steps * scale) - start) / scale) * scale + start
-    return float(np.average((rounded - values) ** 2, weights=weights))
+    scale = np.asarray((np.asarray(high) - low) / steps)[..., None]
+    start = -np.round(-np.asarray(low)[..., None] / scale)
+    rounded = (np.clip(np.round(values / scale), start, start + steps)) * scale
+    return np.square(rounded - values) @ (weights / weights.sum())
