@@ -70,7 +70,7 @@ def test_errors():
         tfopt.cluster(clustered, 4)
     with pytest.raises(tfopt.NothingToDoError, match="pruned"):
         tfopt.cluster(tfopt.prune(network(), sparsity=0.5), 4)
-    with pytest.raises(tfopt.UnsupportedModelError, match="clustering wrappers"):
+    with pytest.raises(tfopt.UnsupportedModelError, match="clustering and pruning wrappers"):
         tfopt.quantize(clustered)
     with pytest.raises(tfopt.NothingToDoError, match="none for TFMOT"):
         tfopt.cluster(network(), 4, include="bn")

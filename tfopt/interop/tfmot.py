@@ -264,7 +264,7 @@ def quantize(model, include: str | list[str] | None = None, exclude: str | list[
         )
     if _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
         raise UnsupportedModelError(
-            "TFMOT cannot quantize its pruning and clustering wrappers.",
+            "TFMOT cannot quantize its clustering and pruning wrappers.",
             received=f"'{model.name}', pruned or clustered",
             fix="Call `tfopt.strip(model)` first.",
         )
