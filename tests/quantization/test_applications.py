@@ -1,4 +1,4 @@
-"""Architectures of `keras.applications` in integers: a member of each family; `benchmarks/coverage.py` has all forty."""
+"""Architectures of `keras.applications` in integers: one of most families; `benchmarks/coverage.py` has all forty."""
 
 import importlib.util
 import warnings
