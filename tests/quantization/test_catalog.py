@@ -60,7 +60,7 @@ IMAGES = {
     "LeakyReLU": (kl.LeakyReLU(0.2), ()),
     "PReLU": (kl.PReLU("uniform", shared_axes=[1, 2]), ()),
     "ELU": (kl.ELU(), ()),
-    "ELU of 2": (kl.ELU(2.0), ("ELU", "MUL")),
+    "ELU of 2": (kl.ELU(2.0), ("ELU", "MUL", "SELECT")),
     "Softmax": (kl.Softmax(), ()),
     "MaxPooling2D": (kl.MaxPooling2D(2), ()),
     "AveragePooling2D": (kl.AveragePooling2D(3, 1, padding="same"), ()),
@@ -81,10 +81,10 @@ IMAGES = {
     "GaussianNoise": (kl.GaussianNoise(0.3), ()),
     "Conv2DTranspose": (kl.Conv2DTranspose(3, 3), ()),
     "DepthwiseConv2D": (kl.DepthwiseConv2D(3, depth_multiplier=2), ()),
-    "Conv2D in groups": (kl.Conv2D(4, 3, groups=2), ()),
-    "Conv2D with elu": (kl.Conv2D(4, 3, activation="elu"), ()),
-    "Conv2D with hard_sigmoid": (kl.Conv2D(4, 3, activation="hard_sigmoid"), ()),
-    "Conv2D with softsign": (kl.Conv2D(4, 3, activation="softsign"), ("ABS", "ADD", "DIV")),
+    "Conv2D in groups": (kl.Conv2D(4, 3, groups=2, name="it"), ()),
+    "Conv2D with elu": (kl.Conv2D(4, 3, activation="elu", name="it"), ()),
+    "Conv2D with hard_sigmoid": (kl.Conv2D(4, 3, activation="hard_sigmoid", name="it"), ()),
+    "Conv2D with softsign": (kl.Conv2D(4, 3, activation="softsign", name="it"), ("ABS", "ADD", "DIV")),
     "Add": (lambda x: kl.Add()([x, conv(x)]), ()),
     "Subtract": (lambda x: kl.Subtract()([x, conv(x)]), ()),
     "Multiply": (lambda x: kl.Multiply()([x, conv(x)]), ()),
@@ -96,7 +96,7 @@ IMAGES = {
     "Dot": (lambda x: kl.Dot(2)([kl.Reshape((6, 24))(x), kl.Reshape((6, 24))(conv(x))]), ()),
     "slice": (lambda x: x[:, 1:4, :, :2], ()),
     "split": (lambda x: kl.Add()(ops.split(x, 2, axis=-1)), ()),
-    "stack": (lambda x: ops.stack([x, x * 2], axis=1), ()),
+    "concatenate": (lambda x: ops.concatenate([x, x * 2], axis=1), ()),
     "division": (lambda x: x / (ops.relu(x) + 1.0), ()),
     "abs": (ops.absolute, ()),
     "clip": (lambda x: ops.clip(x, -0.5, 0.5), ()),
@@ -109,15 +109,19 @@ IMAGES = {
     "variance": (lambda x: ops.var(x, axis=(1, 2)), ("SQUARED_DIFFERENCE", "MEAN")),
 }
 SEQUENCES = {
-    "Conv1D": (kl.Conv1D(3, 3), ()),
+    "Conv1D": (kl.Conv1D(3, 3, name="it"), ()),
     "Conv1DTranspose": (kl.Conv1DTranspose(3, 3), ()),
     "DepthwiseConv1D": (kl.DepthwiseConv1D(3), ()),
     "MaxPooling1D": (kl.MaxPooling1D(2), ()),
     "AveragePooling1D": (kl.AveragePooling1D(2), ()),
     "UpSampling1D": (kl.UpSampling1D(2), ()),
     "GlobalAveragePooling1D": (kl.GlobalAveragePooling1D(), ()),
-    "Dense": (kl.Dense(5), ()),
+    "Dense": (kl.Dense(5, name="it"), ()),
 }
+
+
+# Their averages are rounded to the steps of what is averaged; the model has no range there.
+ROUNDED_INSIDE = ("AveragePooling2D", "AdaptiveAveragePooling2D", "AveragePooling1D")
 
 
 def conv(x):
@@ -136,7 +140,7 @@ def exported(build, shape, tmp_path):
     calibrated = tfopt.calibrate(quantized, x)
     file = tfopt.TFLiteModel(tfopt.export_tflite(calibrated, tmp_path / "m.tflite", data=x).path)
     names = [op.name for op in file.op_types() if op.output_dtype == "float32" and op.name != "DEQUANTIZE"]
-    difference = np.abs(file.predict(x) - calibrated(x).numpy()).mean() / file.output_steps()[0]
+    difference = np.abs(file.predict(x) - calibrated(x, training=False).numpy()).mean() / file.output_steps()[0]
     return tuple(names), difference, said
 
 
@@ -146,7 +150,15 @@ def test_the_file_computes_in_integers_or_the_warning_says_why_not(name, tmp_pat
     names, difference, said = exported(build, (6, 6, 2) if name in IMAGES else FLAT, tmp_path)
     assert names == expected
     assert bool(said) == bool(expected)
-    assert difference <= 1.0
+    assert difference <= (2.0 if name in ROUNDED_INSIDE else 1.0)
+
+
+def test_what_the_converter_gets_wrong_is_said_before():
+    inputs = keras.Input((6, 6, 2))
+    x = conv(inputs)
+    model = keras.Model(inputs, kl.Dense(3)(kl.Flatten()(ops.stack([x, x * 2], axis=1))))
+    with pytest.warns(UserWarning, match=r"'stack' \(Stack: .*concatenate"):
+        tfopt.quantize(model)
 
 
 def test_an_embedding_is_looked_up_in_integers(tmp_path):

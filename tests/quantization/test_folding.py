@@ -29,15 +29,15 @@ def exported(model, x, tmp_path):
 
 
 def constants(content, name):
-    """(integers, scales, dtype) of the inputs of the first op `name`, and the scale of its output."""
+    """(integers, scales, dtype) of each input of the first op `name`; no integers for the activation."""
     interpreter = Interpreter(model_content=content)
     details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
     op = next(op for op in interpreter._get_ops_details() if op["op_name"] == name)
     parts = []
     for index in op["inputs"]:
-        scales = details[index]["quantization_parameters"]["scales"]
-        is_constant = len(parts) > 0
-        parts.append((interpreter.get_tensor(index) if is_constant else None, scales, details[index]["dtype"]))
+        if index >= 0:  # -1 stands for no bias
+            values = interpreter.get_tensor(index) if parts else None  # the first is the activation
+            parts.append((values, details[index]["quantization_parameters"]["scales"], details[index]["dtype"]))
     return parts
 
 

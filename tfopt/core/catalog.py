@@ -334,7 +334,7 @@ _enter(
         kl.PReLU,
         kl.ELU,
         kl.Dot,
-        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean", "Stack", "Sum")),
+        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean", "Sum")),
         *map(op_class, ("Divide", "TrueDivide", "Absolute", "Sqrt", "Rsqrt", "Exp", "Clip", "Matmul", "Einsum")),
         *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "Gelu", "Cast")),
     ),
@@ -350,6 +350,9 @@ _FLOAT = {
     "LiteRT's converter leaves it in float; write it as `layers.Activation('elu')`": (op_class("Elu"),),
     "LiteRT's converter leaves it in float; write it as `0 - x`": (op_class("Negative"),),
     "LiteRT's converter leaves it in float; write it as `x * x`": (op_class("Square"),),
+    "LiteRT's converter gives all parts the range of the first; write it with `expand_dims` and `concatenate`": (
+        op_class("Stack"),
+    ),
     "LiteRT has no integer version": map(op_class, ("Var", "Std", "Normalize", "Selu", "Celu", "Softplus", "Softsign")),
     "preprocessing of images that LiteRT has no integers for": layers_named(
         *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization"),

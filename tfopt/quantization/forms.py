@@ -80,4 +80,4 @@ def _average(inputs, output_range: Range):
     return fake_quantize(tf.add(*inputs), 2 * low, 2 * high) * 0.5
 
 
-_ACTIVATIONS = {"hard_sigmoid": _hard_sigmoid, "hard_tanh": tf.identity, "elu": _elu}
+_ACTIVATIONS = {"hard_sigmoid": _hard_sigmoid, "elu": _elu}
