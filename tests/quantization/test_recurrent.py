@@ -314,7 +314,7 @@ def test_time_distributed_is_its_layer_on_each_step(tmp_path):
     alone = keras.Sequential([keras.Input((5, 5, 2)), kl.Conv2D(3, 2, activation="gelu", name="conv")])
     alone.set_weights(model.get_layer("each").get_weights())
     steps = tfopt.calibrate(tfopt.quantize(alone), images.reshape(-1, 5, 5, 2))
-    first = keras.Model(quantized.inputs, quantized.get_layer("each").output)
+    first = keras.Model(quantized.input, quantized.get_layer("each").output)
     np.testing.assert_allclose(first(images), np.reshape(steps(images.reshape(-1, 5, 5, 2)), (8, STEPS, 4, 4, 3)))
 
     tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=images)
