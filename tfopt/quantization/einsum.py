@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import tensorflow as tf
 from keras import layers as kl
@@ -123,7 +124,8 @@ class QuantizedEinsumDense(QuantizedLayer):
         kernel = tf.cast(rounded_kernel(layer.kernel, ()), dtype)
         bias = None if layer.bias is None else tf.cast(tf.convert_to_tensor(layer.bias), dtype)
         if self.is_dense:
-            outputs = einsum_dense(dense_equation(layer.equation, len(inputs.shape)), inputs, kernel, bias)
+            equation = cast(DenseEquation, dense_equation(layer.equation, len(inputs.shape)))
+            outputs = einsum_dense(equation, inputs, kernel, bias)
         else:
             outputs = tf.einsum(layer.equation, inputs, kernel)
             outputs = outputs if bias is None else self.ranges()["product"](outputs, training) + bias

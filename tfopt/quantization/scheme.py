@@ -43,6 +43,8 @@ class Treatment:
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
+    if not _gives_floats(op, graph):
+        return Treatment({})
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
@@ -61,6 +63,12 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
+
+
+def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
+    """False for what computes a mask or positions, which are no subject of quantization."""
+    outputs = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return not outputs or any(keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs)
 
 
 def activation_name(op: keras.Operation) -> str | None:
