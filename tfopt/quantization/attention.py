@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import cast
 
 import keras
 import tensorflow as tf
@@ -17,7 +18,7 @@ from tfopt.core.keras_internals import children
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite
-from tfopt.quantization.einsum import dense_equation, einsum_dense, shape_of
+from tfopt.quantization.einsum import DenseEquation, dense_equation, einsum_dense, shape_of
 
 SOFTMAX_STEPS = 256  # of the int8 softmax, from 0 to 1
 SOFTMAX_RANGE = 0.0, 1.0 - 1.0 / SOFTMAX_STEPS
@@ -82,13 +83,13 @@ class QuantizedMultiHeadAttention(_Attention):
             return "its activity_regularizer acts on inner tensors; drop it"
         return ""
 
-    def build(self, query_shape, value_shape, key_shape=None):
+    def build(self, query_shape, value_shape, key_shape=None):  # type: ignore[override]
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
         super().build(query_shape)
 
-    def compute_output_spec(self, query, value, key=None, **kwargs):
+    def compute_output_spec(self, query, value, key=None, **kwargs):  # type: ignore[override]
         return self.layer.compute_output_spec(query, value, key, **kwargs)
 
     def call(
@@ -115,11 +116,9 @@ class QuantizedMultiHeadAttention(_Attention):
             None if attention_mask is None else tf.cast(attention_mask, tf.bool),
         )
         gate = self._gate(query, training) if self.options["use_gate"] else None
-        parts = [
-            self._projected(name, inputs, training)
-            for name, inputs in (("query", query), ("key", value if key is None else key), ("value", value))
-        ]
-        outputs, weights = self._attend(*parts, mask, return_attention_scores, training)
+        key = self._projected("key", value if key is None else key, training)
+        query, value = self._projected("query", query, training), self._projected("value", value, training)
+        outputs, weights = self._attend(query, key, value, mask, return_attention_scores, training)
         if gate is not None:
             outputs = self.ranges()["gated"](outputs * gate, training)
         outputs = self._projected("output", outputs, training)
@@ -135,7 +134,7 @@ class QuantizedMultiHeadAttention(_Attention):
         scale = 1.0 / math.sqrt(self.options.get("key_dim") or self.options["head_dim"]) if name == "query" else 1.0
         kernel = tf.cast(self.rounded(sublayer.kernel) * scale, dtype)
         bias = None if sublayer.bias is None else tf.cast(tf.convert_to_tensor(sublayer.bias) * scale, dtype)
-        equation = dense_equation(sublayer.equation, len(inputs.shape))
+        equation = cast(DenseEquation, dense_equation(sublayer.equation, len(inputs.shape)))
         return self.ranges()[name](einsum_dense(equation, tf.cast(inputs, dtype), kernel, bias), training)
 
     def _attend(self, query, key, value, mask, return_attention_scores, training):
@@ -175,7 +174,7 @@ class QuantizedAttention(_Attention):
         for name in (*sums, *(("scaled",) if self.scales_inputs else ()), "scores", "output"):
             self.add_range(name)
 
-    def compute_output_spec(self, inputs, mask=None, **kwargs):
+    def compute_output_spec(self, inputs, mask=None, **kwargs):  # type: ignore[override]
         return self.layer.compute_output_spec(inputs, mask, **kwargs)
 
     def call(self, inputs, mask=None, training=None, return_attention_scores=False, use_causal_mask=False):

@@ -118,7 +118,7 @@ class _Correction:
     def follow(self, step: Step) -> None:
         op = step.call.op
         wanted = _linear_output(step.plain, step.plain, step, step.exact)
-        got = _linear_output(op._run, op.layer, step, step.rounded)
+        got = _linear_output(op.run, op.layer, step, step.rounded)
         error = _mean_like(got - wanted, self.variable, channel_axis(op.layer))
         if self.sign > 0:  # the bias of this call holds what was corrected so far
             error = error + self.start - keras.ops.convert_to_numpy(self.variable)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import tensorflow as tf
 from keras import layers as kl
@@ -117,13 +118,14 @@ class QuantizedEinsumDense(QuantizedLayer):
         if layer.bias_axes and not self.is_dense:
             self.add_range("product")
 
-    def _run(self, inputs, training, **kwargs):
+    def run(self, inputs, training=None, **kwargs):
         layer, dtype = self.layer, self.layer.compute_dtype
         inputs = tf.cast(inputs, dtype)
         kernel = tf.cast(rounded_kernel(layer.kernel, ()), dtype)
         bias = None if layer.bias is None else tf.cast(tf.convert_to_tensor(layer.bias), dtype)
         if self.is_dense:
-            outputs = einsum_dense(dense_equation(layer.equation, len(inputs.shape)), inputs, kernel, bias)
+            equation = cast(DenseEquation, dense_equation(layer.equation, len(inputs.shape)))
+            outputs = einsum_dense(equation, inputs, kernel, bias)
         else:
             outputs = tf.einsum(layer.equation, inputs, kernel)
             outputs = outputs if bias is None else self.ranges()["product"](outputs, training) + bias

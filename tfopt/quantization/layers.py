@@ -178,14 +178,14 @@ class QuantizedLayer(QuantizedWrapper):
         if self.statistics_frozen is not None and training and self.trainable:
             outputs = self._normalize(inputs, self.statistics_frozen.reached(), **kwargs)
         else:
-            outputs = self._run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
+            outputs = self.run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
             outputs = self._activated(self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
 
-    def _run(self, inputs, training, **kwargs):
+    def run(self, inputs, training=None, **kwargs):
         if self.affine and in_mode("export"):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:

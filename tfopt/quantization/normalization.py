@@ -29,12 +29,12 @@ class FloatNormalization(QuantizedLayer):
     def float_inside(cls, layer):
         return "mean and variance in 8 bits would cost accuracy, so its inside runs in float"
 
-    def _run(self, inputs, training, **kwargs):
+    def run(self, inputs, training=None, **kwargs):
         if in_mode("export") and isinstance(self.layer, kl.GroupNormalization):
             return _group_normalization(self.layer, inputs)
         if in_mode("export") and isinstance(self.layer, kl.LayerNormalization) and not self.layer.rms_scaling:
             return _layer_normalization(self.layer, inputs)
-        return super()._run(inputs, training, **kwargs)
+        return super().run(inputs, training, **kwargs)
 
 
 @composite(kl.UnitNormalization)

@@ -50,6 +50,8 @@ class Treatment:
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
+    if not _gives_floats(op, graph):
+        return Treatment({})
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))

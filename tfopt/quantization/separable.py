@@ -18,7 +18,7 @@ class QuantizedSeparableConv(QuantizedLayer):
         super().__init__(layer, kernels, **kwargs)
         self.add_range("depthwise")
 
-    def _run(self, inputs, training, **kwargs):
+    def run(self, inputs, training=None, **kwargs):
         layer, dtype = self.layer, self.layer.compute_dtype
         depthwise, pointwise = (
             tf.cast(rounded_kernel(getattr(layer, name), self.kernels[name]), dtype)
