@@ -19,6 +19,7 @@ from common import Target, arguments, finish, table
 from random_weights import input_high, random_images, spread_out
 
 import tfopt
+from tfopt.core.errors import first_line
 
 SMALLEST = {"Xception": 71, "InceptionV3": 75, "InceptionResNetV2": 75}
 MODELS = (
@@ -155,7 +156,7 @@ def checked(name: str, check) -> dict:
     try:
         row.update(check(model, size))
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:  # the other models follow
-        row["error"] = f"{type(error).__name__}: {error}"
+        row["error"] = f"{type(error).__name__}: {first_line(error)}"
     return {**row, "seconds": round(time.perf_counter() - begin)}
 
 

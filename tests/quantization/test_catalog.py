@@ -168,3 +168,13 @@ def test_an_embedding_is_looked_up_in_integers(tmp_path):
     file = tfopt.TFLiteModel(tfopt.export_tflite(calibrated, tmp_path / "m.tflite", data=x).path)
     assert {op.name for op in file.op_types() if op.output_dtype == "float32"} == {"DEQUANTIZE"}
     np.testing.assert_allclose(file.predict(x), calibrated(x), atol=file.output_steps()[0])
+
+
+def test_indices_that_are_computed_have_no_range(tmp_path):
+    inputs = keras.Input((7,), dtype="int32", name="tokens")
+    x = kl.Embedding(300, 4)(ops.maximum(inputs, 2) + 1)
+    model = keras.Model(inputs, kl.Dense(3)(kl.Flatten()(x)))
+    tokens = np.random.default_rng(0).integers(0, 290, (16, 7))
+    calibrated = tfopt.calibrate(tfopt.quantize(model), tokens)
+    assert [layer.name for layer in calibrated.layers if layer.name.endswith("_range")] == []
+    np.testing.assert_allclose(calibrated(tokens), model(tokens), atol=0.02)

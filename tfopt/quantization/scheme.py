@@ -50,15 +50,18 @@ class Treatment:
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
+<<<<<<< HEAD
     if not _gives_floats(op, graph):
         return Treatment({})
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
-    if not _gives_floats(op, graph):
-        return Treatment({})
     if masks_a_number(op):
         return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
+=======
+    if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
+        return Treatment({})
+>>>>>>> h-apps
     entry = entry_of(op)
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
@@ -146,6 +149,12 @@ def _has_kernels(op: keras.Operation) -> bool:
 
 def _is_op(op: keras.Operation, name: str) -> bool:
     return not isinstance(op, kl.Layer) and type(op).__name__ == name
+
+
+def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
+    """False for an op on indices or conditions, which have no range."""
+    outputs = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return any(keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs)
 
 
 def _why_unknown(op: keras.Operation) -> str:
