@@ -50,18 +50,13 @@ class Treatment:
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
-<<<<<<< HEAD
-    if not _gives_floats(op, graph):
+    if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
         return Treatment({})
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     if masks_a_number(op):
         return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
-=======
-    if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
-        return Treatment({})
->>>>>>> h-apps
     entry = entry_of(op)
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
