@@ -39,16 +39,19 @@ class Target:
         return self.value <= self.limit
 
 
-def arguments(description: str, **paths: str) -> argparse.Namespace:
+def arguments(description: str, only: Sequence[str] = (), **paths: str) -> argparse.Namespace:
     """The options of every benchmark, `--quick` and `--out DIR`, and a script's own.
 
     Args:
         description: the script's docstring; its first line is shown by `--help`.
+        only: the parts of the benchmark, of which `--only` names one to run.
         paths: name -> help, of options that take a path.
     """
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small settings: shows that it runs, figures mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    if only:
+        parser.add_argument("--only", choices=only, help="the one part to run (default: all)")
     for name, meaning in paths.items():
         parser.add_argument(f"--{name}", type=Path, help=meaning)
     return parser.parse_args()

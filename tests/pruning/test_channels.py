@@ -170,6 +170,21 @@ def test_round_to_keeps_hardware_friendly_widths():
     assert [layer.units for layer in small.layers] == [16, 8, 6, 2]  # 12 and 6 rounded up; 6 is less than one step
 
 
+def test_what_rounding_leaves_of_a_budget_is_given_back():
+    model = keras.Sequential([keras.Input((8,)), kl.Dense(16, name="a"), kl.Dense(16, name="b"), kl.Dense(8)])
+    model.get_layer("a").kernel.assign(np.ones((8, 16)) * np.r_[np.full(8, 5.0), np.full(8, 1.0)])
+    model.get_layer("b").kernel.assign(np.ones((16, 16)) * np.r_[np.full(8, 5.0), np.full(8, 2.0)])
+    model.layers[-1].kernel.assign(np.zeros((16, 8)))
+    # Of 512 multiply-accumulates one threshold for both takes 8 units of "a" and of "b" at once, which leaves 192.
+    # There is room for 8 units of one of them: 8 * 16 + 16 * 8 + 8 * 8 = 320. Those of "a", 64/80 of the mean score of
+    # their group, are better than those of "b", 32/56.
+    options = {"pattern": "channel", "scope": "global", "to_macs": 330 / 512}
+    small = tfopt.shrink(tfopt.prune(model, round_to=8, **options))
+    assert [layer.units for layer in small.layers] == [16, 8, 8]
+    one_by_one = tfopt.shrink(tfopt.prune(model, round_to=1, **options))
+    assert 8 < one_by_one.layers[0].units < 16
+
+
 def test_threshold_and_layer_dict():
     kernel = np.ones((4, 6), "float32") * [1, 2, 3, 4, 5, 6]
     model = mlp(kernel)

@@ -106,13 +106,13 @@ def test_calibration_takes_the_widest_range_and_starts_anew():
     model.layers[0].kernel.assign([[1.0], [0.0]])
     quantized = tfopt.quantize(model)
     x = np.array([[4.0, 0.0], [-2.0, 1.0], [9.0, 0.0]], "float32")
-    calibrated = tfopt.calibrate(quantized, x, batch_size=1)
+    calibrated = tfopt.calibrate(quantized, x, method="minmax", batch_size=1)
     assert ranges(calibrated)["d/output"] == (-2.0, 9.0)
     assert set(ranges(quantized).values()) == {(0.0, 0.0)}
-    again = tfopt.calibrate(calibrated, x[:2])
+    again = tfopt.calibrate(calibrated, x[:2], method="minmax")
     assert list(ranges(again).values())[-1] == (-2.0, 4.0)
     assert tfopt.calibrate(calibrated, x, samples=1) is not calibrated
-    assert ranges(tfopt.calibrate(calibrated, x, samples=1))["d/output"] == (0.0, 4.0)
+    assert ranges(tfopt.calibrate(calibrated, x, method="minmax", samples=1))["d/output"] == (0.0, 4.0)
 
 
 def test_calibration_shows_its_progress(capsys):
@@ -162,7 +162,7 @@ def test_layers_stay_float_by_choice_or_with_a_reason():
         tfopt.quantize(zoo.build("sequence"))
     messages = [str(w.message) for w in caught if "stay float" in str(w.message)]
     assert len(messages) == 1
-    assert "'lstm' (Bidirectional" in messages[0]
+    assert "'lstm'" not in messages[0]
     assert "'attention'" in messages[0]
 
 

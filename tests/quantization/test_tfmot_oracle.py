@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tfmot_peer as peer
 
 import tfopt
 from tfopt.interop import tfmot
@@ -42,22 +43,9 @@ def both():
     ready = tfopt.calibrate(tfopt.quantize(ours), x)
     quantized = tfmot.quantize(theirs)
     quantized(x[:2], training=True)  # sets TFMOT's kernel ranges to those of the weights
-    _set_ranges(quantized, ready)
+    peer.set_ranges(quantized, ready)
     _set_statistics(quantized, ours)
     return quantized, ready, x
-
-
-def _set_ranges(theirs, ours):
-    """Our activation ranges into TFMOT's variables."""
-    by_layer = {layer.name.removesuffix("_range"): layer.ranges() for layer in ours.layers if hasattr(layer, "ranges")}
-    for layer in theirs.layers:
-        name = layer.name.removeprefix("quant_")
-        mine = by_layer.get("image" if name.startswith("quantize_layer") else name, {})
-        for weight in layer.weights:
-            kind = weight.name.split("/")[-1].removesuffix(":0")
-            if kind.endswith(("_min", "_max")) and not kind.startswith("kernel"):
-                bounds = mine["pre_activation" if kind.startswith("pre_") else "output"].bounds()
-                weight.assign(bounds[0] if kind.endswith("_min") else bounds[1])
 
 
 def _set_statistics(theirs, ours):

@@ -145,6 +145,20 @@ def kernel_axes(layer: kl.Layer, name: str) -> KernelAxes:
     return known if getattr(layer, "groups", 1) == 1 else replace(known, inputs=None)
 
 
+def range_axes(layer: kl.Layer, name: str) -> tuple[int, ...]:
+    """Axes of a prunable kernel for whose indices `quantize` has a range each; () for one range over the whole kernel.
+
+    Example:
+        >>> range_axes(kl.Conv2D(8, 3), "kernel"), range_axes(kl.Dense(8), "kernel")
+        ((-1,), ())
+    """
+    child_name, _, rest = name.partition("/")
+    if rest:
+        return range_axes(next(child for child in children(layer) if child.name == child_name), rest)
+    entry = entry_of(layer)
+    return dict(entry.kernels).get(name, ()) if entry else ()
+
+
 def _einsum_units(equation: str) -> tuple[int, ...]:
     """Axes of the kernel that are axes of the output too."""
     operands, output = equation.replace(" ", "").split("->")
@@ -166,6 +180,11 @@ def is_per_channel(op: keras.Operation) -> bool:
 def activation_output(name: str) -> Output | None:
     """How the output of the activation function `name` is quantized; None for a function unknown to the catalog."""
     return _ACTIVATIONS.get(name)
+
+
+def layers_named(*names: str) -> list[type]:
+    """The classes of `keras.layers` of these names that this version of Keras has."""
+    return [getattr(kl, name) for name in names if hasattr(kl, name)]
 
 
 def runs_in_16_bits(op: Any, tensors: int = 2) -> bool:
@@ -196,8 +215,11 @@ def _kernel(name: str, axes: tuple[int, ...]) -> dict:
 _ACTIVATIONS.update(
     dict.fromkeys(("linear", "relu", "relu6", "leaky_relu", "elu", "silu", "swish", "gelu", "hard_silu"), Output.RANGE)
 )
-_ACTIVATIONS.update(dict.fromkeys(("hard_swish", "hard_sigmoid"), Output.RANGE))
+_ACTIVATIONS.update(dict.fromkeys(("hard_swish", "hard_sigmoid", "hard_tanh", "exponential"), Output.RANGE))
 _ACTIVATIONS.update(dict.fromkeys(("sigmoid", "tanh", "softmax", "log_softmax"), Output.FIXED))
+_ACTIVATIONS.update(dict.fromkeys(("celu", "selu", "softplus", "softsign", "squareplus", "mish", "glu"), Output.FLOAT))
+_ACTIVATIONS.update(dict.fromkeys(("log_sigmoid", "tanh_shrink", "hard_shrink", "soft_shrink"), Output.FLOAT))
+_ACTIVATIONS.update(dict.fromkeys(("sparse_plus", "sparse_sigmoid", "sparsemax", "threshold"), Output.FLOAT))
 
 # Kernels. Channel axes as LiteRT's integer kernels want them: convolutions one range for each output channel,
 # matrix products one for all (https://ai.google.dev/edge/litert/models/quantization_spec).
@@ -213,13 +235,18 @@ _enter((kl.DepthwiseConv1D, kl.DepthwiseConv2D), **_kernel("kernel", (-2, -1)))
 _enter(
     (kl.SeparableConv1D, kl.SeparableConv2D),
     prunable=("pointwise_kernel",),
-    output=Output.FLOAT,
-    reason="no range between its two convolutions; write it as DepthwiseConv and Conv",
+    kernels=(("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,))),
+    output=Output.RANGE,
 )
 _enter((kl.Dense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.EinsumDense,), prunable=("kernel",), **_kernel("kernel", ()))
 _enter((kl.Embedding,), prunable=("embeddings",), **_kernel("embeddings", ()))
 _enter((kl.LSTMCell, kl.GRUCell, kl.SimpleRNNCell), prunable=("kernel", "recurrent_kernel"))
+_enter(
+    (kl.ConvLSTM1D, kl.ConvLSTM2D, kl.ConvLSTM3D),
+    output=Output.FLOAT,
+    reason="its convolutions run inside a loop; TimeDistributed(Conv2D) and an LSTM behind it run as integers",
+)
 
 # Values are moved or selected, or averaged by an integer kernel that asks for one range on both sides.
 _enter(
@@ -258,7 +285,26 @@ _enter(
         kl.GaussianNoise,
         kl.ActivityRegularization,
         kl.Masking,
+        kl.CenterCrop,
         *map(op_class, ("GetItem", "Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad")),
+        *map(op_class, ("Split", "Tile", "Repeat", "Swapaxes", "Moveaxis", "Flip", "Take", "Ravel", "Max", "Min")),
+        *map(op_class, ("MaxPool", "AveragePool", "BroadcastTo")),
+    ),
+    output=Output.SAME,
+)
+_enter(
+    layers_named("AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D"), output=Output.SAME
+)
+_enter(layers_named("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D"), output=Output.SAME)
+
+# Preprocessing that changes nothing outside of training, or crops.
+_enter(
+    layers_named(
+        *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomBrightness", "RandomColorDegeneration"),
+        *("RandomColorJitter", "RandomContrast", "RandomCrop", "RandomElasticTransform", "RandomErasing", "RandomFlip"),
+        *("RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
+        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear"),
+        *("RandomTranslation", "RandomZoom"),
     ),
     output=Output.SAME,
 )
@@ -279,17 +325,50 @@ _enter(
         kl.Rescaling,
         kl.Normalization,
         kl.BatchNormalization,
+        kl.LayerNormalization,
+        kl.GroupNormalization,
+        kl.RMSNormalization,
         kl.Activation,
         kl.ReLU,
         kl.LeakyReLU,
         kl.PReLU,
         kl.ELU,
-        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean")),
-        *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "HardSigmoid", "Gelu")),
+        kl.Dot,
+        *map(op_class, ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean", "Sum")),
+        *map(op_class, ("Divide", "TrueDivide", "Absolute", "Sqrt", "Rsqrt", "Exp", "Clip", "Matmul", "Einsum")),
+        *map(op_class, ("Relu", "Relu6", "LeakyRelu", "Silu", "HardSilu", "Gelu", "Cast")),
     ),
     output=Output.RANGE,
 )
 _enter((kl.Softmax, *map(op_class, ("Softmax", "Sigmoid", "Tanh"))), output=Output.FIXED)
+
+# What runs in float, and why.
+_FLOAT = {
+    "LiteRT's converter leaves it in float; write it as `layers.Activation('hard_sigmoid')`": (
+        op_class("HardSigmoid"),
+    ),
+    "LiteRT's converter leaves it in float; write it as `layers.Activation('elu')`": (op_class("Elu"),),
+    "LiteRT's converter leaves it in float; write it as `0 - x`": (op_class("Negative"),),
+    "LiteRT's converter leaves it in float; write it as `x * x`": (op_class("Square"),),
+    "LiteRT's converter gives all parts the range of the first; write it with `expand_dims` and `concatenate`": (
+        op_class("Stack"),
+    ),
+    "LiteRT has no integer version": map(op_class, ("Var", "Std", "Normalize", "Selu", "Celu", "Softplus", "Softsign")),
+    "preprocessing of images that LiteRT has no integers for": layers_named(
+        *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization"),
+    ),
+    "preprocessing of sound that LiteRT has no integers for": layers_named("MelSpectrogram", "STFTSpectrogram"),
+    "it makes indices or encodings of raw data, before there is anything to quantize": layers_named(
+        *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing", "IntegerLookup", "StringLookup"),
+        *("TextVectorization", "MaxNumBoundingBoxes"),
+    ),
+    "it runs code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    "what its function does cannot be seen; write it with `keras.ops`, or as a layer with `@tfopt.register_layer`": (
+        kl.Lambda,
+    ),
+}
+for _reason, _classes in _FLOAT.items():
+    _enter(_classes, output=Output.FLOAT, reason=_reason)
 
 # Where the features lie in a kernel.
 _AXES.update(dict.fromkeys((kl.Dense, kl.Conv1D, kl.Conv2D, kl.Conv3D), KernelAxes((-1,), -2)))

@@ -14,8 +14,15 @@ from tfopt.core.errors import UnsupportedModelError
 
 
 class WeightConstraint(keras.constraints.Constraint):
-    """A constraint that knows its variable and can be carried to another variable of the same shape."""
+    """A constraint that knows its variable and can be carried to another variable of the same shape.
 
+    Args:
+        rank: those of lower rank run first.
+        makes_zeros: whether it holds weights at exactly zero.
+    """
+
+    rank = 0
+    makes_zeros = False
     variable: keras.Variable
 
     def bind(self, variable: keras.Variable) -> None:
@@ -32,7 +39,7 @@ class WeightConstraint(keras.constraints.Constraint):
 
 
 class ConstraintChain(keras.constraints.Constraint):
-    """The user's own constraint, if any, followed by tfopt's in the order they were attached."""
+    """The user's own constraint, if any, followed by tfopt's by rank, then in the order they were attached."""
 
     def __init__(self, constraints):
         self.constraints = tuple(constraints)
@@ -58,7 +65,16 @@ def attach(variable: keras.Variable, constraint: WeightConstraint) -> None:
     """Adds `constraint`; one of the same class on the variable is replaced, the user's own is kept and runs first."""
     constraint.bind(variable)
     others = [part for part in _parts(variable) if type(part) is not type(constraint)]
-    _set(variable, [*others, constraint])
+    _set(variable, sorted([*others, constraint], key=_rank))
+
+
+def _rank(part) -> int:
+    return part.rank if isinstance(part, WeightConstraint) else -1
+
+
+def holds_zeros(variable: keras.Variable) -> bool:
+    """True if a constraint on the variable keeps weights at exactly zero."""
+    return any(isinstance(part, WeightConstraint) and part.makes_zeros for part in _parts(variable))
 
 
 def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:

@@ -73,7 +73,8 @@ def children(op: keras.Operation) -> list[keras.layers.Layer]:
 
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
-    return getattr(keras_ops.numpy, name, None) or getattr(keras_ops.nn, name)
+    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
 def application_layer(name: str) -> type:
@@ -91,9 +92,13 @@ def values_come_later(*ops: keras.Operation):
     """Inside, the variables that the `ops` build get no values; `create_values` gives them theirs.
 
     Drawing random initial values that a copy then overwrites would take most of the time of cloning a model. Only for
-    layers of Keras and tfopt: other authors' may set values themselves when they build.
+    layers of Keras and tfopt: other authors' may set values themselves when they build, as stateful recurrent ones do.
     """
-    own = all(type(layer).__module__.partition(".")[0] in ("keras", "tfopt") for op in ops for layer in sublayers(op))
+    own = all(
+        type(layer).__module__.partition(".")[0] in ("keras", "tfopt") and not getattr(layer, "stateful", False)
+        for op in ops
+        for layer in sublayers(op)
+    )
     return StatelessScope(initialize_variables=False) if own else contextlib.nullcontext()
 
 

@@ -30,6 +30,7 @@ from tfopt.deploy.flatfile import (
 from tfopt.deploy.session import Session
 from tfopt.deploy.tensors import are_numbered, checked_inputs, dequantized, random_sample
 
+TRIED_UP_TO = 2**26  # bytes of a file; to run it in batches its weights are in memory twice
 COMPUTE_OPS = frozenset(
     (
         "CONV_2D",
@@ -217,7 +218,7 @@ class TFLiteModel:
             infer()
             times.append(1000 * (perf_counter() - start))
         p10, median, p90 = (float(value) for value in np.percentile(times[warmup:], (10, 50, 90)))
-        return Latency(median, p10, p90, runs, self.num_threads, shapes[0][0])
+        return Latency(median, p10, p90, runs, self.num_threads, next(iter(shapes[0]), 1))
 
     def __repr__(self) -> str:
         sides = [", ".join(map(str, tensors)) for tensors in (self.inputs, self.outputs)]
@@ -258,8 +259,8 @@ class TFLiteModel:
         if own > 1 or step == 1:
             return self._session, own
         if self._batched is None:
-            if not self._is_free and count < 2 * step:
-                return self._session, own  # to try would take longer than to go sample by sample
+            if not self._is_free and (count < 2 * step or self.size_bytes > TRIED_UP_TO):
+                return self._session, own  # to try would take longer than to go sample by sample, or too much memory
             openings = [self._opened] if self._is_free else [self._opened, self._opened_free]
             like = None if self._is_free else self._session
             self._batched = batched_session(openings, arrays, step, like) or self._session

@@ -2,7 +2,7 @@
 
 Two things come from here. TFMOT's pruning schedules serve Keras 3 as they are: `PolynomialDecay`, `ConstantSparsity`.
 And a model of tf_keras (Keras 2) that comes to a verb of tfopt is handed to TFMOT itself
-(https://www.tensorflow.org/model_optimization): `prune`, `quantize`, `strip`, `convert`.
+(https://www.tensorflow.org/model_optimization): `prune`, `cluster`, `quantize`, `strip`, `convert`.
 
 Importing TFMOT sets `TF_USE_LEGACY_KERAS=1`, which turns a `tf.keras`, `tf.compat.v1.keras` or `tf.compat.v2.keras`
 that nobody has used yet into tf_keras, for the whole process. `tfmot` imports it without that.
@@ -38,6 +38,7 @@ from tfopt.core.graph import as_patterns, matches
 
 SCHEDULES = ("ConstantSparsity", "PolynomialDecay")
 QUANTIZATIONS = ("none", "dynamic", "float16", "int8")
+_INITS = {"kmeans++": "KMEANS_PLUS_PLUS", "linear": "LINEAR", "density": "DENSITY_BASED", "random": "RANDOM"}
 
 # What TFMOT and tf_keras were seen to raise on models they do not support.
 _FAILURES = (
@@ -170,6 +171,69 @@ def prune(
     return _with_update_step(pruned)
 
 
+def cluster(
+    model,
+    n_clusters: int | Mapping[str, int] = 16,
+    *,
+    init: str = "kmeans++",
+    per_channel: bool = False,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+):
+    """A copy of a tf_keras model that TFMOT's `cluster_weights` keeps clustered during `fit`.
+
+    Args:
+        model: a built Sequential or Functional tf_keras model, nested models allowed. It is not changed.
+        n_clusters: at least 2; or a dict from layer names or globs to numbers, which clusters these layers only.
+        init: `"kmeans++"`, `"linear"`, `"density"` or `"random"`, TFMOT's `CentroidInitialization`.
+        per_channel: TFMOT's `cluster_per_channel`, for Conv2D.
+        include: layer names or globs to cluster; all by default. TFMOT raises if there is one that it does not know.
+        exclude: layer names or globs to leave as they are.
+
+    Returns:
+        A tf_keras model with TFMOT's clustering wrappers, not compiled. Layers in which at least one weight in
+        `n_clusters` is zero keep their zeros (`preserve_sparsity`).
+
+    Raises:
+        InvalidArgumentError: for a name or glob that fits no layer.
+        UnsupportedModelError: for a model that TFMOT cannot cluster, with TFMOT's message.
+        NonFiniteError: for weights with NaN or infinity.
+        NothingToDoError: if no layer is left to cluster, or the model is clustered already.
+
+    Example:
+        >>> import tf_keras
+        >>> model = tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,), name="d")])
+        >>> clustered = strip(cluster(model, 4, init="linear"))
+        >>> len(np.unique(clustered.get_layer("d").kernel)) <= 4
+        True
+    """
+    _check_model(model)
+    for kind, verb in ((_clustering_wrapper(), "clustered"), (_pruning_wrapper(), "pruned")):
+        if _wrapped(model, kind):
+            raise NothingToDoError(
+                "TFMOT clusters a plain model.", received=f"'{model.name}', {verb}", fix="Strip it first."
+            )
+    clone = _clone(model)
+    amounts = _layer_amounts(clone, n_clusters, "n_clusters", include, exclude)
+    api = tfmot().clustering.keras
+    options = {"cluster_centroids_init": getattr(api.CentroidInitialization, _INITS[init])}
+    if per_channel:
+        options["cluster_per_channel"] = True
+
+    def wrap(path, layer):
+        if path not in amounts or not layer.trainable_weights:
+            return layer
+        return api.cluster_weights(layer, amounts[path], preserve_sparsity=_is_sparse(layer, amounts[path]), **options)
+
+    with _call_on(clone, "tfmot.clustering.keras.cluster_weights"):
+        clustered = _map_layers(clone, wrap)
+    if not any(wrapper.cluster_centroids for wrapper in _wrapped(clustered, _clustering_wrapper())):
+        raise NothingToDoError(
+            "A model to cluster has a kernel.", received=f"'{model.name}', none for TFMOT to cluster"
+        )
+    return clustered
+
+
 def quantize(model, include: str | list[str] | None = None, exclude: str | list[str] | None = None):
     """A copy of a tf_keras model with TFMOT's 8-bit quantization-aware training, as `quantize_model` makes it.
 
@@ -198,10 +262,10 @@ def quantize(model, include: str | list[str] | None = None, exclude: str | list[
         raise NothingToDoError(
             "A model is made quantization-aware once.", received=f"'{model.name}', quantization-aware"
         )
-    if _wrapped(model, _pruning_wrapper()):
+    if _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
         raise UnsupportedModelError(
-            "TFMOT cannot quantize its pruning wrappers.",
-            received=f"'{model.name}', pruned",
+            "TFMOT cannot quantize its clustering and pruning wrappers.",
+            received=f"'{model.name}', pruned or clustered",
             fix="Call `tfopt.strip(model)` first.",
         )
     api = tfmot().quantization.keras
@@ -218,17 +282,19 @@ def quantize(model, include: str | list[str] | None = None, exclude: str | list[
 
 
 def strip(model):
-    """The plain model in a tf_keras model pruned by TFMOT, masks applied (`strip_pruning`). The input is not changed.
+    """The plain model in a tf_keras model pruned or clustered by TFMOT (`strip_pruning`, `strip_clustering`).
+
+    Masks and clusters are applied. The input is not changed.
 
     Args:
-        model: a tf_keras model from `prune` or `tfmot.sparsity.keras.prune_low_magnitude`.
+        model: a tf_keras model from `prune`, `cluster` or TFMOT's own functions for these.
 
     Returns:
         A tf_keras model of the original's layers and weight shapes, not compiled.
 
     Raises:
         UnsupportedModelError: for a quantization-aware model: TFMOT has no way back from one.
-        NothingToDoError: if the model holds no pruning wrapper.
+        NothingToDoError: if the model holds no pruning or clustering wrapper.
 
     Example: see `prune`.
     """
@@ -239,9 +305,14 @@ def strip(model):
             received=f"'{model.name}', quantization-aware",
             fix="Export it with `tfopt.export_tflite`, keep the float model, or port the model to Keras 3.",
         )
-    if not _wrapped(model, _pruning_wrapper()):
-        raise NothingToDoError("A model to strip holds pruning wrappers.", received=f"'{model.name}' without any")
+    if not _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
+        raise NothingToDoError(
+            "A model to strip holds pruning or clustering wrappers.", received=f"'{model.name}' without any"
+        )
     clone = _clone(model)
+    if _wrapped(model, _clustering_wrapper()):
+        with _call_on(clone, "tfmot.clustering.keras.strip_clustering"):
+            return tfmot().clustering.keras.strip_clustering(clone)
     for wrapper in _wrapped(clone, _pruning_wrapper()):
         wrapper.pruning_obj.weight_mask_op()
     with _call_on(clone, "tfmot.sparsity.keras.strip_pruning"):
@@ -251,7 +322,7 @@ def strip(model):
 def convert(
     model, quantization: str = "none", batch_size: int | None = 1, io_types: tuple[str, str] = ("float32", "float32")
 ) -> bytes:
-    """The .tflite file of a tf_keras model; pruning wrappers are stripped first.
+    """The .tflite file of a tf_keras model; pruning and clustering wrappers are stripped first.
 
     The outputs of the file keep the order of the model's.
 
@@ -273,7 +344,7 @@ def convert(
     """
     _check_model(model)
     _check_quantization(model, quantization)
-    if _wrapped(model, _pruning_wrapper()):
+    if _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
         model = strip(model)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([_inference(model, batch_size)], model)
     if quantization != "none":
@@ -340,6 +411,10 @@ def _core(name: str) -> ModuleType:
 
 def _pruning_wrapper() -> type:
     return _core("sparsity.keras.pruning_wrapper").PruneLowMagnitude
+
+
+def _clustering_wrapper() -> type:
+    return _core("clustering.keras.cluster_wrapper").ClusterWeights
 
 
 def _quantization_wrapper() -> tuple[type, ...]:
@@ -504,7 +579,7 @@ def _check_each_fits(patterns: list[str], model, argument: str) -> None:
             )
 
 
-# Pruning
+# Pruning and clustering
 
 
 def _held(sparsity: Any):
@@ -516,12 +591,20 @@ def _held(sparsity: Any):
 
 def _layer_schedules(model, schedule, sparsity, include, exclude) -> dict[str, Any]:
     """Path -> schedule of the layers to prune, where not all are pruned alike."""
-    paths = [path for path, layer in _selected(model, include, exclude).items() if _prunable(layer)]
-    if not isinstance(sparsity, Mapping):
-        return dict.fromkeys(paths, schedule or _held(sparsity))
-    _check_each_fits(list(sparsity), model, "sparsity")
-    fractions = {path: [sparsity[key] for key in sparsity if matches(path, [key])] for path in paths}
-    return {path: _held(fitting[-1]) for path, fitting in fractions.items() if fitting}
+    amounts = _layer_amounts(model, sparsity, "sparsity", include, exclude)
+    layers = dict(_walk(model))
+    one_for_all = None if isinstance(sparsity, Mapping) else schedule or _held(sparsity)
+    return {path: one_for_all or _held(amount) for path, amount in amounts.items() if _prunable(layers[path])}
+
+
+def _layer_amounts(model, amount: Any, argument: str, include: object, exclude: object) -> dict[str, Any]:
+    """Path -> what is wanted of each chosen layer: `amount`, or that of the last fitting entry where it is a dict."""
+    paths = _selected(model, include, exclude)
+    if not isinstance(amount, Mapping):
+        return dict.fromkeys(paths, amount)
+    _check_each_fits(list(amount), model, argument)
+    fitting = {path: [amount[key] for key in amount if matches(path, [key])] for path in paths}
+    return {path: values[-1] for path, values in fitting.items() if values}
 
 
 def _prunable(layer) -> bool:
@@ -531,6 +614,13 @@ def _prunable(layer) -> bool:
             return False
         registry.make_prunable(layer)  # what TFMOT's wrapper does first, here on the clone
     return bool(layer.get_prunable_weights())
+
+
+def _is_sparse(layer, n_clusters: int) -> bool:
+    """True where zeros are at least the share of one cluster of the layer's kernels."""
+    kernels = [weight.numpy() for weight in layer.trainable_weights if len(weight.shape) > 1]
+    zeros, size = sum(int((kernel == 0).sum()) for kernel in kernels), sum(kernel.size for kernel in kernels)
+    return n_clusters > 2 and size > 0 and zeros * n_clusters >= size
 
 
 def _mask_now(wrappers: list) -> None:

@@ -20,6 +20,10 @@ class Budget:
     kind: str
     fraction: float
 
+    def limit(self, model: keras.Model) -> float:
+        """What may be left of `model`, in the unit of `measured`."""
+        return self.fraction * self.measured(model)
+
     def measured(self, model: keras.Model) -> int:
         """Multiply-accumulates for one sample, or the number of parameters."""
         if self.kind == "params":
@@ -53,19 +57,17 @@ def as_budget(to_macs: float | None, to_params: float | None) -> Budget | None:
     return Budget(kind, float(fraction))
 
 
-def sparsity_within(budget: Budget, model: keras.Model, smaller: Callable[[float], keras.Model]) -> float:
-    """The lowest sparsity at which `smaller(sparsity)` keeps to the budget, by bisection.
+def sparsity_within(budget: Budget, limit: float, size_left: Callable[[float], int]) -> float:
+    """The lowest sparsity at which `size_left(sparsity)` is within `limit`, that of the budget, by bisection.
 
     Args:
-        budget: relative to `model`.
-        smaller: gives the model at a sparsity, no larger the higher that is.
+        size_left: gives what is left at a sparsity, no more the higher that is.
 
     Raises:
         InvalidArgumentError: if the budget cannot be reached.
     """
-    limit = budget.fraction * budget.measured(model)
     low, high = 0.0, 1.0
-    least = budget.measured(smaller(high))
+    least = size_left(high)
     if least > limit:
         raise InvalidArgumentError(
             f"`to_{budget.kind}` has to be within reach of the layers that may be pruned.",
@@ -74,5 +76,5 @@ def sparsity_within(budget: Budget, model: keras.Model, smaller: Callable[[float
         )
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if budget.measured(smaller(middle)) <= limit else (middle, high)
+        low, high = (low, middle) if size_left(middle) <= limit else (middle, high)
     return high

@@ -156,6 +156,8 @@ class ChannelMask(WeightConstraint):
             for one that always stays; `ranked` where the weight counts in the channels' magnitude.
     """
 
+    makes_zeros = True
+
     def __init__(self, pool: ChannelPool, cuts: tuple[tuple[int, np.ndarray, bool], ...]):
         self.pool, self.cuts = pool, cuts
 

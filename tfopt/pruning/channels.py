@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from tfopt.pruning.schedules import Schedule, evaluate
 from tfopt.pruning.scoring import score_kernels
 
 KEEP = "keep"
+FILL_TRIES = 16
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,55 @@ def _first_mask(pool, model, graph, groups, amounts, is_threshold, budget) -> np
         return _joined(ranking.most(scores, counts, [tf.constant(size) for size in ranking.sizes]))
     if budget is not None:
 
-        def smaller(sparsity: float) -> keras.Model:
-            return without_channels(model, graph, _removed(groups, _joined(ranking.masks(scores, sparsity))))
+        def size_left(masks: Sequence) -> int:
+            return budget.measured(without_channels(model, graph, _removed(groups, _joined(masks))))
 
-        return _joined(ranking.masks(scores, sparsity_within(budget, model, smaller)))
+        limit = budget.limit(model)
+        masks = ranking.masks(scores, sparsity_within(budget, limit, lambda s: size_left(ranking.masks(scores, s))))
+        if ranking.scope == "global" and max(ranking.steps) > 1:
+            masks = filled(masks, scores, ranking.steps, lambda trial: size_left(trial) <= limit)
+        return _joined(masks)
     if pool.schedule is not None:
         due, sparsity = evaluate(pool.schedule, tf.constant(0, tf.int64))
         return _joined(ranking.masks(scores, sparsity)) if due else np.ones(pool.size, bool)
     return _joined(ranking.masks(scores, amounts[0] if ranking.scope == "global" else amounts))
+
+
+def filled(
+    masks: Sequence, scores: Sequence, steps: Sequence[int], fits: Callable[[list[np.ndarray]], bool]
+) -> list[np.ndarray]:
+    """The masks with channels given back, a step of a group at a time, those of the highest scores first.
+
+    Widths that are rounded to multiples leave part of a budget unused; this takes up the rest.
+
+    Args:
+        masks, scores: of the channels of each group.
+        steps: how many channels of a group come back together.
+        fits: whether the masks given to it keep to the budget; asked `FILL_TRIES` times at most.
+
+    Example:
+        >>> masks, scores = [np.array([True, False, False])], [np.array([9.0, 1.0, 2.0])]
+        >>> filled(masks, scores, [1], lambda trial: trial[0].sum() <= 2)[0].tolist()
+        [True, False, True]
+    """
+    masks = [np.array(mask) for mask in masks]
+    scores = [np.asarray(values) for values in scores]
+    open_groups = {group for group, mask in enumerate(masks) if not mask.all()}
+    for _ in range(FILL_TRIES):
+        if not open_groups:
+            break
+        back = {
+            group: sorted(np.flatnonzero(~masks[group]), key=lambda i: -scores[group][i])[: steps[group]]
+            for group in open_groups
+        }
+        best = max(back, key=lambda group: scores[group][back[group]].sum())
+        trial = [*masks[:best], masks[best].copy(), *masks[best + 1 :]]
+        trial[best][back[best]] = True
+        if fits(trial):
+            masks = trial
+        if masks is not trial or trial[best].all():
+            open_groups.remove(best)
+    return masks
 
 
 def _joined(masks: Sequence) -> np.ndarray:

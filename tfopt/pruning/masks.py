@@ -66,6 +66,8 @@ class PruningMask(WeightConstraint):
         scores: float32 array of the kernel's shape; None to take them from the weights.
     """
 
+    makes_zeros = True
+
     def __init__(self, pool: MaskPool | None = None, mask: np.ndarray | None = None, scores: np.ndarray | None = None):
         self.pool = MaskPool() if pool is None else pool
         self._initial = mask, scores

@@ -11,11 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core import constraints
-from tfopt.core.catalog import entry_of, prunable_weights
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
-from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, is_selected, matches, walk_layers
-from tfopt.core.keras_internals import children
+from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
 from tfopt.core.rewrite import rewrite
+from tfopt.core.selection import select_kernels
 from tfopt.interop import tfmot
 from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
 from tfopt.pruning.budget import as_budget
@@ -228,20 +227,8 @@ def _start_schedule(pool: MaskPool, schedule: Schedule) -> None:
 
 def _targets(model, included, excluded, amount) -> list[tuple[keras.Variable, Any]]:
     """The kernels to prune, each once, with the amount wanted for it."""
-    targets, seen, unknown = [], set(), []
-    for path, layer in walk_layers(model):
-        own = _amount_for(path, amount)
-        if isinstance(layer, keras.Model) or own is _NOT_NAMED:
-            continue
-        if not is_selected(path, included, excluded):
-            continue
-        kernels = prunable_weights(layer)
-        if not kernels and _is_unknown(layer):
-            unknown.append(f"'{path}' ({type(layer).__name__})")
-        for weight in kernels.values():
-            if id(weight) not in seen:
-                seen.add(id(weight))
-                targets.append((weight, own))
+    chosen, unknown = select_kernels(model, included, excluded, amount)
+    targets = [(kernel.variable, kernel.amount) for kernel in chosen]
     if amount == KEEP:
         targets = [target for target in targets if not np.all(target[0].numpy())]
     if not targets:
@@ -252,21 +239,6 @@ def _targets(model, included, excluded, amount) -> list[tuple[keras.Variable, An
         )
     _warn(targets, unknown)
     return targets
-
-
-_NOT_NAMED = object()
-
-
-def _amount_for(path: str, amount):
-    """The amount for a layer; a later entry of a dict wins over an earlier one."""
-    if not isinstance(amount, Mapping):
-        return amount
-    named = [value for pattern, value in amount.items() if matches(path, [pattern])]
-    return named[-1] if named else _NOT_NAMED
-
-
-def _is_unknown(layer) -> bool:
-    return entry_of(layer) is None and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)
 
 
 def _received(model, amount) -> str:

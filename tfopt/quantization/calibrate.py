@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import keras
@@ -9,44 +12,90 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-from tfopt.core.data import input_batches
+from tfopt.core.data import as_inputs, input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.graph import check_model, walk_layers
-from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import FakeQuantized, mode
 from tfopt.core.rewrite import rewrite
+from tfopt.quantization import histogram
+from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms
+from tfopt.quantization.ranges import ActivationRange
+from tfopt.quantization.twins import Twins
+
+METHODS = ("mse", "minmax", "percentile")
+CORRECTED_AT_ONCE = 32  # samples of a batch in corrections, however the user batched them
 
 
 def calibrate(
-    model: keras.Model, data: Any, *, samples: int | None = None, batch_size: int = 32, verbose: int = 0
+    model: keras.Model,
+    data: Any,
+    *,
+    method: str = "mse",
+    percentile: float = 99.99,
+    bias_correction: bool | None = None,
+    batch_norm: bool = False,
+    samples: int | None = None,
+    batch_size: int = 32,
+    verbose: int = 0,
 ) -> keras.Model:
     """Returns a copy of a quantized model with its activation ranges set from data: post-training quantization.
 
-    Each range becomes the widest seen over the data; earlier ranges are forgotten. Weights do not change.
+    Earlier ranges are forgotten. Kernels do not change. With corrections, the data is held in memory; without, it is
+    read once, batch by batch.
 
     Args:
         model: from `quantize`.
         data: an array (samples first), a list or dict of arrays for several inputs, `(x, y)`, a `tf.data.Dataset` or
             an iterator of batches. Some hundred samples of the training set will do.
+        method: `"mse"`: the range in which rounding and clipping together give the least mean squared error, over a
+            histogram of the values; `"minmax"`: the widest seen; `"percentile"`: without the largest magnitudes.
+        percentile: for that method, how many per cent of the magnitudes of a tensor lie within its range.
+        bias_correction: takes the mean shift that rounding the kernels causes in each channel out of the bias, or of
+            the mean of the batch normalization behind. None: for a model fresh from `quantize`; a trained model, or
+            one that was calibrated before, keeps its biases.
+        batch_norm: sets the statistics of batch normalizations anew from the data first.
         samples: use at most so many.
         batch_size: for arrays.
         verbose: 1 shows a progress bar.
 
     Raises:
         NothingToDoError: only the weights of the model are quantized.
-        InvalidArgumentError: the model is not quantized, or data of the wrong form or shape, or empty.
+        InvalidArgumentError: the model is not quantized; an unknown method; `bias_correction=True` for a model whose
+            ranges were set before; data of the wrong form or shape, or empty.
         NonFiniteError: NaN or infinity in the data, or in what a layer computes from it.
+
+    Warns:
+        With `bias_correction=True`, which layers have neither a bias nor batch normalization to take it.
+
+    Source: mean squared error: Nagel et al. 2021, https://arxiv.org/abs/2106.08295; bias correction: Nagel et al.
+        2019, https://arxiv.org/abs/1906.04721.
 
     Example:
         >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> from tfopt.quantization.quantize import quantize
-        >>> ready = calibrate(quantize(model), np.array([[0.0, 1.0], [2.0, -1.0]]))
+        >>> ready = calibrate(quantize(model), np.array([[0.0, 1.0], [2.0, -1.0]]), method="minmax")
         >>> ready.layers[0].ranges()["output"].bounds()
         (-1.0, 2.0)
     """
+    _check(model, method, percentile)
+    correct = _wants_correction(model, bias_correction)
+    calibrated = rewrite(model)
+    batches: Iterable[list[np.ndarray]] = input_batches(model, data, batch_size=batch_size, limit=samples)
+    if correct or batch_norm:
+        batches = list(batches)
+        left = _correct(calibrated, batches, correct, batch_norm)
+        if left and bias_correction:
+            warnings.warn(
+                f"Not corrected, for want of a bias or of batch normalization behind: {', '.join(left)}.", stacklevel=2
+            )
+    _observe(calibrated, track(batches, "calibrate", total=None) if verbose else batches, method, percentile)
+    return calibrated
+
+
+def _check(model, method: str, percentile: float) -> None:
     check_model(model)
-    if not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+    if not _ranges(model):
         raise InvalidArgumentError(
             "`calibrate` sets the ranges of a quantized model.",
             received=f"'{model.name}', a float model",
@@ -58,42 +107,84 @@ def calibrate(
             received=f"'{model.name}', of which only weights are quantized",
             fix="Export it as it is, or quantize with scheme='int8' or 'int16x8'.",
         )
-    calibrated = rewrite(model)
-    _reset(calibrated)
-    structure = functional_of(calibrated).input
+    if method not in METHODS:
+        raise InvalidArgumentError(
+            "`method` is the way to a range.", received=repr(method), fix=f"Use one of {', '.join(METHODS)}."
+        )
+    number = isinstance(percentile, (int, float, np.number)) and not isinstance(percentile, bool)
+    if not (number and 0 < percentile <= 100):
+        raise InvalidArgumentError(
+            "`percentile` is above 0 and at most 100.",
+            received=repr(percentile),
+            fix="99.99 leaves out one value in ten thousand.",
+        )
+
+
+def _wants_correction(model: keras.Model, bias_correction: bool | None) -> bool:
+    fresh = all(activation_range.bounds() == (0.0, 0.0) for _, activation_range in _ranges(model))
+    if bias_correction is None:
+        return fresh
+    if not isinstance(bias_correction, (bool, np.bool_)):
+        raise InvalidArgumentError("`bias_correction` is True, False or None.", received=repr(bias_correction))
+    if bias_correction and not fresh:
+        raise InvalidArgumentError(
+            "Biases are corrected once, in a model fresh from `quantize`: its weights say what the outputs should be.",
+            received=f"'{model.name}', whose ranges were set by training or by an earlier `calibrate`",
+            fix="Calibrate the model as `quantize` returned it, or leave `bias_correction` out.",
+        )
+    return bool(bias_correction)
+
+
+def _correct(model: keras.Model, batches: list, correct: bool, batch_norm: bool) -> list[str]:
+    """Corrects in place; gives the layers for which there was no way."""
+    whole = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
+    starts = range(0, len(whole[0]), CORRECTED_AT_ONCE)
+    even = [[array[start : start + CORRECTED_AT_ONCE] for array in whole] for start in starts]
+    twins = Twins(model)
+    if batch_norm:
+        reestimate_batch_norms(twins, even)
+    return correct_biases(twins, even) if correct else []
+
+
+def _observe(model: keras.Model, batches: Iterable, method: str, percentile: float) -> None:
+    """Sets all ranges, in one pass over the data."""
+    ranges = _ranges(model)
+    for _, activation_range in ranges:
+        activation_range.reset()
+        by_extremes = method == "minmax" or (method == "mse" and activation_range.bits == 16)  # of so many steps
+        activation_range.histogram = None if by_extremes else histogram.Histogram()
 
     @tf.function(autograph=False)
-    def observe(*inputs):
+    def observe(inputs):
         with mode("calibrate"):
-            return calibrated(keras.tree.pack_sequence_as(structure, inputs), training=False)
+            return model(inputs, training=False)
 
-    batches = input_batches(model, data, batch_size=batch_size, limit=samples)
-    for batch in track(batches, "calibrate", total=None) if verbose else batches:
-        observe(
-            *[tf.convert_to_tensor(array, spec.dtype) for array, spec in zip(batch, calibrated.inputs, strict=True)]
-        )
-    _check_ranges(calibrated)
-    return calibrated
+    for batch in batches:
+        observe(as_inputs(model, batch))
+    for path, activation_range in ranges:
+        _settle(activation_range, path, method, percentile)
 
 
-def _check_ranges(model: keras.Model) -> None:
-    overflowing = [
-        f"{path}/{name}"
-        for path, layer in walk_layers(model)
-        if isinstance(layer, FakeQuantized)
-        for name, activation_range in layer.ranges().items()
-        if not np.isfinite(np.subtract(*activation_range.bounds(), dtype=np.float32))
-    ]
-    if overflowing:
+def _settle(activation_range: ActivationRange, path: str, method: str, percentile: float) -> None:
+    seen, activation_range.histogram = activation_range.histogram, None
+    if seen is not None:
+        points = seen.points()
+        choose = histogram.mse_range if method == "mse" else partial(histogram.percentile_range, percentile=percentile)
+        if len(points[0]):
+            activation_range.set(*choose(*points))
+    width = np.subtract(*activation_range.bounds(), dtype=np.float32)
+    if (seen is not None and not seen.finite) or not np.isfinite(width):
         raise NonFiniteError(
             "What the layers compute has to be finite in float32, and so has the width of its range.",
-            received=f"NaN, infinity or a range too wide, first of '{overflowing[0]}'",
+            received=f"NaN, infinity or a range too wide, first of '{path}'",
             fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
         )
 
 
-def _reset(model: keras.Model) -> None:
-    for _, layer in walk_layers(model):
-        if isinstance(layer, FakeQuantized):
-            for activation_range in layer.ranges().values():
-                activation_range.reset()
+def _ranges(model: keras.Model) -> list[tuple[str, Any]]:
+    return [
+        (path, activation_range)
+        for path, layer in walk_layers(model)
+        if isinstance(layer, FakeQuantized)
+        for activation_range in layer.ranges().values()
+    ]

@@ -22,11 +22,6 @@ class Composite(QuantizedWrapper):
         self.activity_regularizer = getattr(layer, "activity_regularizer", None)
 
     @classmethod
-    def float_reason(cls, layer: keras.layers.Layer) -> str:
-        """Why this layer, with these options, stays float, and what to do about it; empty if it runs as integers."""
-        return ""
-
-    @classmethod
     def of(cls, layer: keras.layers.Layer, state: Rewrite) -> keras.layers.Layer:
         """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
         return cls(state.copy(layer))
@@ -40,19 +35,23 @@ class Composite(QuantizedWrapper):
         return [rounded_kernel(kernel, (), part) for part in (slice(columns), slice(columns, None))]
 
 
-_COMPOSITES: dict[type, type[Composite]] = {}
+_COMPOSITES: dict[type, type[QuantizedWrapper]] = {}
 
 
-def composite(*layer_classes: type) -> Callable[[type[Composite]], type[Composite]]:
-    """Class decorator: enters a wrapper class for `layer_classes`, and makes it known to Keras' loading of models."""
+def composite(*layer_classes: type) -> Callable[[type[QuantizedWrapper]], type[QuantizedWrapper]]:
+    """Class decorator: enters a wrapper class for `layer_classes`, and makes it known to Keras' loading of models.
 
-    def decorate(cls: type[Composite]) -> type[Composite]:
+    A `Composite` stands alone. A subclass of `QuantizedLayer` computes its layer in another form, and the scheme says
+    what it gets besides: activation, folding, output range.
+    """
+
+    def decorate(cls: type[QuantizedWrapper]) -> type[QuantizedWrapper]:
         _COMPOSITES.update(dict.fromkeys(layer_classes, cls))
         return keras.saving.register_keras_serializable(package="tfopt")(cls)
 
     return decorate
 
 
-def composite_for(op: keras.Operation) -> type[Composite] | None:
+def composite_for(op: keras.Operation) -> type[QuantizedWrapper] | None:
     """The wrapper class for a layer, None if there is none. A subclass may compute something else: it has none."""
     return _COMPOSITES.get(type(op))

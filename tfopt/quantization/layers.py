@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -12,7 +12,12 @@ from tfopt.core.catalog import prunable_weights, runs_in_16_bits
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
+from tfopt.quantization.forms import integer_activation, integer_form
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
+
+if TYPE_CHECKING:
+    from tfopt.core.rewrite import Rewrite
+    from tfopt.quantization.scheme import Treatment
 
 
 def _with_signature(method: Any) -> Any:
@@ -74,6 +79,16 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
         self._ranges: dict[str, ActivationRange] = {}
         self.supports_masking = layer.supports_masking
 
+    @classmethod
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
+        """Why this layer, with these options, stays float, and what to do about it; empty if it runs as integers."""
+        return ""
+
+    @classmethod
+    def float_inside(cls, layer: keras.layers.Layer) -> str:
+        """Why the inner operations of a layer run in float, between integers; empty if they do not."""
+        return ""
+
     def add_range(self, name: str) -> ActivationRange:
         """A new range, to be called in `__init__`; its weight is created when the layer is built."""
         self._ranges[name] = ActivationRange(self, f"{name}_range")
@@ -84,8 +99,9 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
         for activation_range in self._ranges.values():
             activation_range.build()
 
-    def compute_output_spec(self, inputs, training=None, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
+    def compute_output_spec(self, *args, **kwargs):
+        kwargs.pop("training", None)
+        return self.layer.compute_output_spec(*args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask):
         return self.layer.compute_mask(inputs, previous_mask)
@@ -144,27 +160,46 @@ class QuantizedLayer(QuantizedWrapper):
         if self.freeze_batch_norm_after is not None:
             self.statistics_frozen = BatchCount(self, "statistics_batches", self.freeze_batch_norm_after)
 
+    @classmethod
+    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite, **options) -> QuantizedLayer:
+        """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
+        config = {"activation": "linear"} if wanted.activation else {}
+        return cls(
+            state.copy(layer, **config),
+            wanted.kernels,
+            activation=keras.activations.serialize(layer.activation) if wanted.activation else None,
+            quantize_output=wanted.output,
+            affine=wanted.affine,
+            **options,
+        )
+
     @_with_signature
     def call(self, inputs, training=None, **kwargs):
         if self.statistics_frozen is not None and training and self.trainable:
             outputs = self._normalize(inputs, self.statistics_frozen.reached(), **kwargs)
         else:
-            outputs = self._run(inputs, **kwargs)  # Keras hands `training` on to layers called inside a layer
+            outputs = self.run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
             outputs = self._activated(self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
 
-    def _run(self, inputs, **kwargs):
+    def run(self, inputs, training=None, **kwargs):
         if self.affine and in_mode("export"):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:
                 return apply_affine(inputs, *affine)
+        if self.output_range is not None and self.activation_bits == 8 and in_mode("export"):
+            form = integer_form(self.layer, self.output_range)
+            if form is not None:
+                return form(inputs)
         return run_rounded(self.layer, self.kernels, 8, inputs, **kwargs)
 
     def _activated(self, values):
-        if self.activation_bits == 8 or runs_in_16_bits(self.activation):
+        if self.activation_bits == 8:
+            return (integer_activation(self.activation) if in_mode("export") else self.activation)(values)
+        if runs_in_16_bits(self.activation):
             return self.activation(values)
         return set_apart(self.activation(set_apart(values)))
 

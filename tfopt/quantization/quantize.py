@@ -13,7 +13,14 @@ from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, walk
 from tfopt.core.modes import FakeQuantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
-from tfopt.quantization import recurrent  # noqa: F401 - enters its wrapper classes
+from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classes
+    attention,
+    einsum,
+    normalization,
+    recurrent,
+    separable,
+    timedistributed,
+)
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
@@ -133,24 +140,22 @@ class _Plan:
         wanted = self._treatment(op, state.path)
         if wanted.is_float:
             return self._float(op, state, wanted)
+        if wanted.note:
+            self.float_layers.append(f"'{state.path}' in part ({type(op).__name__}: {wanted.note})")
         options = self.training.layer_arguments(op, state.path)
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
-        self.count += not wanted.is_plain
+        wrapper = composite_for(op) or QuantizedLayer
+        inside = wrapper.float_inside(op)
+        if inside:
+            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {inside})")
+        elif not wanted.is_plain:
+            self.count += 1
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
         if wanted.composite:
-            return composite_for(op).of(op, state).with_training(**options)
-        config = {"activation": "linear"} if wanted.activation else {}
-        return QuantizedLayer(
-            state.copy(op, **config),
-            wanted.kernels,
-            activation=keras.activations.serialize(op.activation) if wanted.activation else None,
-            quantize_output=wanted.output,
-            affine=wanted.affine,
-            activation_bits=self.bits,
-            **options,
-        )
+            return wrapper.of(op, state).with_training(**options)
+        return wrapper.of(op, wanted, state, activation_bits=self.bits, **options)
 
     def _float(self, op, state, wanted: Treatment):
         """A layer that computes in float: as it is, or with what lies between it and integers, and rounded kernels."""
@@ -184,9 +189,7 @@ class _Plan:
         if self.bits is None or id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
             return None
         readers = self.graphs[id(op)].consumers(op.output)
-        if readers and all(isinstance(call.op, keras.layers.Embedding) for call in readers):
-            return None
-        if any(masks_a_number(call.op) for call in readers):
+        if any(isinstance(call.op, keras.layers.Embedding) or masks_a_number(call.op) for call in readers):
             return None
         return [state.copy(op), self._range_behind(op, "all_values")]
 

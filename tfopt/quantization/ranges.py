@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import keras
 import tensorflow as tf
 
 from tfopt.core.modes import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
+from tfopt.quantization.histogram import Histogram
 
 
 class RangeOwner(FakeQuantized):
@@ -32,7 +31,7 @@ class RangeOwner(FakeQuantized):
         self.activation_bits = activation_bits
         self.with_training(freeze_ranges_after, learn_ranges)
 
-    def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> Self:
+    def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> RangeOwner:
         """Sets how the ranges are trained, before the layer is built."""
         self.freeze_ranges_after, self.learn_ranges = freeze_ranges_after, learn_ranges
         return self
@@ -49,11 +48,13 @@ class RangeOwner(FakeQuantized):
 class ActivationRange:
     """Range of one tensor, a weight `[low, high]` of the layer that owns it: rounds the tensor to 8 bits.
 
-    To 16 bits, where the owner says so, in the symmetric range that holds both bounds. Both bounds are 0 until data was seen; values then pass unchanged.
+    To 16 bits, where the owner says so, in the symmetric range that holds both bounds. Both bounds are 0 until data was
+    seen; values then pass unchanged.
     """
 
     def __init__(self, owner: RangeOwner, name: str, observer: str = "moving_average"):
         self.owner, self.name, self.observer = owner, name, observer
+        self.histogram: Histogram | None = None  # takes the values of a calibration, where `calibrate` puts one
 
     def build(self):
         # What arrives at the model's inputs is not to be clipped, so their range is the widest seen, never learned.
@@ -81,7 +82,10 @@ class ActivationRange:
             return self._rounded(values, *self.bounds())
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
-            self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(values)))
+            if self.histogram is None:
+                self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(values)))
+            else:
+                tf.numpy_function(self.histogram.add, [values], [])
             return inputs
         if training and self.owner.trainable:
             low, high = self._moved(low, high, values)
@@ -117,8 +121,11 @@ class ActivationRange:
         low, high = keras.ops.convert_to_numpy(self.weight)
         return float(low), float(high)
 
+    def set(self, low: float, high: float) -> None:
+        self.weight.assign([low, high])
+
     def reset(self) -> None:
-        self.weight.assign([0.0, 0.0])
+        self.set(0.0, 0.0)
 
 
 class BatchCount:

@@ -15,10 +15,15 @@ from tfopt.core.catalog import Output, activation_output, entry_of, kernel_axes,
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 from tfopt.quantization.composites import composite_for
+from tfopt.quantization.forms import float_form
+from tfopt.quantization.layers import QuantizedLayer
 
 CHOSEN = "left out by `include`, `exclude` or `overrides`"
 WEIGHTS = "only its weights are quantized"
 _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+# Their kernels have a scale for each channel, and so the same integers before and after the channels are scaled. With
+# one scale for a whole kernel, as in Dense, rounding the folded kernel would give other integers than those trained.
+_FOLDS_NORMALIZATION = (kl.Conv1D, kl.Conv2D, kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Treatment:
     affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
     composite: bool = False  # has a wrapper class of its own, see `composites.py`
     reason: str = ""  # why it stays float
+    note: str = ""  # what of it stays float, and why
 
     @property
     def is_float(self) -> bool:
@@ -44,11 +50,11 @@ class Treatment:
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
-    wrapper = composite_for(op)
-    if wrapper is not None:
-        return Treatment({}, composite=True, reason=wrapper.float_reason(op))
-    if not _gives_floats(op, graph):
+    if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
         return Treatment({})
+    wrapper = composite_for(op)
+    if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
+        return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     if masks_a_number(op):
         return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
     entry = entry_of(op)
@@ -56,13 +62,19 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
     if entry.output is not Output.RANGE:
         return Treatment({})
+    refused = float_form(op, graph)
+    if refused:
+        return Treatment({}, reason=refused)
     kernels, name = dict(entry.kernels), activation_name(op)
     if name is None or (kernels and name in _FUSED_ACTIVATIONS):
         return Treatment(kernels, output=not feeds_fusion(op, graph), affine=_stands_alone(op, graph))
     behaviour = activation_output(name)
     if behaviour is None:
         return Treatment({}, reason=f"the activation '{name}' is unknown to the catalog")
-    ranged = behaviour is Output.RANGE
+    ranged = behaviour is not Output.FIXED
+    if behaviour is Output.FLOAT:
+        note = f"LiteRT has no integer version of the activation '{name}'"
+        return Treatment(kernels, activation=name, output=True, note=note) if kernels else Treatment({}, reason=note)
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
@@ -96,7 +108,7 @@ def feeds_fusion(op: keras.Operation, graph: Graph) -> bool:
     if reader is None or activation_name(op) not in (None, "linear"):
         return False
     if isinstance(reader, kl.BatchNormalization):
-        return _has_kernels(op)
+        return isinstance(op, _FOLDS_NORMALIZATION)
     fusable = _has_kernels(op) or isinstance(op, (kl.BatchNormalization, kl.Add)) or _is_op(op, "Add")
     return fusable and is_rectifier(reader)
 
@@ -106,14 +118,14 @@ def _stands_alone(op: keras.Operation, graph: Graph) -> bool:
     if isinstance(op, kl.BatchNormalization):
         producer = graph.sole_producer(op)
         folds = producer is not None and graph.sole_consumer(producer) is op and feeds_fusion(producer, graph)
-        return not (folds and _has_kernels(producer))
+        return not folds
     return isinstance(op, (kl.Rescaling, kl.Normalization))
 
 
 def is_rectifier(op: keras.Operation) -> bool:
-    """ReLU and ReLU6 in their forms as layer, activation and op."""
+    """ReLU, and ReLU with a highest value, in their forms as layer, activation and op."""
     if isinstance(op, kl.ReLU):
-        return op.negative_slope == 0 and op.threshold == 0 and op.max_value in (None, 6)
+        return op.negative_slope == 0 and op.threshold == 0
     if isinstance(op, kl.Activation):
         return activation_name(op) in ("relu", "relu6")
     return _is_op(op, "Relu") or _is_op(op, "Relu6")
@@ -132,6 +144,12 @@ def _has_kernels(op: keras.Operation) -> bool:
 
 def _is_op(op: keras.Operation, name: str) -> bool:
     return not isinstance(op, kl.Layer) and type(op).__name__ == name
+
+
+def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
+    """False for an op on indices or conditions, which have no range."""
+    outputs = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return any(keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs)
 
 
 def _why_unknown(op: keras.Operation) -> str:

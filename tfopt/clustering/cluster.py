@@ -1,0 +1,160 @@
+"""The verb `cluster`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from tfopt.clustering.centroids import INITS, find_centroids, nearest
+from tfopt.clustering.clusters import ZERO, WeightClusters
+from tfopt.core import constraints
+from tfopt.core.catalog import range_axes
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.modes import check_not_quantized
+from tfopt.core.progress import progress
+from tfopt.core.rewrite import rewrite
+from tfopt.core.selection import Kernel, select_kernels
+from tfopt.interop import tfmot
+
+
+def cluster(
+    model: keras.Model,
+    n_clusters: int | Mapping[str, int] = 16,
+    *,
+    init: str = "kmeans++",
+    per_channel: bool = False,
+    include: str | list[str] | None = None,
+    exclude: str | list[str] | None = None,
+    seed: int = 0,
+    verbose: int = 0,
+) -> keras.Model:
+    """Returns a copy of `model` whose kernels hold at most `n_clusters` distinct values each, in any further `fit` too.
+
+    A file of such kernels compresses well: 16 values take 4 bits a weight, less after `prune`. The clusters are weight
+    constraints: after each optimizer update each weight becomes the mean of its cluster, so that `fit` trains the
+    centroids by the mean gradient of their members. No wrapper is needed, and the saved `.keras` file is plain Keras.
+
+    Zero is kept: in a kernel that is masked by `prune`, or in which at least one weight in `n_clusters` is zero, one
+    of the values is zero, and stays zero, so prune first and then cluster.
+
+    A kernel that holds at most `n_clusters` distinct values already keeps them as its clusters. That is how a
+    clustered model loaded from disk is trained on: `tfopt.cluster(tfopt.load_model(path))`.
+
+    Args:
+        model: a built Sequential or Functional model, best a trained one (a tf_keras model is handed to TFMOT's
+            `cluster_weights`).
+        n_clusters: distinct values in each kernel, at least 2, zero among them; or a dict from layer names or globs to
+            numbers, which clusters these layers only.
+        init: `"kmeans++"` (k-means to its end: the least squared error), `"linear"`, `"density"` or `"random"` (as in
+            TFMOT, which assigns each weight to the nearest of the first centroids and leaves the rest to training;
+            some kernels then hold fewer values), see `find_centroids`.
+        per_channel: gives each output channel clusters of its own, `n_clusters` each, where `quantize` gives each
+            channel a range of its own: in the kernels of convolutions. Others have one set.
+        include: layer names or globs to cluster; all by default. Nested layers by path, as `"encoder/conv1"`.
+        exclude: layer names or globs to leave alone.
+        seed: of the first centroids of `"kmeans++"` and those of `"random"`.
+        verbose: 1 shows progress over the kernels.
+
+    Returns:
+        A new, uncompiled model with the same layer names; the input model is not changed. Kernels are those that
+        `prune` takes (depthwise ones are not among them, as in TFMOT).
+
+    Raises:
+        InvalidArgumentError: an argument out of range, or an unknown layer name.
+        UnsupportedModelError: a subclassed or unbuilt model, or one that is quantized already.
+        NonFiniteError: NaN or infinity in the weights.
+        NothingToDoError: no kernel to cluster, or clustered already.
+
+    Source: TFMOT `clustering/keras`; Han, Mao and Dally 2016, https://arxiv.org/abs/1510.00149.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(16), keras.layers.Dense(4)])
+        >>> clustered = cluster(model, {"dense*": 8})
+        >>> [len(np.unique(layer.kernel)) for layer in clustered.layers]
+        [8, 8]
+    """
+    _check_arguments(n_clusters, init, per_channel)
+    if tfmot.is_tf_keras_model(model):
+        return tfmot.cluster(model, n_clusters, init=init, per_channel=per_channel, include=include, exclude=exclude)
+    check_model(model)
+    check_not_quantized(model, "cluster")
+    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
+    check_patterns(model, included, "include")
+    check_patterns(model, excluded, "exclude")
+    if isinstance(n_clusters, Mapping):
+        check_patterns(model, list(n_clusters), "n_clusters")
+    kernels = _kernels(model, included, excluded, n_clusters)
+    check_finite(model)
+    clustered = rewrite(model)
+    twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
+    generator = np.random.default_rng(seed)
+    with progress("Clustering kernels", len(kernels), verbose) as done:
+        for kernel in kernels:
+            axes = range_axes(kernel.layer, kernel.name) if per_channel else ()
+            _attach(twins[id(kernel.variable)], kernel.amount, axes, init, generator)
+            done()
+    return clustered
+
+
+def _check_arguments(n_clusters, init, per_channel) -> None:
+    if isinstance(n_clusters, Mapping) and not n_clusters:
+        raise InvalidArgumentError("An `n_clusters` dict names at least one layer.", received="{}")
+    for count in n_clusters.values() if isinstance(n_clusters, Mapping) else [n_clusters]:
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 2:
+            raise InvalidArgumentError(
+                "`n_clusters` is a whole number of at least 2, or a dict from layer names or globs to such.",
+                received=repr(count),
+                fix="16 suits most kernels.",
+            )
+    if init not in INITS:
+        raise InvalidArgumentError(f"`init` is one of {', '.join(INITS)}.", received=repr(init))
+    if not isinstance(per_channel, bool):
+        raise InvalidArgumentError("`per_channel` is True or False.", received=repr(per_channel))
+
+
+def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:
+    kernels, unknown = select_kernels(model, included, excluded, n_clusters)
+    if not kernels:
+        raise NothingToDoError(
+            "The model has to have a kernel to cluster: convolution, dense, embedding, recurrent or attention layers.",
+            received=f"'{model.name}', with layers of type "
+            + ", ".join(sorted({type(layer).__name__ for _, layer in walk_layers(model)})),
+            fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(prunable=...)`.",
+        )
+    held = [kernel.variable.path for kernel in kernels if constraints.find(kernel.variable, WeightClusters)]
+    if held:
+        raise NothingToDoError(
+            "A kernel is clustered once.",
+            received=f"clusters on {', '.join(held[:5])}" + (", ..." if len(held) > 5 else ""),
+            fix="Go on training the model as it is, leave these layers out, or `tfopt.strip` it first.",
+        )
+    if unknown:
+        warnings.warn(
+            f"Not clustered, as tfopt does not know these layer classes: {', '.join(unknown)}. "
+            "Name their kernels with `@tfopt.register_layer(prunable=...)`.",
+            stacklevel=3,
+        )
+    return kernels
+
+
+def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator) -> None:
+    """Gives the kernel its clusters: sets its values and attaches the constraint that keeps them equal."""
+    weights = np.array(keras.ops.convert_to_numpy(variable), np.float32)
+    front = tuple(axis % weights.ndim for axis in axes)
+    turned = np.moveaxis(weights, front, range(len(front)))
+    rows = turned.reshape(int(np.prod(turned.shape[: len(front)], dtype=int)), -1)
+    zero = constraints.holds_zeros(variable) or int((rows == 0).sum()) * count >= rows.size
+    values, labels = np.empty_like(rows), np.empty(rows.shape, np.int32)
+    for index, row in enumerate(rows):
+        centroids = find_centroids(row, count, init, zero=zero, seed=generator)
+        places = nearest(row, centroids)
+        values[index] = centroids[places]
+        labels[index] = np.where(zero & (values[index] == 0), ZERO, places + 1) + index * (count + 1)
+    variable.assign(np.moveaxis(values.reshape(turned.shape), range(len(front)), front))
+    constraints.attach(
+        variable, WeightClusters(np.moveaxis(labels.reshape(turned.shape), range(len(front)), front), count, axes)
+    )

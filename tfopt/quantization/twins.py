@@ -1,0 +1,113 @@
+"""Runs a quantized model and the float model it is rounded from side by side, call by call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.core.graph import Call, Graph, walk_layers
+from tfopt.core.modes import FakeQuantized
+from tfopt.core.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a layer or op, about to run.
+
+    Args:
+        path: of the layer or op, with nested models as folders.
+        graph: that the call stands in.
+        plain: the op of the float model; None for a range, which is not there.
+        exact, rounded: `{id(tensor): value}` of the float and of the quantized model.
+    """
+
+    path: str
+    graph: Graph
+    call: Call
+    plain: keras.Operation | None
+    exact: dict[int, Any]
+    rounded: dict[int, Any]
+
+    def run_plain(self, values: dict[int, Any]) -> list:
+        """The float model's outputs for these inputs, flat."""
+        args, kwargs = self.call.arguments(values)
+        return keras.tree.flatten((args, kwargs))[:1] if self.plain is None else _flat(self.plain, args, kwargs)
+
+    def run_quantized(self, values: dict[int, Any]) -> list:
+        """The quantized model's outputs for these inputs, flat."""
+        args, kwargs = self.call.arguments(values)
+        return _flat(self.call.op, args, kwargs)
+
+
+class Twins:
+    """A quantized model and its float twin, which has the same paths.
+
+    Example:
+        >>> from tfopt.quantization.quantize import quantize
+        >>> twins = Twins(quantize(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")])))
+        >>> twins.run([np.ones((1, 2))], lambda step: print(step.path)) and None
+        keras_tensor_range
+        d
+    """
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+        twin = rewrite(model, lambda op, state: op.stripped(state) if isinstance(op, FakeQuantized) else None)
+        self.plain = dict(walk_layers(twin))
+
+    def run(
+        self,
+        inputs: list[np.ndarray],
+        before: Callable[[Step], None] = lambda step: None,
+        after: Callable[[Step, list, list], None] = lambda step, exact, rounded: None,
+        stays_float: frozenset[str] = frozenset(),
+    ) -> tuple[list, list]:
+        """Runs both models.
+
+        Args:
+            inputs: arrays in the order of the model's inputs.
+            before: called before each call.
+            after: called with the flat outputs of both models after each call.
+            stays_float: paths of layers that run unrounded in the quantized model too.
+
+        Returns:
+            The flat outputs of the float and of the quantized model.
+        """
+        tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, Graph(self.model).inputs, strict=True)]
+        return self._run(self.model, tensors, tensors, (before, after), stays_float, "")
+
+    def _run(self, model, exact_inputs, rounded_inputs, visit, stays_float, prefix):
+        before, after = visit
+        graph = Graph(model)
+        exact, rounded = (
+            {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
+            for values in (exact_inputs, rounded_inputs)
+        )
+        for call in graph.calls:
+            path = f"{prefix}{call.op.name}"
+            if isinstance(call.op, keras.Model):
+                inner_exact, inner_rounded = (
+                    [values[id(tensor)] for tensor in call.inputs] for values in (exact, rounded)
+                )
+                outputs = self._run(call.op, inner_exact, inner_rounded, visit, stays_float, f"{path}/")
+            else:
+                step = Step(path, graph, call, self._plain(path, call.op), exact, rounded)
+                before(step)
+                run = step.run_plain if path in stays_float else step.run_quantized
+                outputs = step.run_plain(exact), run(rounded)
+                after(step, *outputs)
+            for values, made in zip((exact, rounded), outputs, strict=True):
+                values.update((id(tensor), value) for tensor, value in zip(call.outputs, made, strict=True))
+        return tuple([values[id(tensor)] for tensor in graph.outputs] for values in (exact, rounded))
+
+    def _plain(self, path: str, op: keras.Operation) -> keras.Operation | None:
+        return self.plain.get(path) if isinstance(op, keras.layers.Layer) else op
+
+
+def _flat(op: keras.Operation, args: tuple, kwargs: dict) -> list:
+    return keras.tree.flatten(op(*args, **kwargs))
