@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import keras
 from keras import layers as kl
 
-from tfopt.core.catalog import Output, activation_output, entry_of
+from tfopt.core import constraints
+from tfopt.core.catalog import Entry, Output, activation_output, entry_of
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 
@@ -45,7 +46,7 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
     if entry.output is not Output.RANGE:
         return Treatment({})
-    kernels, name = dict(entry.kernels), activation_name(op)
+    kernels, name = _kernel_axes(op, entry, graph), activation_name(op)
     if name is None or (kernels and name in _FUSED_ACTIVATIONS):
         return Treatment(kernels, output=not feeds_fusion(op, graph), affine=_stands_alone(op, graph))
     behaviour = activation_output(name)
@@ -55,6 +56,17 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if isinstance(op, kl.Activation):
         return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
     return Treatment(kernels, activation=name, output=ranged)
+
+
+def _kernel_axes(op: keras.Operation, entry: Entry, graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Each kernel to round and its channel axes, none where its weights take their values from one small set.
+
+    One range turns the set into as many integers; one a channel would turn it into other integers in each, and a file
+    that compresses worse. Batch normalization is folded in by scaling channels, which takes ranges of their own.
+    """
+    if isinstance(graph.sole_consumer(op), kl.BatchNormalization):
+        return dict(entry.kernels)
+    return {name: () if constraints.holds_shared_values(getattr(op, name)) else axes for name, axes in entry.kernels}
 
 
 def activation_name(op: keras.Operation) -> str | None:
