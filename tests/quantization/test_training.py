@@ -89,7 +89,7 @@ def test_inference_and_calibration_are_not_counted():
 def test_a_layer_called_twice_a_batch_counts_batches():
     model = tfopt.quantize(zoo.build("shared"), freeze_ranges_after=2)
     x = zoo.inputs_for(model)
-    model({name: values for name, values in x.items()}, training=True)
+    model(x, training=True)
     first = ranges(model)
     model({name: 9 * values for name, values in x.items()}, training=True)
     second = ranges(model)

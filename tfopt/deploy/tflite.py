@@ -83,8 +83,8 @@ def export_tflite(
             False force it.
         tolerance: highest mean absolute difference of the outputs, as a fraction of the mean absolute deviation of
             the model's outputs from their mean; by default 0.001 for none, 0.02 for float16 and for models that
-            compute in 16 bits, 0.001 for weight_only, 0.01 for int16x8, 0.1 for dynamic and int8, 0.3 for int8 of a float model. One step of a quantized
-            output is always allowed.
+            compute in 16 bits, 0.001 for weight_only, 0.01 for int16x8, 0.1 for dynamic and int8, 0.3 for int8 of a
+            float model. One step of a quantized output is always allowed.
         metadata: what to write into the file, as JSON: `name`, `description`, `version`, `author`, `license` (texts),
             `labels` (a list of texts) and keys of your own; `TFLiteModel.metadata` reads it. tfopt adds its version,
             the quantization and the range of the inputs, and nothing to a file without metadata.

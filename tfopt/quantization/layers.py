@@ -180,7 +180,7 @@ class QuantizedLayer(QuantizedWrapper):
         else:
             outputs = self.run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
-            outputs = self._activated(self.pre_activation(outputs, training))
+            outputs = self._activated(self.activation, self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
@@ -196,12 +196,10 @@ class QuantizedLayer(QuantizedWrapper):
                 return form(inputs)
         return run_rounded(self.layer, self.kernels, 8, inputs, **kwargs)
 
-    def _activated(self, values):
+    def _activated(self, activation, values):
         if self.activation_bits == 8:
-            return (integer_activation(self.activation) if in_mode("export") else self.activation)(values)
-        if runs_in_16_bits(self.activation):
-            return self.activation(values)
-        return set_apart(self.activation(set_apart(values)))
+            return (integer_activation(activation) if in_mode("export") else activation)(values)
+        return activation(values) if runs_in_16_bits(activation) else set_apart(activation(set_apart(values)))
 
     def _normalize(self, inputs, frozen, **kwargs):
         """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""

@@ -10,7 +10,7 @@ from tfopt.quantization import fakequant
 from tfopt.quantization.histogram import Histogram
 
 
-class RangeOwner(FakeQuantized):
+class RangeOwner(FakeQuantized, keras.layers.Layer):
     """What the layers with activation ranges have in common: how these ranges are trained.
 
     Args:

@@ -158,12 +158,6 @@ def _is_op(op: keras.Operation, name: str) -> bool:
     return not isinstance(op, kl.Layer) and type(op).__name__ == name
 
 
-def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
-    """False for an op on indices or conditions, which have no range."""
-    outputs = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
-    return any(keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs)
-
-
 def _why_unknown(op: keras.Operation) -> str:
     if isinstance(op, kl.Layer) and children(op):
         return "layers inside a layer are not quantized"
