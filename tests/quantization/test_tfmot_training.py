@@ -94,7 +94,10 @@ def epoch_in_both(folder):
             {name: [float(bound) for bound in bounds] for name, bounds in peer.ranges(quantized).items()},
         ),
         "kernels": ({n: peer.kernel(ready, n) for n in KERNELS}, {n: peer.kernel(quantized, n) for n in KERNELS}),
-        "statistics": ({n: peer.statistics(ready, n) for n in NORMS}, {n: peer.statistics(quantized, n) for n in NORMS}),
+        "statistics": (
+            {n: peer.statistics(ready, n) for n in NORMS},
+            {n: peer.statistics(quantized, n) for n in NORMS},
+        ),
         "files": files,
     }
 

@@ -75,7 +75,8 @@ def _check_ranges(model: keras.Model) -> None:
         for path, layer in walk_layers(model)
         if isinstance(layer, FakeQuantized)
         for name, activation_range in layer.ranges().items()
-        if not np.isfinite(np.subtract(*activation_range.bounds(), dtype=np.float32))
+        for low, high in [activation_range.bounds()]
+        if not high - low <= np.finfo(np.float32).max  # NaN is not either
     ]
     if overflowing:
         raise NonFiniteError(
