@@ -308,8 +308,9 @@ REPLICAS = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     import tfopt, zoo
     x = zoo.inputs_for(zoo.build("residual"))
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for options in ({"freeze_ranges_after": 2, "freeze_batch_norm_after": 3}, {"learn_ranges": True}):
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        with strategy.scope():
             model = tfopt.quantize(zoo.build("residual"), **options)
             model.compile(keras.optimizers.SGD(0.01), "mse")
         history = []

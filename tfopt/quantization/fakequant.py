@@ -32,7 +32,7 @@ def weight_range(weights, per_channel: bool):
 
 
 def observed_range(values):
-    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all values are all but zero.
+    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all are as good as zero.
 
     Example:
         >>> [float(x) for x in observed_range(tf.constant([2.0, 5.0]))]

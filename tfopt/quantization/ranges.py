@@ -69,7 +69,7 @@ class ActivationRange:
             trainable=self.learned,
             constraint=HoldsZero() if self.learned else None,
             name=self.name,
-            aggregation="only_first_replica",
+            aggregation="mean" if self.learned else "only_first_replica",  # as of other trained weights
         )
         setattr(self.owner, f"{self.name}_weight", self.weight)  # `tf.train.Checkpoint` saves what is an attribute
         self.frozen = None
