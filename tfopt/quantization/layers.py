@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt.core.catalog import range_axes
 from tfopt.core.modes import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
@@ -105,10 +106,10 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
                 return apply_affine(inputs, *affine)
         if not self.kernels:
             return self.layer(inputs, **kwargs)
-        rounded = {id(getattr(self.layer, name)): axes for name, axes in self.kernels.items()}
+        rounded = {id(getattr(self.layer, name)): self._rounded(name) for name in self.kernels}
         variables = self.layer.variables
         values = [
-            _rounded(variable, rounded[id(variable)]) if id(variable) in rounded else tf.convert_to_tensor(variable)
+            rounded[id(variable)] if id(variable) in rounded else tf.convert_to_tensor(variable)
             for variable in variables
         ]
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
@@ -118,6 +119,20 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
             if after is not before:
                 variable.assign(after)
         return outputs
+
+    def _rounded(self, name: str):
+        """The kernel in 8 bits; in an export a constant, which the converter then turns into the same integers."""
+        kernel, channel_axes = getattr(self.layer, name), self.kernels[name]
+        if not in_mode("export"):
+            return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel), channel_axes)
+        stored = keras.ops.convert_to_numpy(kernel)
+        with tf.init_scope():
+            rounded = fakequant.fake_quantize_kernel(tf.constant(stored), channel_axes)
+            if channel_axes or not range_axes(self.layer, name):
+                return rounded
+            stored, (low, high) = rounded.numpy(), map(float, fakequant.weight_range(rounded, per_channel=False))
+        # The converter splits a convolution's range by channel unless an operation in the graph gives one for all.
+        return fakequant.fake_quantize(tf.constant(stored), low, high, narrow=True)
 
     def compute_output_spec(self, inputs, training=None, **kwargs):
         return self.layer.compute_output_spec(inputs, **kwargs)
@@ -143,12 +158,3 @@ class QuantizedLayer(FakeQuantized, keras.layers.Wrapper):
     def ranges(self):
         found = {"pre_activation": self.pre_activation, "output": self.output_range}
         return {name: part for name, part in found.items() if part is not None}
-
-
-def _rounded(kernel: keras.Variable, channel_axes: tuple[int, ...]):
-    """The kernel in 8 bits; in an export a constant, which the converter then turns into the same integers."""
-    if not in_mode("export"):
-        return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel), channel_axes)
-    stored = keras.ops.convert_to_numpy(kernel)
-    with tf.init_scope():
-        return fakequant.fake_quantize_kernel(tf.constant(stored), channel_axes)
