@@ -93,3 +93,25 @@ def test_all_three_at_once_with_a_growing_mask(tmp_path):
     for kernel in exported(quantized, tmp_path).values():
         assert (kernel == 0).sum() >= 0.75 * kernel.size - 1
         assert max(len(np.unique(channel)) for channel in kernel) <= 8
+
+
+def test_every_convolution_of_one_set_of_values_gets_one_range(tmp_path):
+    layers = [
+        kl.Conv2D(2, 3, padding="same"),
+        kl.Conv2DTranspose(3, 3),
+        kl.Reshape((144, 3)),
+        kl.Conv1D(4, 3),
+        kl.Conv1DTranspose(4, 3),
+    ]
+    model = keras.Sequential([keras.Input((10, 10, 2)), *layers])
+    quantized = tfopt.calibrate(tfopt.quantize(tfopt.cluster(model, 5)), DATA)
+    export = tfopt.export_tflite(quantized, tmp_path / "model.tflite", data=DATA)
+    assert export.mean_difference < 0.01 * export.tolerance
+    model = schema.Model.GetRootAs((tmp_path / "model.tflite").read_bytes(), 0)
+    graph = model.Subgraphs(0)
+    found = []
+    for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+        buffer = model.Buffers(tensor.Buffer())
+        if tensor.Type() == schema.TensorType.INT8 and tensor.ShapeLength() > 2 and not buffer.DataIsNone():
+            found.append((tensor.Quantization().ScaleLength(), len(np.unique(buffer.DataAsNumpy()))))
+    assert found == [(1, 5)] * 4
