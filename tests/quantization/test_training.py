@@ -154,7 +154,9 @@ def test_gradients_of_learned_ranges_are_those_of_finite_differences(bounds):
     wanted_high = (at(bounds[0], bounds[1] + step) - at(bounds[0], bounds[1] - step)) / (2 * step) * scale
     assert float(to_low) == pytest.approx(wanted_low if bounds[0] else 0.0, rel=1e-3, abs=1e-3)
     assert float(to_high) == pytest.approx(wanted_high if bounds[1] else 0.0, rel=1e-3, abs=1e-3)
-    inside = (values > bounds[0] - 0.01) & (values < bounds[1] + 0.01)
+    width = (bounds[1] - bounds[0]) / 255
+    zero = np.round(-bounds[0] / width)
+    inside = (values >= -zero * width) & (values <= (255 - zero) * width)
     np.testing.assert_allclose(np.where(inside, upstream, 0), to_values, atol=1e-6)
 
 

@@ -171,7 +171,8 @@ def _settle(activation_range: ActivationRange, path: str, method: str, percentil
         points = seen.points()
         choose = histogram.mse_range if method == "mse" else partial(histogram.percentile_range, percentile=percentile)
         if len(points[0]):
-            activation_range.set(*choose(*points))
+            with np.errstate(over="ignore"):  # refused below
+                activation_range.set(*choose(*points))
     low, high = activation_range.bounds()
     if (seen is not None and not seen.finite) or not high - low <= np.finfo(np.float32).max:  # NaN is not either
         raise NonFiniteError(
