@@ -136,7 +136,9 @@ def test_outputs_too_small_for_litert(factor, tmp_path):
     assert not (tmp_path / "m.tflite").exists()
 
 
-@pytest.mark.parametrize("data", [np.float32(1.0), [], {}, None, object(), lambda: None, np.zeros((4, 6, 6, 2), complex)])
+@pytest.mark.parametrize(
+    "data", [np.float32(1.0), [], {}, None, object(), lambda: None, np.zeros((4, 6, 6, 2), complex)]
+)
 def test_calibration_data_of_the_wrong_type(data):
     with pytest.raises(tfopt.InvalidArgumentError):
         tfopt.calibrate(tfopt.quantize(network()), data)

@@ -69,10 +69,10 @@ def export_tflite(
             equal in the file, as those of shared layers are, are stored once.
         path: where to write.
         quantization: `"auto"` is what a quantized model was quantized for (int8, int16x8, float16, weight_only) and
-            none for a float one; `"none"` keeps float32;
-            `"dynamic"` stores weights in 8 bits and computes in float; `"float16"` stores weights in 16 bits; `"int8"`
-            computes in integers: of a quantized model with its own ranges, of a float model with ranges that the
-            converter takes from `data`.
+            none for a float one; `"none"` keeps float32; `"dynamic"` stores weights in 8 bits and computes in float;
+            `"float16"` stores weights in 16 bits; `"int8"` computes in integers: of a quantized model with its own
+            ranges, of a float model with ranges that the converter takes from `data`; `"int16x8"` and
+            `"weight_only"` only of a model quantized for it, whose own ranges and bits they have.
         data: inputs to compare on (and to calibrate a float model with): an array, a list or dict of arrays, `(x, y)`,
             a `tf.data.Dataset` or an iterator of batches. Without it, random inputs within the model's input range.
             For several models also a dict `{signature: data}`.
@@ -83,8 +83,8 @@ def export_tflite(
             False force it.
         tolerance: highest mean absolute difference of the outputs, as a fraction of the mean absolute deviation of
             the model's outputs from their mean; by default 0.001 for none, 0.02 for float16 and for models that
-            compute in 16 bits, 0.001 for weight_only, 0.01 for int16x8, 0.1 for dynamic and int8, 0.3 for int8 of a float model. One step of a quantized
-            output is always allowed.
+            compute in 16 bits, 0.001 for weight_only, 0.01 for int16x8, 0.1 for dynamic and int8, 0.3 for int8 of a
+            float model. One step of a quantized output is always allowed.
         metadata: what to write into the file, as JSON: `name`, `description`, `version`, `author`, `license` (texts),
             `labels` (a list of texts) and keys of your own; `TFLiteModel.metadata` reads it. tfopt adds its version,
             the quantization and the range of the inputs, and nothing to a file without metadata.

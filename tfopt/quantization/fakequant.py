@@ -2,7 +2,8 @@
 
 The scheme is the one of TFLite (Jacob et al. 2018, https://arxiv.org/abs/1712.05877) as TFMOT trains it
 (`quantization/keras/quant_ops.py`): weights symmetric with a narrow range, [-127, 127]; activations asymmetric,
-[-128, 127], zero always representable. In 16 bits LiteRT has symmetric activations only, here narrow too, [-32767, 32767].
+[-128, 127], zero always representable. In 16 bits LiteRT has symmetric activations only, here narrow too:
+[-32767, 32767].
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def quantize(
 
     Returns:
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
-        original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. Pruning masks go with the weights. The input model is not changed.
+        original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. Pruning
+        masks go with the weights. The input model is not changed.
 
     Raises:
         InvalidArgumentError: unknown scheme or layer name, schemes that do not go together, a number of batches that
