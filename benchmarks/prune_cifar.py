@@ -1,11 +1,12 @@
 """Channel pruning of the MLPerf Tiny ResNet-8 on CIFAR-10: accuracy, size and latency of the pruned .tflite.
 
 The shipped model is undertrained; it is fine-tuned first and is then the base of all figures. Main trial: `prune` to
-50 % of the multiply-accumulates by Taylor scores, channels left in multiples of 8, `shrink`, fine-tune with the unpruned
-model as a teacher, export in float and in int8. The four files take turns on one thread; ratios are of medians. Curve: four criteria with 30, 50 and 70 %
-of the multiply-accumulates removed, channels left in any number, each fine-tuned for a short while, so that its
-accuracies are below the main trial's. All accuracies are on the 10,000 test images after the last epoch; no choice was
-made by them.
+50 % of the multiply-accumulates by Taylor scores, channels left in multiples of 8, `shrink`, fine-tune with the
+unpruned model as a teacher, export in float and in int8. The four files take turns on one thread; ratios are of
+medians. Curve: four criteria with 30, 50 and 70 % of the multiply-accumulates removed, channels left in any number,
+each fine-tuned for a short while, so that its accuracies are below the main trial's. All accuracies are on the 10,000
+test images after the last epoch. The main trial was the third of its kind: 10 epochs at a rate of 1e-3 gave 85.05 %
+(with 0.449 of the multiply-accumulates), 15 at 3e-3 without the teacher 86.51 %.
 """
 
 import datetime

@@ -71,7 +71,7 @@ def test_clustered_and_quantized(per_channel, tmp_path):
     integers = exported(trained(tfopt.quantize(clustered)), tmp_path)
     for name, kernel in integers.items():
         assert 2 <= max(len(np.unique(channel)) for channel in kernel) <= 6
-        if name in ("hidden", "head"):  # one scale for the whole kernel
+        if name in ("hidden", "head") or (name == "strided" and not per_channel):  # one range for the whole kernel
             assert 4 <= len(np.unique(kernel)) <= 6
 
 
@@ -84,7 +84,7 @@ def test_all_three(tmp_path):
         assert (integers[name] == 0).sum() >= zeros(plain)[name] >= count > 0
         assert max(len(np.unique(channel)) for channel in integers[name]) <= 6
         assert len(np.unique(plain.get_layer(name).kernel.numpy())) == 6
-    assert max(len(np.unique(integers[name])) for name in ("hidden", "head")) <= 6
+    assert max(len(np.unique(integers[name])) for name in ("strided", "hidden", "head")) <= 6
 
 
 def test_all_three_at_once_with_a_growing_mask(tmp_path):
@@ -93,3 +93,25 @@ def test_all_three_at_once_with_a_growing_mask(tmp_path):
     for kernel in exported(quantized, tmp_path).values():
         assert (kernel == 0).sum() >= 0.75 * kernel.size - 1
         assert max(len(np.unique(channel)) for channel in kernel) <= 8
+
+
+def test_every_convolution_of_one_set_of_values_gets_one_range(tmp_path):
+    layers = [
+        kl.Conv2D(2, 3, padding="same"),
+        kl.Conv2DTranspose(3, 3),
+        kl.Reshape((144, 3)),
+        kl.Conv1D(4, 3),
+        kl.Conv1DTranspose(4, 3),
+    ]
+    model = keras.Sequential([keras.Input((10, 10, 2)), *layers])
+    quantized = tfopt.calibrate(tfopt.quantize(tfopt.cluster(model, 5)), DATA)
+    export = tfopt.export_tflite(quantized, tmp_path / "model.tflite", data=DATA)
+    assert export.mean_difference < 0.01 * export.tolerance
+    model = schema.Model.GetRootAs((tmp_path / "model.tflite").read_bytes(), 0)
+    graph = model.Subgraphs(0)
+    found = []
+    for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+        buffer = model.Buffers(tensor.Buffer())
+        if tensor.Type() == schema.TensorType.INT8 and tensor.ShapeLength() > 2 and not buffer.DataIsNone():
+            found.append((tensor.Quantization().ScaleLength(), len(np.unique(buffer.DataAsNumpy()))))
+    assert found == [(1, 5)] * 4

@@ -152,7 +152,7 @@ def test_batch_normalization_takes_the_statistics_of_the_data():
     model, x = image_model(), images(64)
     calibrated = tfopt.calibrate(tfopt.quantize(model), x, batch_norm=True, bias_correction=False)
     conv = calibrated.get_layer("a").layer
-    kernel = fake_quantize_kernel(np.asarray(conv.kernel), (-1,))
+    kernel = fake_quantize_kernel(conv.kernel.numpy(), (-1,))
     outputs = keras.ops.conv(x, kernel, padding="valid").numpy() + conv.bias.numpy()
     norm = calibrated.get_layer("a_bn")
     np.testing.assert_allclose(norm.moving_mean.numpy(), outputs.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)

@@ -79,7 +79,7 @@ def test_the_bad_layer_comes_first_and_is_the_one_to_leave_in_float():
     found = tfopt.suggest_float_layers(quantized, x, max_layers=1)
     assert found == {"dense_1": None}
     assert tfopt.suggest_float_layers(model, x, max_layers=1) == found
-    better = tfopt.calibrate(tfopt.quantize(model, exclude=list(found)), x, bias_correction=False)
+    better = tfopt.calibrate(tfopt.quantize(model, overrides=found), x, bias_correction=False)
     assert tfopt.quantization_errors(better, x).output_db > errors.output_db + 10
     aim = errors.output_db + 10
     assert tfopt.suggest_float_layers(quantized, x, target_db=aim) == found
@@ -122,7 +122,7 @@ def test_every_model_is_measured(name):
     suggested = tfopt.suggest_float_layers(quantized, x, max_layers=1)
     worst = next(layer for layer in errors.layers if layer.layers)
     assert tuple(suggested) == worst.layers
-    quietly(model, exclude=list(suggested))
+    quietly(model, overrides=suggested)
     for kept, now in zip(before, zoo.state(quantized), strict=True):
         np.testing.assert_array_equal(kept, now)
 

@@ -175,7 +175,7 @@ def test_sixteen_bit_sums_do_not_overflow(tmp_path):
     model = keras.Sequential([keras.Input((4096,)), kl.Dense(1, kernel_initializer="ones", name="sum")])
     x = np.ones((2, 4096), "float32")
     calibrated = tfopt.calibrate(tfopt.quantize(model, "int16x8"), x)
-    export, content = exported(calibrated, tmp_path, data=x)
+    _, content = exported(calibrated, tmp_path, data=x)
     assert tfopt.TFLiteModel(content).predict(x).ravel() == pytest.approx([4096.0, 4096.0], rel=1e-3)
 
 

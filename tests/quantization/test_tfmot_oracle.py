@@ -40,7 +40,7 @@ def both():
         layer.set_weights(weights)
         theirs.get_layer(layer.name).set_weights(weights)
     x = generator.normal(size=(64, 14, 14, 2)).astype("float32")
-    ready = tfopt.calibrate(tfopt.quantize(ours), x)
+    ready = tfopt.calibrate(tfopt.quantize(ours), x, bias_correction=False)
     quantized = tfmot.quantize(theirs)
     quantized(x[:2], training=True)  # sets TFMOT's kernel ranges to those of the weights
     peer.set_ranges(quantized, ready)

@@ -89,7 +89,7 @@ def test_inference_and_calibration_are_not_counted():
 def test_a_layer_called_twice_a_batch_counts_batches():
     model = tfopt.quantize(zoo.build("shared"), freeze_ranges_after=2)
     x = zoo.inputs_for(model)
-    model({name: values for name, values in x.items()}, training=True)
+    model(x, training=True)
     first = ranges(model)
     model({name: 9 * values for name, values in x.items()}, training=True)
     second = ranges(model)
@@ -308,8 +308,9 @@ REPLICAS = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     import tfopt, zoo
     x = zoo.inputs_for(zoo.build("residual"))
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for options in ({"freeze_ranges_after": 2, "freeze_batch_norm_after": 3}, {"learn_ranges": True}):
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        with strategy.scope():
             model = tfopt.quantize(zoo.build("residual"), **options)
             model.compile(keras.optimizers.SGD(0.01), "mse")
         history = []

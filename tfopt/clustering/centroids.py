@@ -41,8 +41,8 @@ def find_centroids(
     Example:
         >>> find_centroids(np.array([-1.0, -0.2, 0.1, 0.3, 1.0]), 3, "linear").tolist()
         [-1.0, 0.0, 1.0]
-        >>> find_centroids(np.array([0.0, 0.0, 1.0, 2.0, 9.0]), 3, zero=True).tolist()
-        [0.0, 1.5, 9.0]
+        >>> find_centroids(np.array([0.0, 0.0, 4.0, 5.0, 9.0]), 3, zero=True).tolist()
+        [0.0, 4.5, 9.0]
     """
     values = np.sort(np.asarray(weights, np.float32), axis=None)
     generator = np.random.default_rng(seed)

@@ -52,8 +52,9 @@ def cluster(
         init: `"kmeans++"` (k-means to its end: the least squared error), `"linear"`, `"density"` or `"random"` (as in
             TFMOT, which assigns each weight to the nearest of the first centroids and leaves the rest to training;
             some kernels then hold fewer values), see `find_centroids`.
-        per_channel: gives each output channel clusters of its own, `n_clusters` each, where `quantize` gives each
-            channel a range of its own: in the kernels of convolutions. Others have one set.
+        per_channel: gives each output channel of a convolution clusters of its own, `n_clusters` each; other kernels
+            have one set. More accurate and larger: `quantize` then gives each channel its own range too, where it gives
+            one to a kernel of one set (unless batch normalization, which scales channels, follows).
         include: layer names or globs to cluster; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs to leave alone.
         seed: of the first centroids of `"kmeans++"` and those of `"random"`.

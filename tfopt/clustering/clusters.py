@@ -41,7 +41,7 @@ class WeightClusters(WeightConstraint):
 
     def __init__(self, labels: np.ndarray, clusters: int, axes: tuple[int, ...] = ()):
         self._initial: np.ndarray | None = labels
-        self.clusters, self.axes = clusters, axes
+        self.clusters, self.axes, self.shares_values = clusters, axes, not axes
 
     def bind(self, variable: keras.Variable) -> None:
         super().bind(variable)

@@ -19,10 +19,12 @@ class WeightConstraint(keras.constraints.Constraint):
     Args:
         rank: those of lower rank run first.
         makes_zeros: whether it holds weights at exactly zero.
+        shares_values: whether it gives all weights of the variable values from one small set.
     """
 
     rank = 0
     makes_zeros = False
+    shares_values = False
     variable: keras.Variable
 
     def bind(self, variable: keras.Variable) -> None:
@@ -75,6 +77,11 @@ def _rank(part) -> int:
 def holds_zeros(variable: keras.Variable) -> bool:
     """True if a constraint on the variable keeps weights at exactly zero."""
     return any(isinstance(part, WeightConstraint) and part.makes_zeros for part in _parts(variable))
+
+
+def holds_shared_values(variable: keras.Variable) -> bool:
+    """True if a constraint on the variable gives all its weights values from one small set."""
+    return any(isinstance(part, WeightConstraint) and part.shares_values for part in _parts(variable))
 
 
 def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:

@@ -228,7 +228,7 @@ def _check(arrays: list[np.ndarray], specs) -> None:
                 "The data has to have the shape of the model's input.",
                 received=f"{array.shape} for input '{spec.name}' of shape {(None, *wanted)}",
             )
-        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise InvalidArgumentError("The data has to be numbers.", received=f"dtype {array.dtype}")
+        if np.iscomplexobj(array) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise InvalidArgumentError("The data has to be real numbers.", received=f"dtype {array.dtype}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise NonFiniteError("The data has to be finite.", received=f"NaN or infinity in input '{spec.name}'")

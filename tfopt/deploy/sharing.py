@@ -33,10 +33,7 @@ def packed(model: Any, size: int = 1024) -> bytes:
 
 
 def drop_unused_buffers(model: Any) -> None:
-    """Empties the buffers of a `ModelT` that nothing refers to.
-
-    The converter has one buffer for all constants of equal bytes, so that replacing one must not touch it.
-    """
+    """Empties the buffers of a `ModelT` that nothing refers to."""
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or []}
     for index, buffer in enumerate(model.buffers):

@@ -307,7 +307,7 @@ def strip(model):
         )
     if not _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
         raise NothingToDoError(
-            "A model to strip holds pruning or clustering wrappers.", received=f"'{model.name}' without any"
+            "A model to strip holds clustering or pruning wrappers.", received=f"'{model.name}' without any"
         )
     clone = _clone(model)
     if _wrapped(model, _clustering_wrapper()):

@@ -89,7 +89,7 @@ class QuantizedMultiHeadAttention(_Attention):
             self.layer.built = True
         super().build(query_shape)
 
-    def compute_output_spec(self, query, value, key=None, **kwargs):  # type: ignore[override]
+    def compute_output_spec(self, query, value, key=None, **kwargs):
         return self.layer.compute_output_spec(query, value, key, **kwargs)
 
     def call(
@@ -174,7 +174,7 @@ class QuantizedAttention(_Attention):
         for name in (*sums, *(("scaled",) if self.scales_inputs else ()), "scores", "output"):
             self.add_range(name)
 
-    def compute_output_spec(self, inputs, mask=None, **kwargs):  # type: ignore[override]
+    def compute_output_spec(self, inputs, mask=None, **kwargs):
         return self.layer.compute_output_spec(inputs, mask, **kwargs)
 
     def call(self, inputs, mask=None, training=None, return_attention_scores=False, use_causal_mask=False):

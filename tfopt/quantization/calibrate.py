@@ -172,8 +172,8 @@ def _settle(activation_range: ActivationRange, path: str, method: str, percentil
         choose = histogram.mse_range if method == "mse" else partial(histogram.percentile_range, percentile=percentile)
         if len(points[0]):
             activation_range.set(*choose(*points))
-    width = np.subtract(*activation_range.bounds(), dtype=np.float32)
-    if (seen is not None and not seen.finite) or not np.isfinite(width):
+    low, high = activation_range.bounds()
+    if (seen is not None and not seen.finite) or not high - low <= np.finfo(np.float32).max:  # NaN is not either
         raise NonFiniteError(
             "What the layers compute has to be finite in float32, and so has the width of its range.",
             received=f"NaN, infinity or a range too wide, first of '{path}'",

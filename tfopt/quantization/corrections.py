@@ -119,7 +119,8 @@ class _Correction:
         op = step.call.op
         wanted = _linear_output(step.plain, step.plain, step, step.exact)
         got = _linear_output(op.run, op.layer, step, step.rounded)
-        error = _mean_like(got - wanted, self.variable, channel_axis(op.layer))
+        with np.errstate(invalid="ignore"):  # infinity less infinity; `_assign` refuses the outcome
+            error = _mean_like(got - wanted, self.variable, channel_axis(op.layer))
         if self.sign > 0:  # the bias of this call holds what was corrected so far
             error = error + self.start - keras.ops.convert_to_numpy(self.variable)
         positions = got.size // self.start.size
@@ -140,7 +141,8 @@ class _Statistics:
     def follow(self, layer: kl.BatchNormalization, inputs) -> None:
         values = np.moveaxis(np.asarray(inputs, np.float64), layer.axis, -1)
         values = values.reshape(-1, values.shape[-1])
-        mean, variance = values.mean(0), values.var(0)
+        with np.errstate(invalid="ignore"):
+            mean, variance = values.mean(0), values.var(0)
         share = len(values) / (self.count + len(values))
         # Chan et al.: the variance of two parts together is their mean variance and what their means differ by.
         self.variance = (1 - share) * (self.variance + share * (mean - self.mean) ** 2) + share * variance

@@ -2,7 +2,7 @@
 
 The scheme is the one of TFLite (Jacob et al. 2018, https://arxiv.org/abs/1712.05877) as TFMOT trains it
 (`quantization/keras/quant_ops.py`): weights symmetric with a narrow range, [-127, 127]; activations asymmetric,
-[-128, 127], zero always representable. In 16 bits LiteRT has symmetric activations only, here narrow too:
+[-128, 127], zero always representable. In 16 bits LiteRT has symmetric activations only, here narrow too,
 [-32767, 32767].
 """
 
@@ -32,7 +32,7 @@ def weight_range(weights, per_channel: bool):
 
 
 def observed_range(values):
-    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all values are all but zero.
+    """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all are as good as zero.
 
     Example:
         >>> [float(x) for x in observed_range(tf.constant([2.0, 5.0]))]

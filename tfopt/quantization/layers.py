@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.catalog import prunable_weights, runs_in_16_bits
+from tfopt.core.catalog import prunable_weights, range_axes, runs_in_16_bits
 from tfopt.core.modes import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
@@ -180,7 +180,7 @@ class QuantizedLayer(QuantizedWrapper):
         else:
             outputs = self.run(inputs, training, **kwargs)  # Keras hands `training` on to layers called inside a layer
         if self.activation is not None and self.pre_activation is not None:
-            outputs = self._activated(self.pre_activation(outputs, training))
+            outputs = self._activated(self.activation, self.pre_activation(outputs, training))
         if self.output_range is not None:
             outputs = self.output_range(outputs, training)
         return outputs
@@ -196,12 +196,10 @@ class QuantizedLayer(QuantizedWrapper):
                 return form(inputs)
         return run_rounded(self.layer, self.kernels, 8, inputs, **kwargs)
 
-    def _activated(self, values):
+    def _activated(self, activation, values):
         if self.activation_bits == 8:
-            return (integer_activation(self.activation) if in_mode("export") else self.activation)(values)
-        if runs_in_16_bits(self.activation):
-            return self.activation(values)
-        return set_apart(self.activation(set_apart(values)))
+            return (integer_activation(activation) if in_mode("export") else activation)(values)
+        return activation(values) if runs_in_16_bits(activation) else set_apart(activation(set_apart(values)))
 
     def _normalize(self, inputs, frozen, **kwargs):
         """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""
@@ -250,10 +248,12 @@ def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *arg
         return layer(*args, **kwargs)
     if not layer.built:
         layer(*args, **kwargs)
-    rounded = {id(kernel_of(layer, name)): axes for name, axes in kernels.items()}
+    rounded = {
+        id(kernel_of(layer, name)): (axes, not axes and bool(range_axes(layer, name))) for name, axes in kernels.items()
+    }
     variables = layer.variables
     values = [
-        rounded_kernel(variable, rounded[id(variable)], bits=bits)
+        rounded_kernel(variable, rounded[id(variable)][0], bits=bits, is_one_range=rounded[id(variable)][1])
         if id(variable) in rounded
         else tf.convert_to_tensor(variable)
         for variable in variables
@@ -272,14 +272,25 @@ def kernel_of(layer: keras.layers.Layer, name: str) -> keras.Variable:
     return prunable_weights(layer)[name] if "/" in name else getattr(layer, name)
 
 
-def rounded_kernel(kernel: keras.Variable, channel_axes: tuple[int, ...], columns: slice = slice(None), bits: int = 8):
+def rounded_kernel(
+    kernel: keras.Variable,
+    channel_axes: tuple[int, ...],
+    columns: slice = slice(None),
+    bits: int = 8,
+    is_one_range: bool = False,
+):
     """The kernel (or some columns of it) rounded; in an export a constant, which the converter then turns into the
-    same integers."""
+    same integers. `is_one_range`: LiteRT takes a range for each channel, but this kernel has one for all."""
     if not in_mode("export"):
         return fakequant.fake_quantize_kernel(tf.convert_to_tensor(kernel)[..., columns], channel_axes, bits)
     stored = keras.ops.convert_to_numpy(kernel)
     with tf.init_scope():
-        return fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes, bits)
+        rounded = fakequant.fake_quantize_kernel(tf.constant(stored[..., columns]), channel_axes, bits)
+        if not is_one_range:
+            return rounded
+        stored, (low, high) = rounded.numpy(), map(float, fakequant.weight_range(rounded, per_channel=False))
+    # The converter splits a convolution's range by channel unless an operation in the graph gives one for all.
+    return fakequant.fake_quantize(tf.constant(stored), low, high, narrow=True)
 
 
 def set_apart(values: Any) -> Any:

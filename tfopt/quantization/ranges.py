@@ -10,7 +10,7 @@ from tfopt.quantization import fakequant
 from tfopt.quantization.histogram import Histogram
 
 
-class RangeOwner(FakeQuantized):
+class RangeOwner(FakeQuantized, keras.layers.Layer):
     """What the layers with activation ranges have in common: how these ranges are trained.
 
     Args:
@@ -69,7 +69,7 @@ class ActivationRange:
             trainable=self.learned,
             constraint=HoldsZero() if self.learned else None,
             name=self.name,
-            aggregation="only_first_replica",
+            aggregation="mean" if self.learned else "only_first_replica",  # as of other trained weights
         )
         setattr(self.owner, f"{self.name}_weight", self.weight)  # `tf.train.Checkpoint` saves what is an attribute
         self.frozen = None

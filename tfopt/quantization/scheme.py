@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import keras
 from keras import layers as kl
 
-from tfopt.core.catalog import Output, activation_output, entry_of, kernel_axes, prunable_weights
+from tfopt.core import constraints
+from tfopt.core.catalog import Entry, Output, activation_output, entry_of, kernel_axes, prunable_weights
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import children
 from tfopt.quantization.composites import composite_for
@@ -65,7 +66,7 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     refused = float_form(op, graph)
     if refused:
         return Treatment({}, reason=refused)
-    kernels, name = dict(entry.kernels), activation_name(op)
+    kernels, name = _kernel_axes(op, entry, graph), activation_name(op)
     if name is None or (kernels and name in _FUSED_ACTIVATIONS):
         return Treatment(kernels, output=not feeds_fusion(op, graph), affine=_stands_alone(op, graph))
     behaviour = activation_output(name)
@@ -94,6 +95,17 @@ def weight_treatment(op: keras.Operation) -> Treatment:
 def masks_a_number(op: keras.Operation) -> bool:
     """True for a masking layer that looks for another value than zero, which rounding would change."""
     return isinstance(op, kl.Masking) and op.mask_value != 0
+
+
+def _kernel_axes(op: keras.Operation, entry: Entry, graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Each kernel to round and its channel axes, none where its weights take their values from one small set.
+
+    One range turns the set into as many integers; one a channel would turn it into other integers in each, and a file
+    that compresses worse. Batch normalization is folded in by scaling channels, which takes ranges of their own.
+    """
+    if isinstance(graph.sole_consumer(op), kl.BatchNormalization):
+        return dict(entry.kernels)
+    return {name: () if constraints.holds_shared_values(getattr(op, name)) else axes for name, axes in entry.kernels}
 
 
 def activation_name(op: keras.Operation) -> str | None:
@@ -144,12 +156,6 @@ def _has_kernels(op: keras.Operation) -> bool:
 
 def _is_op(op: keras.Operation, name: str) -> bool:
     return not isinstance(op, kl.Layer) and type(op).__name__ == name
-
-
-def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
-    """False for an op on indices or conditions, which have no range."""
-    outputs = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
-    return any(keras.backend.is_float_dtype(tensor.dtype) for tensor in outputs)
 
 
 def _why_unknown(op: keras.Operation) -> str:

@@ -49,9 +49,9 @@ class Twins:
 
     Example:
         >>> from tfopt.quantization.quantize import quantize
-        >>> twins = Twins(quantize(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")])))
-        >>> twins.run([np.ones((1, 2))], lambda step: print(step.path)) and None
-        keras_tensor_range
+        >>> twins = Twins(quantize(keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="d")])))
+        >>> exact, rounded = twins.run([np.ones((1, 2))], lambda step: print(step.path))
+        x_range
         d
     """
 
