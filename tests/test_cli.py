@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import tfopt
+from tfopt import cli
 from tfopt.cli import main
+from tfopt.quantization.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +155,9 @@ def test_help_and_version_load_neither_keras_nor_tensorflow():
     program = """
 import sys
 sys.argv = ["/somewhere/bin/tfopt"]
+from tfopt import cli
 from tfopt.cli import main
+from tfopt.quantization.schemes import SCHEMES
 for argument in ("--help", "--version"):
     try:
         main([argument])
@@ -180,3 +184,14 @@ def test_data_with_pickled_objects_is_refused(folder, capsys):
     arguments = ["quantize", folder / "model.keras", folder / "out.keras", "--data", folder / "pickled.npz"]
     assert main([str(part) for part in arguments]) == 1
     assert "pickled.npz" in capsys.readouterr().err
+
+
+def test_schemes_of_few_bits_take_no_data(folder, capsys):
+    assert cli.SCHEMES == tuple(SCHEMES)
+    arguments = ["quantize", str(folder / "model.keras"), str(folder / "int4.keras"), "--scheme", "int4_weight_only"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    hidden = keras.saving.load_model(folder / "int4.keras").get_layer("hidden")
+    assert hidden.weight_only_bits == 4
+    assert main([*arguments, "--data", str(folder / "data.npz")]) == 1
+    assert main([*arguments[:-2], "--scheme", "int16x8"]) == 1
+    assert "without --data" in capsys.readouterr().err

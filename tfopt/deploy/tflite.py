@@ -69,10 +69,10 @@ def export_tflite(
             equal in the file, as those of shared layers are, are stored once.
         path: where to write.
         quantization: `"auto"` is what a quantized model was quantized for (int8, int16x8, float16, weight_only) and
-            none for a float one; `"none"` keeps float32;
-            `"dynamic"` stores weights in 8 bits and computes in float; `"float16"` stores weights in 16 bits; `"int8"`
-            computes in integers: of a quantized model with its own ranges, of a float model with ranges that the
-            converter takes from `data`.
+            none for a float one; `"none"` keeps float32; `"dynamic"` stores weights in 8 bits and computes in float;
+            `"float16"` stores weights in 16 bits; `"int8"` computes in integers: of a quantized model with its own
+            ranges, of a float model with ranges that the converter takes from `data`; `"int16x8"` and
+            `"weight_only"` only of a model quantized for it, whose own ranges and bits they have.
         data: inputs to compare on (and to calibrate a float model with): an array, a list or dict of arrays, `(x, y)`,
             a `tf.data.Dataset` or an iterator of batches. Without it, random inputs within the model's input range.
             For several models also a dict `{signature: data}`.
