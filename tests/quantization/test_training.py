@@ -309,6 +309,7 @@ REPLICAS = textwrap.dedent(
     )
     sys.path.insert(0, sys.argv[1])
     import tfopt, zoo
+    keras.utils.set_random_seed(0)
     x = zoo.inputs_for(zoo.build("residual"))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for options in ({"freeze_ranges_after": 2, "freeze_batch_norm_after": 3}, {"learn_ranges": True}):
