@@ -262,10 +262,10 @@ def test_a_nested_model_is_chosen_by_its_name():
 @pytest.mark.parametrize(
     ("shape", "layer", "reason"),
     [
-        ((6, 6, 3), kl.SeparableConv2D(4, 3, name="it"), "two convolutions"),
+        ((8, 6), kl.UnitNormalization(axis=1, name="it"), "last axis only"),
         ((5, 5, 5, 2), kl.Conv3D(4, 3, name="it"), "3-D"),
     ],
-    ids=["separable", "3-D"],
+    ids=["unit", "3-D"],
 )
 def test_what_litert_would_run_in_float_is_said_before_training(shape, layer, reason):
     model = keras.Sequential([keras.Input(shape), layer, kl.Flatten(), kl.Dense(2)])
