@@ -50,7 +50,7 @@ def random_images(count: int, size: int, *, high: float = 1.0, seed: int = 1) ->
 
 def input_high(model: keras.Model) -> float:
     """The largest value of a pixel that the model is made for."""
-    return 255.0 if any(isinstance(layer, kl.Rescaling) for layer in model.layers) else 1.0
+    return 255.0 if any(isinstance(layer, (kl.Rescaling, kl.Normalization)) for layer in model.layers) else 1.0
 
 
 def _set(call: Call, graph: Graph, inputs, generator: np.random.Generator) -> None:
@@ -83,7 +83,7 @@ def _set_classes(layer: kl.Layer, inputs) -> None:
     """Class n: how much alike the features are to those of image n, as far as they differ from the mean."""
     features = np.asarray(inputs).reshape(len(inputs), -1)
     mean = features.mean(axis=0)
-    kernel = np.array(layer.kernel).reshape(features.shape[1], -1)
+    kernel = keras.ops.convert_to_numpy(layer.kernel).copy().reshape(features.shape[1], -1)
     kernel[:, : len(features)] = (features - mean).T
     kernel /= np.linalg.norm(kernel, axis=0)
     layer.kernel.assign(kernel.reshape(layer.kernel.shape))

@@ -17,7 +17,7 @@ from keras import layers as kl
 from tfopt.core.channel_rules import per_channel
 from tfopt.core.channels import register_channels
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import children, op_class
+from tfopt.core.keras_internals import application_layer, children, op_class
 
 
 class Output(Enum):
@@ -341,6 +341,15 @@ _enter(
     output=Output.RANGE,
 )
 _enter((kl.Softmax, *map(op_class, ("Softmax", "Sigmoid", "Tanh"))), output=Output.FIXED)
+
+# Layers that `keras.applications` keeps to itself.
+_enter((application_layer("LayerScale"),), output=Output.RANGE)
+_enter((application_layer("StochasticDepth"),), output=Output.SAME)
+_enter(
+    (application_layer("CustomScaleLayer"),),
+    output=Output.FLOAT,
+    reason="it scales and adds, with no range between the two",
+)
 
 # What runs in float, and why.
 _FLOAT = {

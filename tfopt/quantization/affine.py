@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as kl
 
+from tfopt.core.keras_internals import application_layer
+
 
 def affine_terms(layer: kl.Layer, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """`(scale, offset)`, one a channel, if the layer computes `x * scale + offset` in inference; None otherwise.
@@ -29,6 +31,8 @@ def affine_terms(layer: kl.Layer, channels: int) -> tuple[np.ndarray, np.ndarray
     elif isinstance(layer, kl.Normalization) and not layer.invert:
         deviation = np.maximum(np.sqrt(_array(layer.variance)), 1e-7)
         terms = 1.0 / deviation, -_array(layer.mean) / deviation
+    elif isinstance(layer, application_layer("LayerScale")):
+        terms = _array(layer.weights[0]), np.zeros(1, np.float32)  # its only weight, gamma
     else:
         return None
     flat = [np.ravel(term).astype(np.float32) for term in terms] if terms else []

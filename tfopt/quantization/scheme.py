@@ -14,7 +14,7 @@ from keras import layers as kl
 from tfopt.core import constraints
 from tfopt.core.catalog import Entry, Output, activation_output, entry_of, kernel_axes, prunable_weights
 from tfopt.core.graph import Graph
-from tfopt.core.keras_internals import children
+from tfopt.core.keras_internals import application_layer, children
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.forms import float_form
 from tfopt.quantization.layers import QuantizedLayer
@@ -134,7 +134,7 @@ def _stands_alone(op: keras.Operation, graph: Graph) -> bool:
         producer = graph.sole_producer(op)
         folds = producer is not None and graph.sole_consumer(producer) is op and feeds_fusion(producer, graph)
         return not folds
-    return isinstance(op, (kl.Rescaling, kl.Normalization))
+    return isinstance(op, (kl.Rescaling, kl.Normalization, application_layer("LayerScale")))
 
 
 def is_rectifier(op: keras.Operation) -> bool:
