@@ -7,6 +7,7 @@ convolution does both at once with a 32-bit bias, and its 8-bit kernel, one valu
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,8 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
+
+_LAYER_SCALE: Any = application_layer("LayerScale")
 
 
 def affine_terms(layer: kl.Layer, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -31,8 +34,8 @@ def affine_terms(layer: kl.Layer, channels: int) -> tuple[np.ndarray, np.ndarray
     elif isinstance(layer, kl.Normalization) and not layer.invert:
         deviation = np.maximum(np.sqrt(_array(layer.variance)), 1e-7)
         terms = 1.0 / deviation, -_array(layer.mean) / deviation
-    elif isinstance(layer, application_layer("LayerScale")):
-        terms = _array(layer.weights[0]), np.zeros(1, np.float32)  # its only weight, gamma
+    elif isinstance(layer, _LAYER_SCALE):
+        terms = _array(layer.gamma), np.zeros(1, np.float32)
     else:
         return None
     flat = [np.ravel(term).astype(np.float32) for term in terms] if terms else []
