@@ -114,10 +114,10 @@ def test_all_layers_dead(tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "place"),
     [
-        (network, np.full((4, 6, 6, 2), 3e38, "float32"), "conv/output"),
-        (network, np.full((4, 6, 6, 2), 1e300), "range/output"),
-        (lambda: scaled("conv", 1e38), samples(), "out/output"),
-        (lambda: scaled("out", 1e30), 1e30 * samples(4), "out/output"),
+        (network, np.full((4, 6, 6, 2), 3e38, "float32"), "'conv'"),
+        (network, np.full((4, 6, 6, 2), 1e300), "'conv'"),
+        (lambda: scaled("conv", 1e38), samples(), "'out'"),
+        (lambda: scaled("out", 1e30), 1e30 * samples(4), "'out'"),
     ],
     ids=["large data", "data beyond float32", "large weights", "large weights and data"],
 )

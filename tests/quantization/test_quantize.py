@@ -263,9 +263,17 @@ def test_a_nested_model_is_chosen_by_its_name():
     assert wrapped == {"first", "block/inner"}
 
 
-def test_what_litert_would_run_in_float_is_said_before_training():
-    model = keras.Sequential([keras.Input((5, 5, 5, 2)), kl.Conv3D(4, 3, name="it"), kl.Flatten(), kl.Dense(2)])
-    with pytest.warns(UserWarning, match="'it' .*3-D"):
+@pytest.mark.parametrize(
+    ("shape", "layer", "reason"),
+    [
+        ((8, 6), kl.UnitNormalization(axis=1, name="it"), "last axis only"),
+        ((5, 5, 5, 2), kl.Conv3D(4, 3, name="it"), "3-D"),
+    ],
+    ids=["unit", "3-D"],
+)
+def test_what_litert_would_run_in_float_is_said_before_training(shape, layer, reason):
+    model = keras.Sequential([keras.Input(shape), layer, kl.Flatten(), kl.Dense(2)])
+    with pytest.warns(UserWarning, match=f"'it' .*{reason}"):
         quantized = tfopt.quantize(model)
     assert not isinstance(quantized.get_layer("it"), QuantizedLayer)
     assert "it/output" in ranges(quantized)  # the Dense layer behind it still reads integers

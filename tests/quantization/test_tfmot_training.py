@@ -77,7 +77,10 @@ def epoch_in_both(folder):
     ours = network(keras.layers, keras.Input, keras.Model)
     theirs = network(tf_keras.layers, tf_keras.Input, tf_keras.Model)
     peer.set_weights(theirs, ours)
-    ready, quantized = tfopt.calibrate(tfopt.quantize(ours), x[:64]), tfmot.quantize(theirs)
+    ready, quantized = (
+        tfopt.calibrate(tfopt.quantize(ours), x[:64], method="minmax", bias_correction=False),
+        tfmot.quantize(theirs),
+    )
     ready.get_layer("depthwise").kernels = {"kernel": ()}
     peer.set_ranges(quantized, ready)
     losses = (

@@ -167,18 +167,19 @@ def _observe(model: keras.Model, batches: Iterable, method: str, percentile: flo
 
 def _settle(activation_range: ActivationRange, path: str, method: str, percentile: float) -> None:
     seen, activation_range.histogram = activation_range.histogram, None
-    if seen is not None:
-        points = seen.points()
-        choose = histogram.mse_range if method == "mse" else partial(histogram.percentile_range, percentile=percentile)
-        if len(points[0]):
-            activation_range.set(*choose(*points))
     low, high = activation_range.bounds()
-    if (seen is not None and not seen.finite) or not high - low <= np.finfo(np.float32).max:  # NaN is not either
+    points = seen.points() if seen is not None else ((), ())
+    if len(points[0]):
+        choose = histogram.mse_range if method == "mse" else partial(histogram.percentile_range, percentile=percentile)
+        low, high = choose(*points)
+    widest = float(np.finfo(np.float32).max)
+    if (seen is not None and not seen.finite) or not high - low <= widest:  # NaN is not either
         raise NonFiniteError(
             "What the layers compute has to be finite in float32, and so has the width of its range.",
             received=f"NaN, infinity or a range too wide, first of '{path}'",
             fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
         )
+    activation_range.set(low, high)
 
 
 def _ranges(model: keras.Model) -> list[tuple[str, Any]]:

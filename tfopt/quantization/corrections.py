@@ -177,10 +177,12 @@ def _mean_like(error: np.ndarray, variable: keras.Variable, axis: int) -> np.nda
 
 
 def _assign(variable: keras.Variable, value: np.ndarray, path: str) -> None:
+    with np.errstate(over="ignore"):
+        value = value.astype("float32")
     if not np.isfinite(value).all():
         raise NonFiniteError(
-            "The activations of the model have to be finite.",
-            received=f"NaN or infinity at '{path}'",
-            fix="The weights or the data are too large; train or scale them again.",
+            "What the layers compute has to be finite in float32.",
+            received=f"NaN or infinity, first of '{path}'",
+            fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
         )
     variable.assign(value)

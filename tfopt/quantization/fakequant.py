@@ -137,7 +137,9 @@ def fake_quantize_learned(values, low, high):
         step = (high - low) / STEPS
         zero = tf.round(-low / step)
         above, below = values > (STEPS - zero) * step, values < -zero * step
-        by_step = tf.where(tf.logical_or(above, below), 0.0, upstream * (rounded - values) / (high - low))
+        by_step = tf.where(
+            tf.logical_or(above, below), 0.0, upstream * tf.math.divide_no_nan(rounded - values, high - low)
+        )
         to_low = tf.reduce_sum(tf.where(below, upstream, -by_step))
         to_high = tf.reduce_sum(tf.where(above, upstream, by_step))
         features = tf.cast(tf.size(values) // tf.shape(values)[0], tf.float32)

@@ -48,7 +48,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             return super().__call__(*args, **kwargs)
         # Ops take constants in any place, as `1 - x`, layers tensors only: a tensor goes first, all else by name.
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
-        first = next(name for name, value in named.items() if isinstance(value, keras.KerasTensor))
+        first = next(name for name, value in named.items() if _holds_tensor(value))
         return super().__call__(named.pop(first), **{**named, FIRST: first})
 
     def arguments_inside(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -97,3 +97,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
 
     def ranges(self):
         return {} if self.output_range is None else {"output": self.output_range}
+
+
+def _holds_tensor(value) -> bool:
+    return any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(value))

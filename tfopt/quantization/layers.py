@@ -249,7 +249,8 @@ def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *arg
     if not layer.built:
         layer(*args, **kwargs)
     rounded = {
-        id(kernel_of(layer, name)): (axes, not axes and bool(range_axes(layer, name))) for name, axes in kernels.items()
+        id(kernel_of(layer, name)): (axes, not axes and len(range_axes(layer, name)) == 1)
+        for name, axes in kernels.items()
     }
     variables = layer.variables
     values = [

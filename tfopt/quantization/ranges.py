@@ -89,12 +89,13 @@ class ActivationRange:
             return inputs
         if training and self.owner.trainable:
             low, high = self._moved(low, high, values)
-            rounding = fakequant.fake_quantize_learned if self.learned else self._rounded
-            return tf.cast(rounding(values, low, high), inputs.dtype)
+            return tf.cast(self._rounded(values, low, high), inputs.dtype)
         rounded = self._rounded(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
 
     def _rounded(self, values, low, high):
+        if self.learned and not in_mode("export"):
+            return fakequant.fake_quantize_learned(values, low, high)
         if self.bits == 16:
             low, high = fakequant.symmetric_range(low, high)
         return fakequant.fake_quantize(values, low, high, narrow=self.bits == 16, bits=self.bits)

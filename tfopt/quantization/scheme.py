@@ -105,7 +105,10 @@ def _kernel_axes(op: keras.Operation, entry: Entry, graph: Graph) -> dict[str, t
     """
     if isinstance(graph.sole_consumer(op), kl.BatchNormalization):
         return dict(entry.kernels)
-    return {name: () if constraints.holds_shared_values(getattr(op, name)) else axes for name, axes in entry.kernels}
+    return {
+        name: () if len(axes) == 1 and constraints.holds_shared_values(getattr(op, name)) else axes
+        for name, axes in entry.kernels
+    }
 
 
 def activation_name(op: keras.Operation) -> str | None:

@@ -36,6 +36,8 @@ class Step:
     def run_plain(self, values: dict[int, Any]) -> list:
         """The float model's outputs for these inputs, flat."""
         args, kwargs = self.call.arguments(values)
+        if hasattr(self.call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
+            args, kwargs = self.call.op.arguments_inside(args, kwargs)
         return keras.tree.flatten((args, kwargs))[:1] if self.plain is None else _flat(self.plain, args, kwargs)
 
     def run_quantized(self, values: dict[int, Any]) -> list:
@@ -106,7 +108,8 @@ class Twins:
         return tuple([values[id(tensor)] for tensor in graph.outputs] for values in (exact, rounded))
 
     def _plain(self, path: str, op: keras.Operation) -> keras.Operation | None:
-        return self.plain.get(path) if isinstance(op, keras.layers.Layer) else op
+        op = getattr(op, "layer", op)
+        return self.plain.get(path) if isinstance(op, keras.layers.Layer) else op  # an op has no weights
 
 
 def _flat(op: keras.Operation, args: tuple, kwargs: dict) -> list:
