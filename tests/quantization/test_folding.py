@@ -23,7 +23,7 @@ def normalized(layer, shape, *, rectifier=True):
 
 
 def exported(model, x, tmp_path):
-    calibrated = tfopt.calibrate(tfopt.quantize(model), x)
+    calibrated = tfopt.calibrate(tfopt.quantize(model), x, method="minmax", bias_correction=False)
     tfopt.export_tflite(calibrated, tmp_path / "m.tflite", data=x)
     return calibrated, (tmp_path / "m.tflite").read_bytes()
 
