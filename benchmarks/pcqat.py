@@ -70,15 +70,7 @@ def main() -> int:
 
 def shown(files: dict[str, dict]) -> str:
     header = ["model", "accuracy", "bytes", "gzip bytes", "fraction", "bound", "zeros", "most values in a kernel"]
-    numbers = (
-        "size_bytes",
-        "gzip_bytes",
-        "fraction",
-        "bound_bytes",
-        "zeros",
-        "values_per_channel",
-        "values_per_kernel",
-    )
+    numbers = ("size_bytes", "gzip_bytes", "fraction", "bound_bytes", "zeros", "values_per_kernel")
     rows = [
         [name, f"{file['accuracy']:.3f}", *(f"{file[n]:.4f}" if n == "fraction" else f"{file[n]:,}" for n in numbers)]
         for name, file in files.items()

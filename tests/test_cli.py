@@ -155,9 +155,7 @@ def test_help_and_version_load_neither_keras_nor_tensorflow():
     program = """
 import sys
 sys.argv = ["/somewhere/bin/tfopt"]
-from tfopt import cli
 from tfopt.cli import main
-from tfopt.quantization.schemes import SCHEMES
 for argument in ("--help", "--version"):
     try:
         main([argument])

@@ -46,7 +46,7 @@ def test_metadata_is_read_back_and_changes_nothing_else(model, x, tmp_path):
 
 
 def test_metadata_of_a_quantized_file_tells_the_range_of_its_input(model, x, tmp_path):
-    ready = tfopt.calibrate(tfopt.quantize(model), x)
+    ready = tfopt.calibrate(tfopt.quantize(model), x, method="minmax")
     tfopt.export_tflite(ready, tmp_path / "m.tflite", data=x, metadata={})
     (known,) = tfopt.TFLiteModel(tmp_path / "m.tflite").metadata["tfopt"]["signatures"].values()
     assert known["quantization"] == "int8"
@@ -115,7 +115,7 @@ def test_comparison_by_hand(kind, model, x, tmp_path):
 def test_comparison_of_quantized_several_outputs_by_name(tmp_path):
     model = zoo.build("shared")
     x = zoo.inputs_for(model, 64)
-    ready = tfopt.calibrate(tfopt.quantize(model), x)
+    ready = tfopt.calibrate(tfopt.quantize(model), x, method="minmax")
     export = tfopt.export_tflite(ready, tmp_path / "m.tflite", data=x, compare_with=model)
     file, want = tfopt.TFLiteModel(tmp_path / "m.tflite").predict(x), model.predict(x, verbose=0)
     assert {row.output for row in export.comparison} == {"a", "b"}

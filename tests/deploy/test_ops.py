@@ -41,7 +41,7 @@ def mobilenet_v2():
 
 EXPECTED = {
     # Stem, a block without and two with a convolution beside; a ReLU is part of the op before it, Flatten of the Dense.
-    "resnet8": ["CONV_2D"] * 9 + ["ADD"] * 3 + ["AVERAGE_POOL_2D", "FULLY_CONNECTED", "SOFTMAX"],
+    "resnet8": ["CONV_2D"] * 9 + ["ADD"] * 3 + ["MEAN", "FULLY_CONNECTED", "SOFTMAX"],
     "mobilenet_v2": ["CONV_2D"] * 5 + ["DEPTHWISE_CONV_2D"] * 2 + ["ADD", "MEAN", "FULLY_CONNECTED", "SOFTMAX"],
 }
 

@@ -1,3 +1,4 @@
+import flatbuffers
 import keras
 import numpy as np
 import pytest
@@ -6,13 +7,25 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import layers as kl
 
 import tfopt
-from tfopt.deploy import assembly
+from tfopt.deploy import assembly, integers, sharing
 from tfopt.deploy.sharing import share_vectors
 
 
+class Unshared(sharing._SharingBuilder):
+    def CreateNumpyVector(self, x):
+        return flatbuffers.Builder.CreateNumpyVector(self, x)
+
+
+def unshared(model, size=1024):
+    builder = Unshared(size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 def as_converted(monkeypatch, folder, model, **options):
-    """The file as the converter wrote it."""
+    """The file with each vector written where it stands, as the converter writes it."""
     monkeypatch.setattr(assembly, "share_vectors", lambda content: content)
+    monkeypatch.setattr(integers, "packed", unshared)
     tfopt.export_tflite(model, folder / "converted.tflite", **options)
     return (folder / "converted.tflite").read_bytes()
 

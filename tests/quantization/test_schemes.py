@@ -101,7 +101,8 @@ def test_rounding_is_numpys_and_lets_gradients_pass(bits, seed):
     off_ties = np.abs(steps - np.floor(steps) - 0.5) > 1e-3
     np.testing.assert_allclose(rounded.numpy()[off_ties], (np.rint(steps) * scale)[off_ties], atol=1e-6)
     assert max(len(np.unique(column)) for column in rounded.numpy().T) <= 2**bits - 1
-    np.testing.assert_array_equal(tape.gradient(loss, variable), np.full_like(kernel, 3.0))
+    inside = np.abs(kernel) < np.abs(kernel).max(0)  # the edge of a range may lie an ulp within its largest weight
+    np.testing.assert_array_equal(np.asarray(tape.gradient(loss, variable))[inside], 3.0)
 
 
 def test_sixteen_bits_are_symmetric():

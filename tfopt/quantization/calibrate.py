@@ -95,13 +95,13 @@ def calibrate(
 
 def _check(model, method: str, percentile: float) -> None:
     check_model(model)
-    if not _ranges(model):
+    if not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
         raise InvalidArgumentError(
             "`calibrate` sets the ranges of a quantized model.",
             received=f"'{model.name}', a float model",
             fix="Call `tfopt.quantize(model)` first.",
         )
-    if not any(layer.ranges() for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)):
+    if not _ranges(model):
         raise NothingToDoError(
             "`calibrate` sets the ranges of activations.",
             received=f"'{model.name}', of which only weights are quantized",

@@ -40,6 +40,9 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         return isinstance(self.layer, keras.layers.Layer)
 
     def build(self, input_shape):
+        if isinstance(self.layer, keras.layers.RNN) and not self.layer.built:
+            self.layer.build(input_shape)  # a stateful one creates its states here, and could not within `call`
+            self.layer.built = True
         if self.output_range is not None:
             self.output_range.build()
 

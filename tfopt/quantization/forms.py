@@ -17,6 +17,8 @@ from tfopt.core.modes import Range
 from tfopt.quantization.affine import apply_affine
 from tfopt.quantization.fakequant import fake_quantize
 
+_AVERAGES = (kl.AveragePooling1D, kl.AveragePooling2D)
+
 
 def integer_form(layer: kl.Layer, output_range: Range) -> Callable | None:
     """What to call in place of a layer whose output then gets `output_range`; None where the layer itself will do.
@@ -37,6 +39,8 @@ def integer_form(layer: kl.Layer, output_range: Range) -> Callable | None:
         return tf.nn.relu
     if isinstance(layer, kl.Average):
         return lambda inputs: _average(inputs, output_range)
+    if isinstance(layer, _AVERAGES):
+        return lambda inputs: tf.reduce_mean(inputs, _positions(layer), keepdims=True)
     return None
 
 
@@ -56,6 +60,35 @@ def float_form(op: keras.Operation, graph: Graph) -> str:
     if isinstance(op, kl.Resizing) and op.interpolation not in ("nearest", "bilinear"):
         return f"LiteRT has no {op.interpolation} interpolation"
     return ""
+
+
+def averages_all(op: keras.Operation, graph: Graph) -> bool:
+    """True for average pooling whose one window covers the whole input.
+
+    LiteRT's average pooling rounds to the steps of its input, which are coarse for the mean of many values. As MEAN it
+    has a range of its own.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), kl.AveragePooling2D(4), kl.AveragePooling2D(2)])
+        >>> [averages_all(layer, Graph(model)) for layer in model.layers]
+        [False, True]
+    """
+    if not isinstance(op, _AVERAGES):
+        return False
+    windows = dict(zip(_positions(op), op.pool_size, strict=True))
+    return all(
+        call.inputs[0].shape[axis] is not None
+        and call.outputs[0].shape[axis] == 1
+        and call.inputs[0].shape[axis] <= window
+        for call in graph.calls_of(op)
+        for axis, window in windows.items()
+    )
+
+
+def _positions(layer: kl.Layer) -> list[int]:
+    """The axes that a layer pools over."""
+    first = 2 if layer.data_format == "channels_first" else 1
+    return list(range(first, first + len(layer.pool_size)))
 
 
 def _is_clip(layer: kl.ReLU) -> bool:

@@ -16,7 +16,7 @@ from tfopt.core.catalog import Entry, Output, activation_output, entry_of, kerne
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import application_layer, children
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.forms import float_form
+from tfopt.quantization.forms import averages_all, float_form
 from tfopt.quantization.layers import QuantizedLayer
 
 CHOSEN = "left out by `include`, `exclude` or `overrides`"
@@ -62,7 +62,7 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if entry is None or entry.output in (None, Output.FLOAT):
         return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
     if entry.output is not Output.RANGE:
-        return Treatment({})
+        return Treatment({}, output=averages_all(op, graph))
     refused = float_form(op, graph)
     if refused:
         return Treatment({}, reason=refused)
