@@ -7,12 +7,18 @@ import numpy as np
 
 import tfopt
 from tfopt.core.keras_internals import input_names
+from tfopt.core.modes import ranges_of
 
 
-def quietly(model, **options):
+def quietly(model, scheme="int8", **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
+        return tfopt.quantize(model, scheme, **options)
+
+
+def ranges(model):
+    """`{"path/name": (low, high)}` of all activation ranges."""
+    return {path: part.bounds() for path, part in ranges_of(model).items()}
 
 
 def randomize(model, seed=0):

@@ -6,48 +6,19 @@ import keras
 import numpy as np
 import pytest
 import zoo
+from classifier import DATA, LABELS, dense_net, kernels, train, zeros
 from keras import layers as kl
 
 import tfopt
-from tfopt.core.catalog import prunable_weights
-from tfopt.core.graph import walk_layers
-
-
-def kernels(model):
-    found = {}
-    for path, layer in walk_layers(model):
-        if not isinstance(layer, keras.Model):
-            found.update({f"{path}/{name}": weight for name, weight in prunable_weights(layer).items()})
-    return found
 
 
 def distinct(model):
     return {path: len(np.unique(w.numpy())) for path, w in kernels(model).items()}
 
 
-def zeros(model):
-    return {path: int((w.numpy() == 0).sum()) for path, w in kernels(model).items()}
-
-
 def groups(kernel):
     """For each weight the first place of an equal one: says which are equal."""
     return np.unique(kernel.numpy(), return_inverse=True)[1].ravel()
-
-
-def dense_net(dtype=None):
-    return keras.Sequential(
-        [keras.Input((12,)), kl.Dense(32, "relu", dtype=dtype, name="a"), kl.Dense(3, dtype=dtype, name="b")]
-    )
-
-
-DATA = np.random.default_rng(0).normal(size=(64, 12)).astype("float32")
-LABELS = np.random.default_rng(1).integers(0, 3, 64)
-
-
-def train(model, optimizer=None, epochs=2, **options):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer or keras.optimizers.Adam(1e-2), loss, **options)
-    return model.fit(DATA, LABELS, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -82,41 +82,20 @@ def test_a_batch_of_its_own(quantization, flat, tmp_path):
         file.latency(batch_size=4)
 
 
-@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
-def test_files_of_one_sample_are_run_in_batches_to_the_bit(int8, flat, sizes, tmp_path):
-    model = quantized(flat)[0] if int8 else flat
+def test_batches_are_as_large_as_the_file_allows(flat, sizes, tmp_path):
     x = zoo.inputs_for(flat, 70)
-    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
-    file = tfopt.TFLiteModel(tmp_path / "m.tflite")
-    assert file.inputs[0].shape[0] == 1
+    tfopt.export_tflite(flat, tmp_path / "one.tflite", data=x)
+    tfopt.export_tflite(flat, tmp_path / "free.tflite", data=x, batch_size=None)
+    one, free = (tfopt.TFLiteModel(tmp_path / f"{name}.tflite") for name in ("one", "free"))
     sizes.clear()
-    batched = file.predict(x, batch_size=32)
-    # The batch fails at the Reshape, goes with that freed, and is held against its samples; then all are run.
-    assert sizes == 2 * [32] + 32 * [1] + 3 * [32]
-    sizes.clear()
-    np.testing.assert_array_equal(file.predict(x, batch_size=1), batched)
+    alone = one.predict(x, batch_size=32)
     assert sizes == 70 * [1]
-    assert file.latency(runs=3, warmup=1).batch_size == 1
-
-
-def test_samples_that_mix_in_a_batch_are_run_alone(sizes, tmp_path):
-    """Shapes go with a batch, values do not: a sum over all axes is one sample's own only if it is alone."""
-    image = keras.Input((4,))
-    model = keras.Model(image, image - keras.ops.sum(image))
-    x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
-    tfopt.export_tflite(model, tmp_path / "m.tflite", data=x[:1])
     sizes.clear()
-    predicted = tfopt.TFLiteModel(tmp_path / "m.tflite").predict(x, batch_size=8)
-    np.testing.assert_allclose(predicted, x - x.sum(axis=1, keepdims=True), atol=1e-5)
-    assert sizes[-40:] == 40 * [1]
-
-
-def test_a_try_that_cannot_tell_is_no_proof(sizes, tmp_path):
-    model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
-    tfopt.export_tflite(model, tmp_path / "m.tflite")
+    np.testing.assert_allclose(free.predict(x, batch_size=32), alone, atol=1e-6)
+    assert sizes == [32] + 3 * [32]  # tried once, then the samples, the last batch filled up
     sizes.clear()
-    tfopt.TFLiteModel(tmp_path / "m.tflite").predict(np.ones((40, 4), "float32"), batch_size=8)
-    assert sizes[-40:] == 40 * [1]
+    free.predict(x, batch_size=32)
+    assert sizes == 3 * [32]
 
 
 def test_recurrent_layers_keep_a_batch_and_say_so(tmp_path, sizes):

@@ -1,33 +1,16 @@
 """`calibrate`: methods, bias correction, batch-normalization statistics."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import zoo
 from keras import layers as kl
+from quantized import quietly, ranges
 
 import tfopt
 from tfopt.core.graph import walk_layers
-from tfopt.core.modes import FakeQuantized
 from tfopt.quantization import histogram
 from tfopt.quantization.fakequant import fake_quantize_kernel
-
-
-def quietly(model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
-
-
-def ranges(model):
-    return {
-        f"{path}/{name}": part.bounds()
-        for path, layer in walk_layers(model)
-        if isinstance(layer, FakeQuantized)
-        for name, part in layer.ranges().items()
-    }
 
 
 def image_model(use_bias=True, norm=True):

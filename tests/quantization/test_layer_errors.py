@@ -1,22 +1,16 @@
 """`quantization_errors` and `suggest_float_layers`, against numpy."""
 
 import json
-import warnings
 
 import keras
 import numpy as np
 import pytest
 import zoo
 from keras import layers as kl
+from quantized import quietly
 
 import tfopt
 from tfopt.quantization.fakequant import fake_quantize, fake_quantize_kernel
-
-
-def quietly(model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
 
 
 def chain(seed=0):

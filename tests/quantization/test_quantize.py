@@ -5,25 +5,12 @@ import numpy as np
 import pytest
 import zoo
 from keras import layers as kl
+from quantized import quietly, ranges
 
 import tfopt
 from tfopt.core.graph import walk_layers
 from tfopt.core.modes import FakeQuantized
 from tfopt.quantization.layers import QuantizedLayer
-
-
-def quietly(model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
-
-
-def ranges(model):
-    found = {}
-    for path, layer in walk_layers(model):
-        if isinstance(layer, FakeQuantized):
-            found.update({f"{path}/{name}": part.bounds() for name, part in layer.ranges().items()})
-    return found
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

@@ -1,6 +1,5 @@
 """Recurrent layers and TimeDistributed in 8 bits, against the Keras layers and the files."""
 
-import warnings
 from collections import Counter
 
 import keras
@@ -15,12 +14,6 @@ from tfopt.quantization.composites import composite_for
 from tfopt.quantization.timedistributed import QuantizedTimeDistributed
 
 STEPS, FEATURES, UNITS = 4, 3, 4
-
-
-def quietly(model, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, **options)
 
 
 def data(samples=16, *, padded=False):

@@ -10,6 +10,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
+from quantized import quietly
 
 import tfopt
 from tfopt.core.graph import walk_layers
@@ -19,12 +20,6 @@ from tfopt.quantization import fakequant
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import QuantizedLayer
 from tfopt.quantization.schemes import SCHEMES, Choice, scheme_of
-
-
-def quietly(model, scheme="int8", **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return tfopt.quantize(model, scheme, **options)
 
 
 def tower(units=64):

@@ -11,10 +11,9 @@ import pytest
 import tensorflow as tf
 import zoo
 from keras import layers as kl
+from quantized import ranges
 
 import tfopt
-from tfopt.core.graph import walk_layers
-from tfopt.core.modes import FakeQuantized
 from tfopt.quantization import fakequant
 
 OPTIONS = [
@@ -24,14 +23,6 @@ OPTIONS = [
     {"freeze_ranges_after": 5, "freeze_batch_norm_after": 6},
     {"learn_ranges": True},
 ]
-
-
-def ranges(model):
-    found = {}
-    for path, layer in walk_layers(model):
-        if isinstance(layer, FakeQuantized):
-            found.update({f"{path}/{name}": part.bounds() for name, part in layer.ranges().items()})
-    return found
 
 
 def small():

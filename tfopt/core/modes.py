@@ -9,7 +9,7 @@ from typing import Protocol
 
 import keras
 
-from tfopt.core.errors import UnsupportedModelError
+from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.graph import walk_layers
 
 _MODE: ContextVar[str | None] = ContextVar("tfopt_mode", default=None)
@@ -48,9 +48,40 @@ class FakeQuantized:
         raise NotImplementedError
 
 
+def fake_quantized(model: keras.Model) -> list[tuple[str, FakeQuantized]]:
+    """`(path, layer)` of each layer that `quantize` put into the model; none in a float model."""
+    return [(path, layer) for path, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
+
+
+def ranges_of(model: keras.Model) -> dict[str, Range]:
+    """All activation ranges of the model: `{"path/name": range}`, as `"encoder/dense/output"`."""
+    return {f"{path}/{name}": part for path, layer in fake_quantized(model) for name, part in layer.ranges().items()}
+
+
+def check_ranges(model: keras.Model) -> None:
+    """Raises for a model with fake quantization that has not seen data."""
+    unset = [path for path, part in ranges_of(model).items() if part.bounds() == (0.0, 0.0)]
+    if unset:
+        raise InvalidArgumentError(
+            "Each activation range has to be set by data.",
+            received=f"{len(unset)} unset: {', '.join(unset[:5])}" + (", ..." if len(unset) > 5 else ""),
+            fix="Train the model with `fit`, or call `tfopt.calibrate(model, data)`.",
+        )
+
+
+def check_quantized(model: keras.Model, verb: str) -> None:
+    """Raises for a model without fake quantization."""
+    if not fake_quantized(model):
+        raise InvalidArgumentError(
+            f"`{verb}` takes a quantized model.",
+            received=f"'{model.name}', a float model",
+            fix="Call `tfopt.quantize(model)` first.",
+        )
+
+
 def check_not_quantized(model: keras.Model, verb: str) -> None:
     """Raises for a model with fake quantization."""
-    if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+    if fake_quantized(model):
         raise UnsupportedModelError(
             f"`{verb}` takes the float model, before it is quantized.",
             received=f"'{model.name}' with fake quantization",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.core.errors import ExportError
-from tfopt.deploy.flatfile import METADATA, op_name, schema
+from tfopt.deploy.flatfile import METADATA, schema
 from tfopt.deploy.sharing import HIGHEST_SIZE, packed, share_vectors
 
 
@@ -44,20 +44,6 @@ def assemble(files: Mapping[str, bytes], metadata: Mapping[str, Any] | None = No
     if metadata is not None:
         _write_metadata(whole, metadata)
     return packed(whole, sum(map(len, files.values())))
-
-
-def free_batch(content: bytes) -> bytes:
-    """The file with each `RESHAPE` to a constant shape of one sample reshaping as many samples as there come.
-
-    Only whoever runs the result on several samples knows whether it still computes the same for each.
-    """
-    model = schema().ModelT.InitFromPackedBuf(content, 0)
-    names = [op_name(code) for code in model.operatorCodes]
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            if names[op.opcodeIndex] == "RESHAPE" and len(op.inputs) == 2:
-                _free_reshape(model, graph.tensors[op.inputs[1]], op)
-    return packed(model, len(content))
 
 
 class _Merging:
@@ -118,16 +104,3 @@ def _write_metadata(model: Any, metadata: Mapping[str, Any]) -> None:
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-
-
-def _free_reshape(model: Any, tensor: Any, op: Any) -> None:
-    shape = np.frombuffer(_bytes(model.buffers[tensor.buffer]), np.int32)
-    if not len(shape) or shape[0] != 1 or (shape < 0).any():
-        return
-    free = np.concatenate([[-1], shape[1:]]).astype(np.int32)
-    buffer = schema().BufferT()
-    buffer.data = np.frombuffer(free.tobytes(), np.uint8)
-    tensor.buffer = len(model.buffers)
-    model.buffers.append(buffer)
-    if op.builtinOptions is not None:
-        op.builtinOptions.newShape = free

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import walk_layers
-from tfopt.core.modes import FakeQuantized
 from tfopt.deploy.convert import IO_TYPES
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
@@ -61,21 +59,4 @@ def check_shapes(model: keras.Model) -> None:
             "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
             received=", ".join(f"{tensor.name}: {tuple(tensor.shape)}" for tensor in model.inputs),
             fix="Build the model with a full input shape and load the weights into it.",
-        )
-
-
-def check_ranges(model) -> None:
-    """Raises for a model with fake quantization that has not seen data."""
-    unset = [
-        f"{path}/{name}"
-        for path, layer in walk_layers(model)
-        if isinstance(layer, FakeQuantized)
-        for name, activation_range in layer.ranges().items()
-        if activation_range.bounds() == (0.0, 0.0)
-    ]
-    if unset:
-        raise InvalidArgumentError(
-            "Each activation range has to be set by data before the export.",
-            received=f"{len(unset)} unset: {', '.join(unset[:5])}" + (", ..." if len(unset) > 5 else ""),
-            fix="Train the model with `fit`, or call `tfopt.calibrate(model, data)`.",
         )

@@ -15,9 +15,8 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from tfopt.core.data import input_batches
 from tfopt.core.errors import ExportError, InvalidArgumentError, first_line
-from tfopt.core.graph import walk_layers
 from tfopt.core.keras_internals import functional_of, input_names
-from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.modes import fake_quantized, mode, ranges_of
 from tfopt.core.rewrite import in_float32
 from tfopt.deploy.integers import finished
 from tfopt.deploy.packing import pack_kernels
@@ -68,12 +67,12 @@ def convert(
         # One range for a whole Dense kernel, as in TFMOT's scheme.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
-        if not is_quantized(model):
+        if not fake_quantized(model):
             converter.representative_dataset = _representative(model, data, batch_size or 1)
     if kind == "int16x8":
         converter.target_spec.supported_ops = INT16X8_OPS
     content = _run(converter, batch_size)
-    if kind in ("int8", "int16x8") and is_quantized(model):
+    if kind in ("int8", "int16x8") and fake_quantized(model):
         content = finished(content)
     bits = weight_only_bits(model) - {HALF}
     return pack_kernels(content, bits) if bits else content
@@ -81,8 +80,7 @@ def convert(
 
 def kind_of(model: keras.Model) -> str:
     """The kind of file that a model with the layers of `quantize` becomes."""
-    marked = [layer for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
-    activation_bits = {part.bits for layer in marked for part in layer.ranges().values()}
+    activation_bits = {part.bits for part in ranges_of(model).values()}
     if activation_bits or not weight_only_bits(model):
         return "int16x8" if 16 in activation_bits else "int8"
     return "float16" if HALF in weight_only_bits(model) else "weight_only"
@@ -90,13 +88,7 @@ def kind_of(model: keras.Model) -> str:
 
 def weight_only_bits(model: keras.Model) -> set[int]:
     """Bits of the kernels of layers that compute in float."""
-    marked = [layer for _, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
-    return {layer.weight_only_bits for layer in marked if layer.weight_only_bits is not None}
-
-
-def is_quantized(model: keras.Model) -> bool:
-    """True for a model with the layers of `quantize`."""
-    return any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model))
+    return {layer.weight_only_bits for _, layer in fake_quantized(model) if layer.weight_only_bits is not None}
 
 
 def output_names(model: keras.Model) -> list[str]:

@@ -16,8 +16,6 @@ import numpy as np
 
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.scores import score
-from tfopt.deploy.assembly import free_batch
-from tfopt.deploy.batching import batched_session, run_batch
 from tfopt.deploy.flatfile import (
     Op,
     Weight,
@@ -30,7 +28,6 @@ from tfopt.deploy.flatfile import (
 from tfopt.deploy.session import Session
 from tfopt.deploy.tensors import are_numbered, checked_inputs, dequantized, random_sample
 
-TRIED_UP_TO = 2**26  # bytes of a file; to run it in batches its weights are in memory twice
 COMPUTE_OPS = frozenset(
     (
         "CONV_2D",
@@ -99,7 +96,7 @@ class TFLiteModel:
         self.num_threads = num_threads
         self.content = path if isinstance(path, bytes) else _read(Path(path))
         self._session = self._opened()
-        self._batched: Session | None = None  # runs many samples at once, found when first needed; else `_session`
+        self._takes_batches: bool | None = None  # not known until tried; of a file that leaves the batch free
         self.inputs, self.outputs = self._session.inputs, self._session.outputs
 
     @property
@@ -132,8 +129,7 @@ class TFLiteModel:
             x: an array `(n, ...)`; for several inputs a list in the order of `inputs`, or a dict by their names.
                 Where the file takes integers, real values are quantized with its scale and zero point; an array of the
                 file's own integer dtype is taken as quantized already.
-            batch_size: samples at a time. A file with a batch of its own is run so too where each output stays the same
-                to the bit, which is tried; else with its own batch.
+            batch_size: samples at a time, for a file that leaves its batch free; others run with their own.
             verbose: 1 shows a progress bar.
             raw: True leaves integer outputs as stored, False turns them into float32.
 
@@ -145,9 +141,9 @@ class TFLiteModel:
         """
         _check_batch_size(batch_size)
         arrays = checked_inputs(x, self.inputs)
-        session, step = self._runs_in(arrays, batch_size)
+        step = self._step(arrays, batch_size)
         starts = range(0, len(arrays[0]), step)
-        parts = [run_batch(session, [a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
+        parts = [self._run([a[i : i + step] for a in arrays], step) for i in _progress(starts, verbose)]
         outputs = [np.concatenate(values) for values in zip(*parts, strict=True)]
         if not raw:
             outputs = [dequantized(values, spec) for values, spec in zip(outputs, self.outputs, strict=True)]
@@ -238,9 +234,6 @@ class TFLiteModel:
     def _opened(self) -> Session:
         return Session(self.content, self.signature, self.num_threads, self._source)
 
-    def _opened_free(self) -> Session:
-        return Session(free_batch(self.content), self.signature, self.num_threads, self._source)
-
     def _shapes_of(self, batch_size: int) -> list[tuple[int, ...]]:
         _check_batch_size(batch_size)
         own = self._session.own_shapes
@@ -252,19 +245,29 @@ class TFLiteModel:
             )
         return [(batch_size, *shape[1:]) for shape in own]
 
-    def _runs_in(self, arrays: list[np.ndarray], batch_size: int) -> tuple[Session, int]:
-        """The session to run `arrays` in, and how many samples at a time."""
-        own, count = self._session.own_shapes[0][0], len(arrays[0])
-        step = min(batch_size, count)
-        if own > 1 or step == 1:
-            return self._session, own
-        if self._batched is None:
-            if not self._is_free and (count < 2 * step or self.size_bytes > TRIED_UP_TO):
-                return self._session, own  # to try would take longer than to go sample by sample, or too much memory
-            openings = [self._opened] if self._is_free else [self._opened, self._opened_free]
-            like = None if self._is_free else self._session
-            self._batched = batched_session(openings, arrays, step, like) or self._session
-        return (self._session, own) if self._batched is self._session else (self._batched, step)
+    def _step(self, arrays: list[np.ndarray], batch_size: int) -> int:
+        """How many samples to run at a time."""
+        step = min(batch_size, len(arrays[0])) if self._is_free else self._session.own_shapes[0][0]
+        if not self._is_free or step == 1:
+            return step
+        if self._takes_batches is None:
+            self._takes_batches = self._runs([array[:step] for array in arrays])
+        return step if self._takes_batches else 1
+
+    def _runs(self, arrays: list[np.ndarray]) -> bool:
+        """Whether several samples come out as several: a file may leave its batch free and reshape to one of its own."""
+        try:
+            outputs = self._opened().run(arrays)
+        except (ValueError, RuntimeError):  # the shapes inside do not go with the batch
+            return False
+        return all(values.ndim > 0 and len(values) == len(arrays[0]) for values in outputs)
+
+    def _run(self, arrays: list[np.ndarray], size: int) -> list[np.ndarray]:
+        """Runs up to `size` samples; a batch that falls short is filled up, so that all batches are of one size."""
+        count = len(arrays[0])
+        if count < size:
+            arrays = [np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for a in arrays]
+        return [values[:count] for values in self._session.run(arrays)]
 
     def _structured(self, outputs: list[np.ndarray]) -> Any:
         if len(outputs) == 1:

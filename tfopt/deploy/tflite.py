@@ -18,10 +18,11 @@ from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.graph import check_finite, check_model, walk_layers
 from tfopt.core.loading import load_model
+from tfopt.core.modes import check_ranges, fake_quantized
 from tfopt.core.rewrite import computes_in_16_bits
 from tfopt.deploy.assembly import assemble
-from tfopt.deploy.checks import check_comparison, check_options, check_ranges, check_shapes
-from tfopt.deploy.convert import convert, is_quantized, kind_of
+from tfopt.deploy.checks import check_comparison, check_options, check_shapes
+from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.metadata import all_metadata, check_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
@@ -185,7 +186,7 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     if legacy:
         quantized = tfmot.is_quantized(model)
     else:
-        quantized = is_quantized(model)
+        quantized = bool(fake_quantized(model))
         check_ranges(model)
     own = "none" if not quantized else "int8" if legacy else kind_of(model)
     if quantized and quantization not in ("auto", own):
@@ -207,7 +208,7 @@ def _kind_of_difference(model, kind: str, legacy: bool) -> str:
     """The key of the tolerance: what of the difference comes from the file, what from the model."""
     if legacy:
         return kind
-    if kind == "int8" and not is_quantized(model):
+    if kind == "int8" and not fake_quantized(model):
         return "int8 of a float model"
     in_half = kind in ("none", "weight_only", "int16x8") and computes_in_16_bits(model)
     return "float16" if in_half else kind

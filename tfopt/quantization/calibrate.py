@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -14,8 +14,8 @@ from rich.progress import track
 
 from tfopt.core.data import as_inputs, input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
-from tfopt.core.graph import check_model, walk_layers
-from tfopt.core.modes import FakeQuantized, mode
+from tfopt.core.graph import check_model
+from tfopt.core.modes import check_quantized, mode, ranges_of
 from tfopt.core.rewrite import rewrite
 from tfopt.quantization import histogram
 from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms
@@ -95,13 +95,8 @@ def calibrate(
 
 def _check(model, method: str, percentile: float) -> None:
     check_model(model)
-    if not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
-        raise InvalidArgumentError(
-            "`calibrate` sets the ranges of a quantized model.",
-            received=f"'{model.name}', a float model",
-            fix="Call `tfopt.quantize(model)` first.",
-        )
-    if not _ranges(model):
+    check_quantized(model, "calibrate")
+    if not ranges_of(model):
         raise NothingToDoError(
             "`calibrate` sets the ranges of activations.",
             received=f"'{model.name}', of which only weights are quantized",
@@ -121,7 +116,7 @@ def _check(model, method: str, percentile: float) -> None:
 
 
 def _wants_correction(model: keras.Model, bias_correction: bool | None) -> bool:
-    fresh = all(activation_range.bounds() == (0.0, 0.0) for _, activation_range in _ranges(model))
+    fresh = all(activation_range.bounds() == (0.0, 0.0) for activation_range in ranges_of(model).values())
     if bias_correction is None:
         return fresh
     if not isinstance(bias_correction, (bool, np.bool_)):
@@ -148,8 +143,8 @@ def _correct(model: keras.Model, batches: list, correct: bool, batch_norm: bool)
 
 def _observe(model: keras.Model, batches: Iterable, method: str, percentile: float) -> None:
     """Sets all ranges, in one pass over the data."""
-    ranges = _ranges(model)
-    for _, activation_range in ranges:
+    ranges = cast(dict[str, ActivationRange], ranges_of(model))
+    for activation_range in ranges.values():
         activation_range.reset()
         by_extremes = method == "minmax" or (method == "mse" and activation_range.bits == 16)  # of so many steps
         activation_range.histogram = None if by_extremes else histogram.Histogram()
@@ -161,7 +156,7 @@ def _observe(model: keras.Model, batches: Iterable, method: str, percentile: flo
 
     for batch in batches:
         observe(as_inputs(model, batch))
-    for path, activation_range in ranges:
+    for path, activation_range in ranges.items():
         _settle(activation_range, path, method, percentile)
 
 
@@ -180,12 +175,3 @@ def _settle(activation_range: ActivationRange, path: str, method: str, percentil
             fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
         )
     activation_range.set(low, high)
-
-
-def _ranges(model: keras.Model) -> list[tuple[str, Any]]:
-    return [
-        (path, activation_range)
-        for path, layer in walk_layers(model)
-        if isinstance(layer, FakeQuantized)
-        for activation_range in layer.ranges().values()
-    ]

@@ -13,8 +13,8 @@ from keras import layers as kl
 
 from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
-from tfopt.core.graph import Graph, check_model, walk_layers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.graph import Graph, check_model
+from tfopt.core.modes import FakeQuantized, check_quantized, check_ranges, fake_quantized
 from tfopt.quantization.calibrate import calibrate
 from tfopt.quantization.error_report import LayerError, QuantizationErrors, decibels
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
@@ -51,7 +51,9 @@ def quantization_errors(
         >>> errors["d"].alone_db > 30
         True
     """
-    _check_ready(model)
+    check_model(model)
+    check_quantized(model, "quantization_errors")
+    check_ranges(model)
     return _measured(Twins(model), list(input_batches(model, data, batch_size=batch_size, limit=samples)))
 
 
@@ -96,12 +98,12 @@ def suggest_float_layers(
     _check_wanted(target_db, max_layers)
     check_model(model)
     batches = list(input_batches(model, data, batch_size=batch_size, limit=samples))
-    if not _is_quantized(model):
+    if not fake_quantized(model):
         whole = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what stays float anyway is said by the user's own `quantize`
             model = calibrate(quantize(model), whole)
-    _check_ready(model)
+    check_ranges(model)
     twins = Twins(model)
     errors = _measured(twins, batches)
     ranked = [layer.layers for layer in errors.layers if layer.layers and layer.alone_db is not None]
@@ -247,27 +249,6 @@ def _joins(op: keras.Operation) -> bool:
 
 def _as_number(ratio: float | None) -> float:
     return math.inf if ratio is None else ratio
-
-
-def _is_quantized(model: keras.Model) -> bool:
-    return any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model))
-
-
-def _check_ready(model: keras.Model) -> None:
-    check_model(model)
-    if not _is_quantized(model):
-        raise InvalidArgumentError(
-            "Errors are those of a quantized model.",
-            received=f"'{model.name}', a float model",
-            fix="Call `tfopt.quantize(model)` and `tfopt.calibrate(model, data)` first.",
-        )
-    for path, layer in walk_layers(model):
-        if isinstance(layer, FakeQuantized) and any(r.bounds() == (0.0, 0.0) for r in layer.ranges().values()):
-            raise InvalidArgumentError(
-                "Each activation range has to be set by data.",
-                received=f"none for '{path}'",
-                fix="Train the model with `fit`, or call `tfopt.calibrate(model, data)`.",
-            )
 
 
 def _check_wanted(target_db: Any, max_layers: Any) -> None:

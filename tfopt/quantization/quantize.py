@@ -1,4 +1,4 @@
-"""The verbs `quantize` and `calibrate`."""
+"""The verb `quantize`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 from tfopt.core.catalog import runs_in_16_bits
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, walk_layers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.modes import fake_quantized
 from tfopt.core.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classes
@@ -110,7 +110,7 @@ def quantize(
     check_model(model)
     choice = Choice(model, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
     training.check_scheme(base)
-    if any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(model)):
+    if fake_quantized(model):
         raise NothingToDoError(
             "The model is quantized already.", received=f"'{model.name}'", fix="`tfopt.strip(model)` undoes it."
         )
