@@ -255,7 +255,7 @@ class TFLiteModel:
         return step if self._takes_batches else 1
 
     def _runs(self, arrays: list[np.ndarray]) -> bool:
-        """Whether several samples come out as several: a file may leave its batch free and reshape to one of its own."""
+        """True if several samples come out as several: a file may leave its batch free, and reshape to one inside."""
         try:
             outputs = self._opened().run(arrays)
         except (ValueError, RuntimeError):  # the shapes inside do not go with the batch
