@@ -20,9 +20,9 @@ from tfopt.distillation.shapes import check_features, common_grid
 class FeatureMatching(DistillationLoss):
     """Mean squared difference of the features of two layers (FitNets).
 
-    Where the widths differ, the student's channels are projected to the teacher's by a 1x1 convolution, or a dense layer
-    where there are no positions. It is trained with the student and is no part of it. Where the grids differ, the larger
-    one is averaged to the smaller.
+    Where the widths differ, the student's channels are projected to the teacher's by a 1x1 convolution, or a dense
+    layer where there are no positions. It is trained with the student and is no part of it. Where the grids differ, the
+    larger one is averaged to the smaller.
 
     Args:
         **kwargs: `student_layer`, `teacher_layer`, `weight` and `name`, as `DistillationLoss` has them.
@@ -76,8 +76,8 @@ class AttentionTransfer(DistillationLoss):
         InvalidArgumentError: if an argument is out of range; when called, if the ranks differ or there are no
             positions.
 
-    Source: Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928; of its weight see section 4.1, which takes
-    about 0.1 in all.
+    Source: Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928; section 4.1 takes a weight of about
+    0.1.
 
     Example:
         >>> loss = AttentionTransfer(student_layer="conv2", teacher_layer="conv9")
