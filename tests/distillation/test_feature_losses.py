@@ -1,4 +1,4 @@
-"""Losses of features against the formulas of the papers in float64 numpy, and their gradients by central differences."""
+"""Losses of features against the formulas of the papers in float64 numpy, gradients by central differences."""
 
 import itertools
 import math
@@ -48,7 +48,9 @@ def numpy_matching(student, teacher):
 
 def numpy_attention(student, teacher, power):
     maps = on_one_grid(*((np.abs(x) ** power).sum(-1, keepdims=True) for x in (student, teacher)))
-    student, teacher = (x.reshape((len(x), -1)) / np.linalg.norm(x.reshape((len(x), -1)), axis=1)[:, None] for x in maps)
+    student, teacher = (
+        x.reshape((len(x), -1)) / np.linalg.norm(x.reshape((len(x), -1)), axis=1)[:, None] for x in maps
+    )
     return ((student - teacher) ** 2).sum(-1) / 2
 
 
@@ -98,8 +100,8 @@ def numpy_contrastive(student, teacher, temperature):
     return -np.log(np.diag(scores) / scores.sum(1))
 
 
-MAPS = normal(5, 6, 4, 3, seed=1), normal(5, 4, 7, 3, seed=2)
-WIDER = normal(5, 6, 4, 3, seed=1), normal(5, 4, 7, 8, seed=2)
+MAPS = normal(5, 4, 2, 3, seed=1), normal(5, 2, 3, 3, seed=2)
+WIDER = MAPS[0], normal(5, 2, 3, 8, seed=2)
 ROWS = normal(5, 7, seed=3), normal(5, 4, seed=4)
 
 # Name -> loss, oracle, features of student and teacher.
@@ -126,12 +128,13 @@ CASES = {
 RELATIONAL = [fl.relational_distance, fl.relational_angle, fl.similarity_preserving]
 
 
-def gradient(loss, student, teacher):
+def run(loss, student, teacher):
+    """The loss of each sample, and the gradient of the sum."""
     student = tf.constant(student)
     with tf.GradientTape() as tape:
         tape.watch(student)
-        total = tf.reduce_sum(loss(student, teacher))
-    return tape.gradient(total, student).numpy()
+        values = loss(student, teacher)
+    return values.numpy(), tape.gradient(values, student).numpy()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -148,7 +151,7 @@ def test_losses_are_those_of_the_papers(name):
 def test_gradients_by_central_differences(name):
     loss, oracle, (student, teacher) = CASES[name]
     weights = np.array([1.0, -2.0, 0.5, 3.0, 1.5])[: len(student)]
-    ours = gradient(lambda s, z: loss(s, z) * weights.astype("float32"), student, teacher)
+    _, ours = run(lambda s, z: loss(s, z) * weights.astype("float32"), student, teacher)
     expected = slope(lambda s: (oracle(s, teacher) * weights).sum(), student)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
@@ -158,11 +161,12 @@ def test_gradients_by_central_differences(name):
 def test_equal_features_lose_nothing(name):
     """But for contrast, which asks for more than equality."""
     loss, _, (student, _) = CASES[name]
+    values, slopes = run(loss, student, student)
     if name == "contrastive":
-        assert loss(student, student).numpy().min() > 0
+        assert values.min() > 0
         return
-    np.testing.assert_allclose(loss(student, student), np.zeros(len(student)), atol=1e-12)
-    np.testing.assert_allclose(gradient(loss, student, student), np.zeros_like(student), atol=1e-6)
+    np.testing.assert_allclose(values, np.zeros(len(student)), atol=1e-12)
+    np.testing.assert_allclose(slopes, np.zeros_like(student), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -180,25 +184,24 @@ def test_degenerate_features_stay_finite(name, kind):
         "tiny": lambda x: x * 1e-30,
         "far away": lambda x: x + 1e6,
     }[kind](student)
-    values = loss(student, teacher[: len(student)]).numpy()
+    values, slopes = run(loss, student, teacher[: len(student)])
     assert np.isfinite(values).all()
     assert (values >= 0).all()
-    assert np.isfinite(gradient(loss, student, teacher[: len(student)])).all()
+    assert np.isfinite(slopes).all()
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("matching")])
-@pytest.mark.parametrize("factor", [1e-20, 1e-3, 1e20])
+@pytest.mark.parametrize("factor", [1e-20, 1e20])
 def test_the_scale_of_the_features_does_not_matter(name, factor):
     loss, _, (student, teacher) = CASES[name]
     scaled = (student * np.float32(factor)).astype("float32")
-    np.testing.assert_allclose(loss(scaled, teacher), loss(student, teacher), rtol=1e-4, atol=1e-6)
+    (values, slopes), (expected, expected_slopes) = run(loss, scaled, teacher), run(loss, student, teacher)
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
     # A function of degree 0 has a gradient that falls with the scale.
-    np.testing.assert_allclose(
-        gradient(loss, scaled, teacher).astype("float64") * factor, gradient(loss, student, teacher), rtol=1e-3, atol=1e-5
-    )
+    np.testing.assert_allclose(slopes.astype("float64") * factor, expected_slopes, rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-50, 50), st.floats(0.01, 100))
 def test_relations_are_kept_by_moves_and_rotations(seed, move, scale):
     generator = np.random.default_rng(seed)
@@ -240,7 +243,7 @@ def test_equal_samples_have_no_distance_and_no_gradient():
     distances = fl._distances(tf.constant(student)).numpy()
     np.testing.assert_array_equal(distances[[0, 2, 4], [1, 3, 5]], [0, 0, 0])
     assert (distances > 0).sum() == 24
-    slopes = gradient(fl.relational_angle, student, normal(6, 4))
+    _, slopes = run(fl.relational_angle, student, normal(6, 4))
     assert np.abs(slopes).max() < 1
     np.testing.assert_allclose(fl.relational_distance(student, student + 5), np.zeros(6), atol=1e-9)
 
@@ -253,7 +256,15 @@ def test_embeddings_that_are_alike_tell_nothing_apart():
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [((8,), (4,)), ((7,), (3,)), ((5,), (2,)), ((6, 9), (6, 3)), ((4, 7), (5, 6)), ((1, 8), (3, 1)), ((2, 5, 7), (3, 5, 4))],
+    [
+        ((8,), (4,)),
+        ((7,), (3,)),
+        ((5,), (2,)),
+        ((6, 9), (6, 3)),
+        ((4, 7), (5, 6)),
+        ((1, 8), (3, 1)),
+        ((2, 5, 7), (3, 5, 4)),
+    ],
 )
 def test_grids_meet_at_the_smaller(one, other):
     student, teacher = normal(2, *one, 3, seed=1), normal(2, *other, 2, seed=2)
@@ -276,10 +287,18 @@ def test_grids_of_unknown_size():
 @pytest.mark.parametrize(
     ("loss", "shapes", "message"),
     [
-        (fl.feature_matching, ((4, 8, 8, 3), (4, 8, 8, 5)), r"student \(3,\), teacher \(5,\).*FeatureMatching projects"),
+        (
+            fl.feature_matching,
+            ((4, 8, 8, 3), (4, 8, 8, 5)),
+            r"student \(3,\), teacher \(5,\).*FeatureMatching projects",
+        ),
         (fl.feature_matching, ((4, 8, 8, 3), (4, 3)), r"student \(4, 8, 8, 3\), teacher \(4, 3\)\. Name layers"),
         (fl.feature_matching, ((4,), (4,)), r"student \(4,\), teacher \(4,\)"),
-        (fl.attention_transfer, ((4, 8), (4, 8)), r"\(batch, positions, channels\).*student \(4, 8\), teacher \(4, 8\)"),
+        (
+            fl.attention_transfer,
+            ((4, 8), (4, 8)),
+            r"\(batch, positions, channels\).*student \(4, 8\), teacher \(4, 8\)",
+        ),
         (fl.attention_transfer, ((4, 8, 8, 3), (4, 64, 3)), r"student \(4, 8, 8, 3\), teacher \(4, 64, 3\)"),
         (fl.contrastive, ((4, 8), (4, 9)), r"student \(4, 8\), teacher \(4, 9\)\. ContrastiveRepresentation"),
     ],

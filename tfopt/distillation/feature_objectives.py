@@ -11,6 +11,7 @@ import keras
 from keras import layers as kl
 from keras import ops
 
+from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation import feature_losses
 from tfopt.distillation.loss_layer import DistillationLoss, check_number
 from tfopt.distillation.shapes import check_features, common_grid
@@ -218,7 +219,8 @@ class ContrastiveRepresentation(DistillationLoss):
     on = "features"
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.1, **kwargs: Any):
-        check_number("dimensions", dimensions, least=1)
+        if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+            raise InvalidArgumentError("`dimensions` is a whole number of at least 1.", received=repr(dimensions))
         check_number("temperature", temperature, above=0.0)
         super().__init__(**kwargs)
         self.dimensions = dimensions
