@@ -214,6 +214,30 @@ def test_relations_are_kept_by_moves_and_rotations(seed, move, scale):
         np.testing.assert_allclose(loss(moved, student), np.zeros(6), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [fl.feature_matching, lambda s, z, m=None: fl.attention_transfer(s, z, mask=m), *RELATIONAL],
+    ids=["matching", "attention", "distance", "angle", "similarity"],
+)
+def test_padded_steps_do_not_count(loss):
+    """Whatever lies at the last steps, the loss is that of the steps before; of another length for each sample too."""
+    student, teacher = normal(5, 4, 3, seed=1), normal(5, 4, 3, seed=2)
+    expected = loss(student[:, :2], teacher[:, :2])
+    padded = [
+        np.concatenate([x[:, :2], np.full((5, 2, 3), fill, "float32")], 1)
+        for x, fill in ((student, 7), (teacher, np.nan))
+    ]
+    same = np.tile([True, True, False, False], (5, 1))
+    np.testing.assert_allclose(loss(*padded, same), expected, rtol=1e-4, atol=1e-6)
+    lengths = np.arange(4) < np.array([[4], [1], [2], [3], [4]])
+    other = [np.where(lengths[..., None], x, 9.0) for x in (student, teacher)]
+    np.testing.assert_allclose(loss(*other, lengths), loss(student, teacher, lengths), rtol=1e-6)
+    with pytest.raises(
+        InvalidArgumentError, match=r"same steps.*student \(5, 4, 3\), teacher \(5, 2, 3\), mask \(5, 4\)"
+    ):
+        loss(student, teacher[:, :2], same)
+
+
 @pytest.mark.parametrize("loss", RELATIONAL)
 def test_the_order_of_the_batch_does_not_matter(loss):
     order = [3, 1, 4, 0, 2]

@@ -209,6 +209,22 @@ def test_padded_steps_do_not_count():
 
 
 @pytest.mark.parametrize("cls", ALL)
+def test_every_loss_heeds_the_mask(cls):
+    """Other values at padded steps change nothing, with widths that differ where they may."""
+    _, _, labels = example(cls)
+    student, teacher = normal(4, 2, 6), normal(4, 2, 6 if cls in OF_OUTPUTS else 5, seed=1)
+    mask = np.array([[True, True], [True, False], [True, False], [True, True]])
+    found = []
+    for fill in (0.0, 50.0):
+        padded = [np.where(mask[..., None], x, np.float32(fill)) for x in (student, teacher)]
+        scores = tf.constant(padded[0])
+        scores._keras_mask = tf.constant(mask)
+        keras.utils.set_random_seed(2)
+        found.append(call(cls(**ALL[cls]), (scores, padded[1]), labels))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", ALL)
 def test_the_weight_is_not_applied(cls):
     _, values, labels = example(cls)
     keras.utils.set_random_seed(1)
