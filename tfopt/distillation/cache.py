@@ -1,0 +1,1 @@
+from tfopt.distillation.taught import Taught as Taught
