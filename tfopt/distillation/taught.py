@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import keras
+import tensorflow as tf
+
 
 class Taught(NamedTuple):
     """Inputs with the teacher's answers to them: what `x` is in a batch of cached data.
@@ -17,3 +20,21 @@ class Taught(NamedTuple):
     inputs: Any
     outputs: Any
     features: dict[str, Any]
+
+
+def first_taught(data: Any) -> Taught | None:
+    """The first batch of cached data, without the labels; None where `data` is something else.
+
+    Args:
+        data: what `fit` takes: a `keras.utils.PyDataset`, a data set of TensorFlow, or arrays.
+    """
+    if isinstance(data, Taught):
+        return data
+    if isinstance(data, keras.utils.PyDataset):
+        batch = data[0]
+    elif isinstance(data, tf.data.Dataset):
+        batch = next(iter(data), None)
+    else:
+        return None
+    inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+    return inputs if isinstance(inputs, Taught) else None

@@ -99,7 +99,7 @@ class Teachers:
 
     def _check_outputs(self) -> None:
         for model in self.models[1:]:
-            if len(self.names) > 1 and output_names(model) != self.names or output_shapes(model) != self.shapes:
+            if (len(self.names) > 1 and output_names(model) != self.names) or output_shapes(model) != self.shapes:
                 raise InvalidArgumentError(
                     "Several teachers have the same outputs.",
                     received=f"{self.shapes} of '{self.models[0].name}', {output_shapes(model)} of '{model.name}'",
