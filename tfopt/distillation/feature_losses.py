@@ -100,8 +100,8 @@ def relational_distance(student: Any, teacher: Any) -> Any:
 def relational_angle(student: Any, teacher: Any) -> Any:
     """Huber loss of the cosines of the angles that any three samples form.
 
-    Mean over all triples of different samples, where the paper has the sum. A batch of two or fewer has a loss of 0. Time
-    and memory grow with the cube of the batch.
+    Mean over all triples of different samples, where the paper has the sum. A batch of two or fewer has a loss of 0.
+    Time and memory grow with the cube of the batch.
 
     Args:
         student, teacher: features (batch, ...) of any two shapes.
@@ -208,9 +208,8 @@ def _squared_distances(gram: Any) -> Any:
 
 
 def _centred(features: Any) -> Any:
-    """Rows around their mean, which moves no distance and saves the digits of the inner products, scaled to at most 1."""
-    rows = _rows(_float(features))
-    rows = _at_most_1(rows, None)
+    """Rows around their mean, scaled to at most 1: that moves no distance and saves the digits of inner products."""
+    rows = _at_most_1(_rows(_float(features)), None)
     return _at_most_1(rows - ops.mean(rows, 0, keepdims=True), None)
 
 

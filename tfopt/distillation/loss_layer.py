@@ -24,7 +24,8 @@ class DistillationLoss(keras.layers.Layer):
         name: of the layer.
 
     Raises:
-        InvalidArgumentError: if the weight is out of range, or layers are given where outputs are compared or the reverse.
+        InvalidArgumentError: if the weight is out of range, or layers are given where outputs are compared or the
+            reverse.
 
     Example:
         >>> from keras import ops

@@ -1,8 +1,8 @@
 """Losses between the outputs of a student and of its teacher: tensors in, one loss a sample out, shape (batch,).
 
 All is computed in float32, whatever comes in. Positions inside a sample, as the pixels of a segmentation or the steps
-of a sequence, are averaged; a mask (batch, ...) leaves positions out. Logits may be log-probabilities as well, a softmax
-does not see the difference, and may be infinite.
+of a sequence, are averaged; a mask (batch, ...) leaves positions out. Logits may be log-probabilities as well, as a
+softmax does not see the difference, and may be infinite.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ REGRESSIONS = ("mse", "mae", "huber")
 def soft_targets(student: Any, teacher: Any, temperature: float, mask: Any = None) -> Any:
     """Divergence of the softened class probabilities, `T^2 KL(softmax(teacher / T) || softmax(student / T))`.
 
-    The factor keeps the size of the gradients as T grows. For large T the loss becomes half the squared difference of the
-    centred logits over the number of classes.
+    The factor keeps the size of the gradients as T grows. For large T the loss becomes half the squared difference of
+    the centred logits over the number of classes.
 
     Args:
         student, teacher: logits (batch, ..., classes).
@@ -60,14 +60,14 @@ def decoupled_targets(
 ) -> Any:
     """Soft targets in two parts with weights of their own (DKD), times T^2.
 
-    The first is the divergence of "the labelled class or another" (TCKD), the second that of the probabilities among the
-    other classes (NCKD). Soft targets are TCKD + (1 - p) NCKD, with the teacher's probability p of the labelled class:
-    the surer the teacher, the less they teach of the other classes.
+    The first is the divergence of "the labelled class or another" (TCKD), the second that of the probabilities among
+    the other classes (NCKD). Soft targets are TCKD + (1 - p) NCKD, with the teacher's probability p of the labelled
+    class: the surer the teacher, the less they teach of the other classes.
 
     Args:
         student, teacher: logits (batch, ..., classes).
-        labels: class numbers (batch, ...) or (batch, ..., 1), or rows (batch, ..., classes), whose largest entry counts.
-            A class number out of range gives NaN.
+        labels: class numbers (batch, ...) or (batch, ..., 1), or rows (batch, ..., classes), whose largest entry
+            counts. A class number out of range gives NaN.
         temperature: T, above 0.
         target_weight, other_weight: the paper's alpha and beta.
         mask: booleans (batch, ...) of the positions that count; None for all.
@@ -157,7 +157,7 @@ def regression_targets(student: Any, teacher: Any, kind: str = "mse", mask: Any 
 
 
 def bounded_targets(student: Any, teacher: Any, labels: Any, margin: float = 0.0, mask: Any = None) -> Any:
-    """Mean squared error against the labels, for samples in which the student is not better than the teacher by a margin.
+    """Mean squared error against the labels, of samples in which the student is not better than its teacher by a margin.
 
     The teacher is a bound to reach, not a target: its own errors are not learned.
 
@@ -212,8 +212,8 @@ def _softened(logits: Any, temperature: float) -> Any:
 def _divergence(student: Any, teacher: Any) -> Any:
     """KL(softmax(teacher) || softmax(student)) over the last axis, with small values as exact as large ones.
 
-    With p the teacher's probabilities and x = student - teacher, less its mean under p, it equals log(sum(p exp(x))), and
-    log(1 + sum(p (exp(x) - 1 - x))). Nothing cancels in the second, which is what a high temperature needs: there the
+    With p the teacher's probabilities and x = student - teacher, less its mean under p, it equals log(sum(p exp(x))),
+    and log(1 + sum(p (exp(x) - 1 - x))). Nothing cancels in the second, which is what a high temperature needs: there the
     divergence falls with T^-2 and would drown in the rounding of logarithms of probabilities.
     """
     log_teacher = ops.log_softmax(teacher, -1)

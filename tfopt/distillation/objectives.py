@@ -78,8 +78,8 @@ class DecoupledTargets(_Softened):
     Args:
         temperature: T, above 0; None for that of the Distiller.
         target_weight: of the first part, the paper's alpha, 0 or more.
-        other_weight: of the second part, the paper's beta, 0 or more. The paper takes 0.25 to 10, more for teachers that
-            are surer; it lets the loss grow over the first epochs.
+        other_weight: of the second part, the paper's beta, 0 or more. The paper takes more for teachers that are surer,
+            and lets the loss grow over the first epochs.
         **kwargs: `weight`, `output` and `name`, as `DistillationLoss` has them.
 
     Called on logits or log-probabilities (batch, ..., classes) and labels, numbers or rows of classes.
