@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,11 +73,11 @@ def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teacher
         InvalidArgumentError: for a place that one of them does not have, or shapes that a loss cannot compare.
     """
     found = []
-    for loss in losses:
+    for loss, name in zip(losses, _log_names(losses), strict=True):
         if loss.on == "features":
-            found.append(_between_layers(loss, student, teachers))
+            found.append(_between_layers(loss, name, student, teachers))
         else:
-            found.extend(_between_outputs(loss, student, teachers))
+            found.extend(_between_outputs(loss, name, student, teachers))
     for objective in found:
         check_shapes(objective, student, teachers)
     return found
@@ -84,13 +85,13 @@ def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teacher
 
 def check_shapes(objective: Objective, student: keras.Model, teachers: Teachers | None) -> None:
     """Raises where two outputs differ; what layers may differ in, their losses know."""
-    if teachers is None or not isinstance(objective.student, int):
+    if teachers is None or objective.outputs is None:
         return
     mine, theirs = _shapes(objective, student, teachers)
     if len(mine) != len(theirs) or any(None not in (a, b) and a != b for a, b in zip(mine, theirs, strict=True)):
         raise InvalidArgumentError(
             "A student learns outputs of the shape of its own, of as many classes.",
-            received=f"'{output_names(student)[objective.student]}' {mine}, of the teacher {theirs}",
+            received=f"'{output_names(student)[objective.outputs[0]]}' {mine}, of the teacher {theirs}",
             fix="Give the student the teacher's outputs, or distil from features alone.",
         )
 
@@ -105,10 +106,9 @@ def build_losses(found: Sequence[Objective], student: keras.Model, teachers: Tea
 def build_for(found: Sequence[Objective], student: keras.Model, taught: Taught) -> None:
     """Creates the weights of losses between layers for cached answers, whose shapes no teacher tells."""
     for objective in found:
-        loss, path = objective.loss, objective.teacher
-        if loss.on == "features" and not loss.built and path in taught.features:
-            shape = (None, *taught.features[path].shape[1:])
-            loss.build(feature_shape(student, str(objective.student)), shape)
+        mine, theirs = objective.layers or ("", "")
+        if not objective.loss.built and theirs in taught.features:
+            objective.loss.build(feature_shape(student, mine), (None, *taught.features[theirs].shape[1:]))
 
 
 def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
@@ -122,7 +122,7 @@ def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
         )
 
 
-def _between_layers(loss: DistillationLoss, student: keras.Model, teachers: Teachers | None) -> Objective:
+def _between_layers(loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None) -> Objective:
     if loss.student_layer is None:
         raise InvalidArgumentError(
             f"{type(loss).__name__} compares layers.",
@@ -133,26 +133,41 @@ def _between_layers(loss: DistillationLoss, student: keras.Model, teachers: Teac
     feature_calls(student, loss.student_layer)
     if teachers is not None:
         teachers.feature_shape(path)
-    return Objective(loss, loss.name, loss.student_layer, path)
+    return Objective(loss, name, layers=(loss.student_layer, path))
 
 
-def _between_outputs(loss: DistillationLoss, student: keras.Model, teachers: Teachers | None) -> list[Objective]:
+def _between_outputs(
+    loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None
+) -> list[Objective]:
     names = output_names(student)
     theirs = names if teachers is None else teachers.names
     if loss.output_name is not None:
         place = output_index(names, loss.output_name, "student"), output_index(theirs, loss.output_name, "teacher")
-        return [Objective(loss, loss.name, *place)]
+        return [Objective(loss, name, outputs=place)]
     if len(names) == 1 and len(theirs) == 1:
-        return [Objective(loss, loss.name, 0, 0)]
+        return [Objective(loss, name, outputs=(0, 0))]
     if teachers is not None:
         check_same_outputs(student, teachers)
-    return [Objective(loss, f"{name}_{loss.name}", i, i) for i, name in enumerate(names)]
+    return [Objective(loss, f"{output}_{name}", outputs=(i, i)) for i, output in enumerate(names)]
+
+
+def _log_names(losses: Sequence[DistillationLoss]) -> list[str]:
+    """What the logs call each loss: the user's name for it, else its class, not counted on over the whole process."""
+    names: list[str] = []
+    for loss in losses:
+        plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(loss).__name__).lower()
+        name = plain if re.fullmatch(rf"{plain}(_\d+)?", loss.name) else loss.name
+        count = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", known) is not None for known in names)
+        names.append(f"{name}_{count}" if name in names else name)
+    return names
 
 
 def _shapes(objective: Objective, student: keras.Model, teachers: Teachers) -> tuple[tuple, tuple]:
-    if isinstance(objective.student, int):
-        return output_shapes(student)[objective.student], teachers.shapes[int(objective.teacher)]
-    return feature_shape(student, objective.student), teachers.feature_shape(str(objective.teacher))
+    if objective.outputs:
+        mine, theirs = objective.outputs
+        return output_shapes(student)[mine], teachers.shapes[theirs]
+    layers = objective.layers or ("", "")
+    return feature_shape(student, layers[0]), teachers.feature_shape(layers[1])
 
 
 def _with_temperature(loss: DistillationLoss, temperature: float) -> DistillationLoss:

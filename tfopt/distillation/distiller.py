@@ -11,12 +11,10 @@ import tensorflow as tf
 from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import compiled_loss, functional_of, label_loss, sublayers, track_loss
+from tfopt.core.keras_internals import functional_of, label_loss, sublayers, track_loss
 from tfopt.distillation import arguments
-from tfopt.distillation.choice import chosen_loss, task_of, task_of_objective
-from tfopt.distillation.heads import heads_of
-from tfopt.distillation.outputs import output_names, part_of
-from tfopt.distillation.plan import Answer, Objective, Plan, replicas
+from tfopt.distillation.plan import Answer, replicas
+from tfopt.distillation.planning import planned
 from tfopt.distillation.taught import Taught, first_taught
 from tfopt.distillation.teachers import Teachers
 from tfopt.distillation.trackers import Trackers, batch_size_of
@@ -30,28 +28,29 @@ class Distiller(keras.Model):
     add_loss`; without labels (`compile(loss=None)`) it is the distillation losses as they are. All are means over the
     batch, weighted by the samples if there are weights.
 
-    In a step student and teacher run once each, the teacher in inference mode, and only the student (with the projections
-    of feature losses) is trained. Nothing in the teacher changes, its `trainable` flags and moving statistics included.
-    Weight constraints and fake quantization of the student, as `prune` and `quantize` put them there, go on holding.
+    In a step student and teacher run once each, the teacher in inference mode, and only the student (with the
+    projections of feature losses) is trained. Nothing in the teacher changes, neither its `trainable` flags nor its
+    moving statistics. Weight constraints and fake quantization of the student, from `prune` and `quantize`, go on
+    holding.
 
-    `evaluate`, and so the validation in `fit`, shows the loss of the labels and the metrics: the teacher does not run, so
-    that there is no distillation loss, unless the data is cached or it is asked for by `compile(evaluate_teacher=True)`.
+    `evaluate`, and so the validation in `fit`, shows the loss of the labels and the metrics: the teacher does not run
+    and there is no distillation loss, unless the data is cached or `compile(evaluate_teacher=True)` asks for it.
     `predict` is the student's.
 
     `distiller.student.save(path)` saves the student, a plain model. `distiller.save(path)` saves all, the teacher too;
-    `keras.models.load_model(path)` gives a Distiller that goes on with `fit` where it was. Masks of a pruned student are
-    not part of any file: call `tfopt.prune(student, sparsity="keep")` on a loaded one. Files of weights alone, as
-    `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)` write them, leave the teacher out.
+    `keras.models.load_model(path)` gives a Distiller that goes on with `fit` where it was. Masks of a pruned student
+    are in no file: put `tfopt.prune(student, sparsity="keep")` of a loaded student into a new Distiller. Files of
+    weights alone, as `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)` write them, leave the teacher out.
 
     Args:
-        student: a built Sequential or Functional model, which is trained in place; also one from `prune` or `quantize`.
+        student: a built Sequential or Functional model, which is trained in place; also one of `prune` or `quantize`.
         teacher: another one, of the same inputs; a list of them, whose probabilities are averaged; the student itself,
-            of which a copy then teaches (born-again networks); or None, to fit what `cache_teacher` gives. A teacher that
-            shares weights with the student is copied too.
-        losses: of `tfopt.distillation`, one or a list. None chooses one for each output: `SoftTargets` where student or
-            teacher ends in a softmax, `BinaryTargets` for a sigmoid, else what fits the loss of `compile`: cross-entropies
-            take logits, regressions give `RegressionTargets`. With `compile(loss=None)` the loss that the teacher or the
-            student was compiled with is looked at. Weighted by the `loss_weights` of `compile`.
+            of which a copy then teaches (born-again networks); or None, to fit what `cache_teacher` gives. A teacher
+            that shares weights with the student is copied too.
+        losses: of `tfopt.distillation`, one or a list. None chooses one for each output: `SoftTargets` where student
+            or teacher ends in a softmax, `BinaryTargets` for a sigmoid, else what fits the loss of `compile`:
+            cross-entropies take logits, regressions give `RegressionTargets`. With `compile(loss=None)` it is the loss
+            that the teacher or the student was compiled with. Weighted by the `loss_weights` of `compile`.
         alpha: share of the teacher, from 0 (labels alone) to 1.
         temperature: of the losses that have none of their own, above 0.
         teacher_weights: one number above 0 a teacher; None for equal ones.
@@ -105,7 +104,6 @@ class Distiller(keras.Model):
         object.__setattr__(self, "teacher", models if isinstance(teacher, (list, tuple)) else (models or [None])[0])
         object.__setattr__(self, "_teachers", teachers)
         object.__setattr__(self, "_given", None if given is None else found)
-        object.__setattr__(self, "_heads", heads_of(student))
         self.built = True
 
     def compile(
@@ -129,10 +127,10 @@ class Distiller(keras.Model):
             optimizer, loss, loss_weights, metrics, weighted_metrics: as Keras takes them; `loss=None` for no labels.
             run_eagerly, steps_per_execution, jit_compile, auto_scale_loss: as Keras takes them.
             evaluate_teacher: runs the teacher in `evaluate` too, for its losses.
-            teacher_gap: shows in the logs, where the teacher's answers are there, `teacher_gap` (accuracy of the teacher
-                less that of the student on the same batch, for regressions the mean absolute error of the student less
-                that of the teacher; only with labels) and `teacher_disagreement` (share of samples, or labels, to which
-                both give different answers; for regressions their mean absolute difference).
+            teacher_gap: shows in the logs, where the teacher's answers are there, `teacher_gap` (accuracy of the
+                teacher less that of the student on the same batch; of regressions the mean absolute error of the
+                student less that of the teacher; only with labels) and `teacher_disagreement` (share of samples, or
+                labels, to which both give different answers; of regressions their mean absolute difference).
 
         Raises:
             InvalidArgumentError: if no loss is given and it cannot be told which fits.
@@ -143,7 +141,7 @@ class Distiller(keras.Model):
                 received="a Distiller without one",
                 fix="Pass `teacher=`, or evaluate cached data, whose answers are there.",
             )
-        plan = self._planned(loss, loss_weights)
+        plan = planned(self.student, self._teachers, self._given, self.temperature, loss, loss_weights)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -220,38 +218,9 @@ class Distiller(keras.Model):
         return self._trackers.shown(results, taught is not None, labels, self.loss is not None)
 
     def _get_metrics_result_or_logs(self, logs: Any) -> Any:
-        # Keras takes the means over all replicas only where all metrics are in the logs; without a teacher some are not.
+        # Keras takes the means over all replicas where all metrics are in the logs; without a teacher some are not.
         results = self.get_metrics_result()
         return {name: results.get(name, value) for name, value in logs.items()}
-
-    def _planned(self, loss: Any, loss_weights: Any) -> Plan:
-        """The losses for labels that are learned by `loss`."""
-        names, teachers = output_names(self.student), self._teachers
-        taught = [None] * len(names) if teachers is None else teachers.heads
-        label_losses = [self._label_loss(loss, i) for i in range(len(names))]
-        found = self._given
-        if found is None:
-            found = []
-            for i, name in enumerate(names):
-                weight = part_of(1.0 if loss_weights is None else loss_weights, i, names)
-                chosen = chosen_loss(self._heads[i], taught[i], label_losses[i], self.temperature, weight, name)
-                found.append(Objective(chosen, f"{name}_distillation", i, i))
-                arguments.check_shapes(found[-1], self.student, teachers)
-        tasks = [
-            task_of(self._heads[i], taught[i] if i < len(taught) else None, label_losses[i]) for i in range(len(names))
-        ]
-        for objective in found:
-            if isinstance(objective.student, int):
-                tasks[objective.student] = task_of_objective(objective.loss) or tasks[objective.student]
-        return Plan(self.student, teachers, found, self._heads, tasks)
-
-    def _label_loss(self, loss: Any, index: int) -> Any:
-        """The loss of the labels at an output: that of `compile`, else the one the teacher or student was trained by."""
-        for model in [self, *(self._teachers.models if self._teachers else []), self.student]:
-            given = loss if model is self else compiled_loss(model).get("loss")
-            if given is not None:
-                return part_of(given, index, output_names(self.student if model is self else model))
-        return None
 
     def _build_from_cache(self, x: Any) -> None:
         """Creates the weights of losses that only the cached features tell the shape of."""

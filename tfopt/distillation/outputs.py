@@ -25,6 +25,11 @@ def output_names(model: keras.Model) -> list[str]:
     return list(functional.output_names)
 
 
+def has_keys(model: keras.Model) -> bool:
+    """True if the outputs are a dict, whose keys say which is which; else their order does."""
+    return isinstance(functional_of(model).output, dict)
+
+
 def output_shapes(model: keras.Model) -> list[tuple[int | None, ...]]:
     """Shapes of the outputs in flat order, the batch with them."""
     return [tuple(tensor.shape) for tensor in functional_of(model).outputs]
@@ -40,16 +45,15 @@ def output_index(names: list[str], wanted: str | int, of: str) -> int:
         >>> output_index(["a", "b"], "b", "student")
         1
     """
-    number = isinstance(wanted, int) and not isinstance(wanted, bool)
-    if number and 0 <= wanted < len(names):
-        return wanted
-    if wanted not in names or number:
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(names):
         raise InvalidArgumentError(
             "`output` names an output of student and teacher, or counts from 0.",
             received=f"{wanted!r}, which the {of} does not have",
             fix=f"It has {', '.join(names)}.",
         )
-    return names.index(wanted)
+    return wanted
 
 
 def part_of(values: Any, index: int, names: list[str]) -> Any:

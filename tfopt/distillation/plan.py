@@ -22,12 +22,12 @@ from tfopt.distillation.teachers import Teachers
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """One loss between a place in the student and a place in the teacher: indices of outputs, or paths of layers."""
+    """One loss between an output of the student and one of the teacher, by index, or between two layers, by path."""
 
     loss: DistillationLoss
     name: str
-    student: int | str
-    teacher: int | str
+    outputs: tuple[int, int] | None = None
+    layers: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ class Plan:
         self.teachers, self.objectives = teachers, list(objectives)
         self.heads, self.tasks = list(heads), list(tasks)
         self.names = output_names(student)
-        self.paths = sorted({str(o.student) for o in objectives if o.loss.on == "features"})
-        self.teacher_paths = sorted({str(o.teacher) for o in objectives if o.loss.on == "features"})
-        self._student = observed(student, self.paths) if self.paths else None
+        pairs = [objective.layers for objective in objectives if objective.layers]
+        self.teacher_paths = sorted({path for _, path in pairs})
+        self._student = observed(student, {path for path, _ in pairs}) if pairs else None
         self._plain = student
 
     def ask(self, inputs: Any, training: bool) -> Answer:
@@ -89,18 +89,19 @@ class Plan:
                 received="data of inputs and labels alone",
                 fix="Pass `teacher=` to the Distiller, or fit what `tfopt.cache_teacher(teacher, data)` gives.",
             )
-        return self.teachers.answer(x, self.teacher_paths, self._teacher_tasks())
+        return self.teachers.answer(x, self.teacher_paths, self._averages(self.teachers))
 
     def losses(self, answer: Answer, taught: Taught, labels: Any, weights: Any) -> list:
         """The mean over the batch of each loss, weighted by the samples, without the losses' own weights."""
         scores = self.teacher_scores(taught)
         means = []
         for objective in self.objectives:
-            student, teacher = self._pair(objective, answer, scores, taught)
-            own, sample_weight = labels, _shared(weights)
-            if isinstance(objective.student, int):
-                own = part_of(labels, objective.student, self.names)
-                sample_weight = part_of(weights, objective.student, self.names)
+            if objective.outputs:
+                student, teacher = self._outputs(objective.loss, *objective.outputs, answer, scores)
+                own, sample_weight = (part_of(given, objective.outputs[0], self.names) for given in (labels, weights))
+            else:
+                student, teacher = self._features(*(objective.layers or ("", "")), answer, taught)
+                own, sample_weight = labels, _shared(weights)
             more = {"labels": own} if objective.loss.uses_labels else {}
             means.append(_mean(objective.loss(student, teacher, **more), sample_weight))
         return means
@@ -113,33 +114,33 @@ class Plan:
         """The teacher's outputs, flat, as float32 logits or numbers."""
         return [ops.cast(values, "float32") for values in keras.tree.flatten(taught.outputs)]
 
-    def _pair(self, objective: Objective, answer: Answer, scores: list, taught: Taught) -> tuple[Any, Any]:
-        i, j = objective.student, objective.teacher
-        if isinstance(i, str):
-            if j not in taught.features:
-                raise InvalidArgumentError(
-                    "The cached answers have to hold the features that the losses compare.",
-                    received=f"{sorted(taught.features)} without '{j}'",
-                    fix=f"Cache them: `tfopt.cache_teacher(..., layers={self.teacher_paths})`.",
-                )
-            return answer.features[i], taught.features[j]
-        if j >= len(scores) or len(scores[j].shape) != len(answer.scores[i].shape):
+    def _features(self, mine: str, theirs: str, answer: Answer, taught: Taught) -> tuple[Any, Any]:
+        if theirs not in taught.features:
+            raise InvalidArgumentError(
+                "The cached answers have to hold the features that the losses compare.",
+                received=f"{sorted(taught.features)} without '{theirs}'",
+                fix=f"Cache them: `tfopt.cache_teacher(..., layers={self.teacher_paths})`.",
+            )
+        return answer.features[mine], taught.features[theirs]
+
+    def _outputs(self, loss: DistillationLoss, i: int, j: int, answer: Answer, scores: list) -> tuple[Any, Any]:
+        if j >= len(scores) or scores[j].shape[1:] != answer.scores[i].shape[1:]:
             raise InvalidArgumentError(
                 "The cached answers have to be to the student's outputs.",
-                received=f"{[tuple(values.shape) for values in scores]} for {[tuple(s.shape) for s in answer.scores]}",
+                received=f"{[tuple(given.shape) for given in scores]} for {[tuple(s.shape) for s in answer.scores]}",
             )
-        if not isinstance(objective.loss, ON_VALUES):
+        if not isinstance(loss, ON_VALUES):
             return answer.scores[i], scores[j]
         head = self.heads[i] if self.teachers is None else self.teachers.heads[j]
         return answer.flat[i], to_values(head, scores[j])
 
-    def _teacher_tasks(self) -> list[Head | None]:
-        """What the teacher's outputs are to be averaged as."""
-        tasks = list(self.teachers.heads)
-        for objective in self.objectives:
-            if isinstance(objective.teacher, int) and tasks[objective.teacher] in (None, Head.LINEAR):
-                tasks[objective.teacher] = self.tasks[objective.student]
-        return tasks
+    def _averages(self, teachers: Teachers) -> list[Head | None]:
+        """What the outputs of several teachers are averaged as: logits as the losses read them."""
+        heads = list(teachers.heads)
+        for mine, theirs in [objective.outputs for objective in self.objectives if objective.outputs]:
+            if heads[theirs] in (None, Head.LINEAR):
+                heads[theirs] = self.tasks[mine]
+        return heads
 
 
 def replicas() -> int:

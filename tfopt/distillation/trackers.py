@@ -55,8 +55,8 @@ class Trackers:
         if GAP not in self.means:
             return
         scores = self.plan.teacher_scores(taught)
-        places = {(o.student, o.teacher) for o in self.plan.objectives if isinstance(o.student, int)}
-        places = sorted(places) or [(i, i) for i in range(min(len(answer.scores), len(scores)))]
+        places = sorted({objective.outputs for objective in self.plan.objectives if objective.outputs})
+        places = places or [(i, i) for i in range(min(len(answer.scores), len(scores)))]
         pairs = [(i, self.plan.tasks[i], answer.scores[i], scores[j]) for i, j in places]
         apart = [disagreement(task, mine, theirs) for _, task, mine, theirs in pairs]
         self.means[DISAGREEMENT].update_state(sum(apart) / len(apart), sample_weight=batch_size)
