@@ -22,6 +22,7 @@ __all__ = [
     "compiled_loss",
     "create_values",
     "flat_inputs",
+    "forget_compilation",
     "functional_like_constructor",
     "functional_of",
     "has_graph",
@@ -194,3 +195,8 @@ def label_loss(model: keras.Model, y, y_pred, sample_weight):
 def track_loss(model: keras.Model, loss, batch_size) -> None:
     """Adds the loss of a batch to what the logs show as `loss`."""
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+def forget_compilation(model: keras.Model) -> None:
+    """Drops loss and metrics of an earlier `compile`, which Keras keeps where a later one passes none."""
+    model._compile_loss = model._compile_metrics = model.loss = None

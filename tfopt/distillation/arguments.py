@@ -15,7 +15,7 @@ from tfopt.core.keras_internals import functional_of
 from tfopt.core.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
 from tfopt.distillation.loss_layer import DistillationLoss
-from tfopt.distillation.outputs import output_index, output_names, output_shapes
+from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
 from tfopt.distillation.plan import Objective
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
@@ -114,7 +114,8 @@ def build_for(found: Sequence[Objective], student: keras.Model, taught: Taught) 
 def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
     """Raises unless each output of the student has one of the teacher to learn from."""
     names = output_names(student)
-    if len(names) != len(teachers.names) or (len(names) > 1 and names != teachers.names):
+    named = has_keys(student) and teachers.has_keys
+    if len(names) != len(teachers.names) or (named and names != teachers.names):
         raise InvalidArgumentError(
             "Where `losses` does not say what learns from what, student and teacher have the same outputs.",
             received=f"outputs {names} of the student, {teachers.names} of the teacher",
@@ -142,8 +143,10 @@ def _between_outputs(
     names = output_names(student)
     theirs = names if teachers is None else teachers.names
     if loss.output_name is not None:
-        place = output_index(names, loss.output_name, "student"), output_index(theirs, loss.output_name, "teacher")
-        return [Objective(loss, name, outputs=place)]
+        mine = output_index(names, loss.output_name, "student")
+        by_order = loss.output_name not in theirs and len(theirs) == len(names)
+        place = mine if by_order else output_index(theirs, loss.output_name, "teacher")
+        return [Objective(loss, name, outputs=(mine, place))]
     if len(names) == 1 and len(theirs) == 1:
         return [Objective(loss, name, outputs=(0, 0))]
     if teachers is not None:

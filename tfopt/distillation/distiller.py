@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import functional_of, label_loss, sublayers, track_loss
+from tfopt.core.keras_internals import forget_compilation, functional_of, label_loss, sublayers, track_loss
 from tfopt.distillation import arguments
 from tfopt.distillation.plan import Answer, replicas
 from tfopt.distillation.planning import planned
@@ -40,7 +40,7 @@ class Distiller(keras.Model):
     `distiller.student.save(path)` saves the student, a plain model. `distiller.save(path)` saves all, the teacher too;
     `keras.models.load_model(path)` gives a Distiller that goes on with `fit` where it was. Masks of a pruned student
     are in no file: put `tfopt.prune(student, sparsity="keep")` of a loaded student into a new Distiller. Files of
-    weights alone, as `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)` write them, leave the teacher out.
+    weights alone, those of `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)`, leave the teacher out.
 
     Args:
         student: a built Sequential or Functional model, which is trained in place; also one of `prune` or `quantize`.
@@ -142,6 +142,7 @@ class Distiller(keras.Model):
                 fix="Pass `teacher=`, or evaluate cached data, whose answers are there.",
             )
         plan = planned(self.student, self._teachers, self._given, self.temperature, loss, loss_weights)
+        forget_compilation(self)
         super().compile(
             optimizer=optimizer,
             loss=loss,

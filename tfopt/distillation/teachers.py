@@ -11,7 +11,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.distillation.features import feature_shape, observed
 from tfopt.distillation.heads import Head, averaged, heads_of, to_scores
-from tfopt.distillation.outputs import output_names, output_shapes
+from tfopt.distillation.outputs import has_keys, output_names, output_shapes
 from tfopt.distillation.taught import Taught
 
 
@@ -38,6 +38,7 @@ class Teachers:
         self.weights = _shares(weights, len(self.models))
         self.names = output_names(self.models[0])
         self.shapes = output_shapes(self.models[0])
+        self.has_keys = has_keys(self.models[0])
         self._check_outputs()
         self._heads = [heads_of(model) for model in self.models]
         self.heads = [_common(heads) for heads in zip(*self._heads, strict=True)]
@@ -99,7 +100,8 @@ class Teachers:
 
     def _check_outputs(self) -> None:
         for model in self.models[1:]:
-            if (len(self.names) > 1 and output_names(model) != self.names) or output_shapes(model) != self.shapes:
+            keys = output_names(model) if has_keys(model) else self.names
+            if has_keys(model) != self.has_keys or keys != self.names or output_shapes(model) != self.shapes:
                 raise InvalidArgumentError(
                     "Several teachers have the same outputs.",
                     received=f"{self.shapes} of '{self.models[0].name}', {output_shapes(model)} of '{model.name}'",
