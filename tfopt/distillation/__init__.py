@@ -12,3 +12,4 @@ from tfopt.distillation.objectives import BoundedTargets as BoundedTargets
 from tfopt.distillation.objectives import DecoupledTargets as DecoupledTargets
 from tfopt.distillation.objectives import RegressionTargets as RegressionTargets
 from tfopt.distillation.objectives import SoftTargets as SoftTargets
+from tfopt.distillation.taught import Taught as Taught

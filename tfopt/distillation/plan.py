@@ -49,6 +49,7 @@ class Plan:
         objectives: the losses.
         heads: what each output of the student is.
         tasks: what each output of the student says, see `choice.task_of`.
+        compares: whether the teacher's outputs are needed where no loss does.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Plan:
         objectives: Sequence[Objective],
         heads: Sequence[Head | None],
         tasks: Sequence[Head | None],
+        compares: bool,
     ):
         self.teachers, self.objectives = teachers, list(objectives)
         self.heads, self.tasks = list(heads), list(tasks)
         self.names = output_names(student)
         pairs = [objective.layers for objective in objectives if objective.layers]
+        self.reads_outputs = compares or any(objective.outputs for objective in objectives)
         self.teacher_paths = sorted({path for _, path in pairs})
         self._student = observed(student, {path for path, _ in pairs}) if pairs else None
         self._plain = student
@@ -89,11 +92,11 @@ class Plan:
                 received="data of inputs and labels alone",
                 fix="Pass `teacher=` to the Distiller, or fit what `tfopt.cache_teacher(teacher, data)` gives.",
             )
-        return self.teachers.answer(x, self.teacher_paths, self._averages(self.teachers))
+        return self.teachers.answer(x, self.teacher_paths, self._averages(self.teachers), self.reads_outputs)
 
     def losses(self, answer: Answer, taught: Taught, labels: Any, weights: Any) -> list:
         """The mean over the batch of each loss, weighted by the samples, without the losses' own weights."""
-        scores = self.teacher_scores(taught)
+        scores = self.teacher_scores(taught) if self.reads_outputs else []
         means = []
         for objective in self.objectives:
             if objective.outputs:
