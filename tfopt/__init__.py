@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tfopt.deploy.c_array import export_c_array as export_c_array
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.distillation.distiller import Distiller as Distiller
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
@@ -61,6 +62,7 @@ __version__ = VERSION
 _PUBLIC = {
     "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
+    "Distiller": "tfopt.distillation.distiller",
     "ExportError": "tfopt.core.errors",
     "FileError": "tfopt.core.errors",
     "InvalidArgumentError": "tfopt.core.errors",
