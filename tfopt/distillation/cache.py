@@ -96,7 +96,7 @@ def cache_teacher(
 class TeacherCache(tf.data.Dataset):
     """A data set of `(Taught(inputs, outputs, features), y, sample_weight)`, as far as there are y and weights.
 
-    `fit` of a Distiller takes it in place of x and y. Its batches are `tf.data`'s, and `rebatch` gives others.
+    `fit` of a Distiller takes it in place of x and y, with another `batch_size` if one is given.
 
     Args:
         feed: the rows and their order.
@@ -104,7 +104,7 @@ class TeacherCache(tf.data.Dataset):
     """
 
     def __init__(self, feed: Feed, element: Any):
-        self._feed = feed
+        self._feed, self._element = feed, element
         self._pipeline = batches_of(feed, element)
         super().__init__(self._pipeline._variant_tensor)
 
@@ -117,10 +117,24 @@ class TeacherCache(tf.data.Dataset):
     def epoch(self, epoch: int) -> None:
         self._feed.epoch = epoch
 
+    def in_order(self, callbacks: Any) -> Any:
+        """The callbacks of a `fit` with one more, by which an epoch has the same order in a `fit` that was resumed."""
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(_InOrder(self))
+            return callbacks
+        given = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] if callbacks else []
+        return [*given, _InOrder(self)]
+
     @property
     def samples(self) -> int:
         """How many there are."""
         return len(self._feed)
+
+    def rebatch(self, batch_size: int, drop_remainder: bool = False, name: str | None = None) -> tf.data.Dataset:
+        """The same data in batches of another size; as every `tf.data.Dataset` has it."""
+        if drop_remainder:
+            return super().rebatch(batch_size, drop_remainder, name)
+        return TeacherCache(self._feed.rebatched(batch_size), self._element)
 
     @property
     def element_spec(self) -> Any:
@@ -132,6 +146,17 @@ class TeacherCache(tf.data.Dataset):
 
     def __repr__(self) -> str:
         return f"<TeacherCache of {self.samples} samples: {self.element_spec}>"
+
+
+class _InOrder(keras.callbacks.Callback):
+    """Tells a cache which epoch it is."""
+
+    def __init__(self, cache: TeacherCache):
+        super().__init__()
+        self._cache = cache
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._cache.epoch = epoch
 
 
 class _Memory:

@@ -39,7 +39,14 @@ class MemoryTable:
 
 
 class Feed:
-    """Which rows come next."""
+    """Which rows come next.
+
+    Args:
+        tables: of different columns of the same rows.
+        batch_size: in rows.
+        shuffle: another order in each pass.
+        seed: of the orders.
+    """
 
     def __init__(self, tables: Sequence[MemoryTable | ShardTable], batch_size: int, shuffle: bool, seed: int):
         self._tables = tables
@@ -47,6 +54,10 @@ class Feed:
         self._shuffle = shuffle
         self._seed = seed
         self.epoch = 0
+
+    def rebatched(self, batch_size: int) -> Feed:
+        """The same rows in batches of another size."""
+        return Feed(self._tables, batch_size, self._shuffle, self._seed)
 
     def __len__(self) -> int:
         return len(self._tables[0])
