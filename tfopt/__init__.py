@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from tfopt.deploy.c_array import export_c_array as export_c_array
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.distillation.cache import cache_teacher as cache_teacher
     from tfopt.distillation.distiller import Distiller as Distiller
+    from tfopt.distillation.stopping import StopAtTarget as StopAtTarget
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
@@ -70,10 +72,12 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "PruningSummaries": "tfopt.pruning.summaries",
+    "StopAtTarget": "tfopt.distillation.stopping",
     "TFLiteModel": "tfopt.deploy.runner",
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
+    "cache_teacher": "tfopt.distillation.cache",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",

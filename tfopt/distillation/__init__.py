@@ -1,5 +1,6 @@
 """Losses for `tfopt.Distiller`: `tfopt.distillation.SoftTargets(temperature=4.0)`."""
 
+from tfopt.distillation.cache import TeacherCache as TeacherCache
 from tfopt.distillation.feature_objectives import AttentionTransfer as AttentionTransfer
 from tfopt.distillation.feature_objectives import ContrastiveRepresentation as ContrastiveRepresentation
 from tfopt.distillation.feature_objectives import FeatureMatching as FeatureMatching

@@ -13,6 +13,7 @@ from keras import ops
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import forget_compilation, functional_of, label_loss, sublayers, track_loss
 from tfopt.distillation import arguments
+from tfopt.distillation.cache import TeacherCache
 from tfopt.distillation.plan import Answer, replicas
 from tfopt.distillation.planning import planned
 from tfopt.distillation.taught import Taught, first_taught
@@ -163,10 +164,24 @@ class Distiller(keras.Model):
         """The student's outputs."""
         return self.student(inputs.inputs if isinstance(inputs, Taught) else inputs, training=training)
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; `x` may be what `cache_teacher` gives."""
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.fit`; `x` may be what `cache_teacher` gives, with its labels and in its order."""
         self._build_from_cache(x)
-        return super().fit(x, *args, **kwargs)
+        if isinstance(x, TeacherCache):
+            x = x if batch_size is None else x.rebatch(batch_size)
+            callbacks = x.in_order(callbacks)
+            kwargs.setdefault("shuffle", False)  # Keras warns of a default that data sets do not take
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One batch."""
