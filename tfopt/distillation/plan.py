@@ -79,8 +79,7 @@ class Plan:
             outputs, features = self._student(inputs, training=training)
         flat = keras.tree.flatten(outputs)
         scores = [to_scores(head, values) for head, values in zip(self.heads, flat, strict=True)]
-        # Losses of features know nothing of masks, which a new tensor does not have.
-        return Answer(outputs, flat, scores, {path: tf.identity(value) for path, value in features.items()})
+        return Answer(outputs, flat, scores, features)
 
     def teach(self, x: Any) -> Taught:
         """The teacher's answer to a batch: the cached one, or one run of the teacher."""
