@@ -1,4 +1,4 @@
-"""`Distiller` under XLA, mixed precision, accumulation, replicas, masks and fake quantization; saved, killed, resumed."""
+"""`Distiller` under XLA, mixed precision, accumulation, replicas, masks, fake quantization; saved, killed, resumed."""
 
 import os
 import signal
