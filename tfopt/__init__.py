@@ -101,6 +101,9 @@ _PUBLIC = {
     "xnnpack_layers": "tfopt.pruning.policies",
 }
 
+# Packages whose own names are public: `tfopt.distillation.SoftTargets`. Loaded when first used.
+_PACKAGES = ("distillation",)
+
 __all__ = list(_PUBLIC)
 
 
@@ -117,6 +120,8 @@ if not _runs_as_command():
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"tfopt.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -125,4 +130,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_PACKAGES})

@@ -142,7 +142,7 @@ class Distiller(keras.Model):
                 received="a Distiller without one",
                 fix="Pass `teacher=`, or evaluate cached data, whose answers are there.",
             )
-        plan = planned(self.student, self._teachers, self._given, self.temperature, loss, loss_weights)
+        plan = planned(self.student, self._teachers, self._given, self.temperature, loss, loss_weights, teacher_gap)
         forget_compilation(self)
         super().compile(
             optimizer=optimizer,

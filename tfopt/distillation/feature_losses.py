@@ -12,18 +12,19 @@ from typing import Any
 from keras import ops
 
 from tfopt.distillation.losses import huber
-from tfopt.distillation.shapes import check_features, check_same_shape, common_grid, sample_mean
+from tfopt.distillation.shapes import check_features, check_same_shape, common_grid, sample_mean, without_padding
 
 COINCIDENT = 1e-6  # squared distance of two samples over their squared norms, below which float32 sees no direction
 
 
-def feature_matching(student: Any, teacher: Any) -> Any:
+def feature_matching(student: Any, teacher: Any, mask: Any = None) -> Any:
     """Mean squared difference of features, on the smaller grid where the grids differ.
 
     The mean, not the sum of the paper, so that a weight means the same for a layer of any size.
 
     Args:
         student, teacher: features (batch, ..., channels) of as many channels.
+        mask: booleans (batch, positions) of the positions that count, the same for both; None for all.
 
     Returns:
         float32 (batch,).
@@ -40,11 +41,11 @@ def feature_matching(student: Any, teacher: Any) -> Any:
     """
     check_features(student.shape, teacher.shape)
     check_same_shape(student.shape[-1:], teacher.shape[-1:], "FeatureMatching projects to the teacher's channels.")
-    student, teacher = common_grid(_float(student), _float(teacher))
-    return sample_mean(ops.square(student - teacher))
+    student, teacher = common_grid(*without_padding(_float(student), _float(teacher), mask))
+    return sample_mean(ops.square(student - teacher), mask)
 
 
-def attention_transfer(student: Any, teacher: Any, power: float = 2.0) -> Any:
+def attention_transfer(student: Any, teacher: Any, power: float = 2.0, mask: Any = None) -> Any:
     """Half the squared distance of the attention maps: at each position the sum of |feature|^power, at length 1.
 
     The paper has the distance, which has no gradient where both agree; squared it is in the authors' code. Channels may
@@ -53,6 +54,7 @@ def attention_transfer(student: Any, teacher: Any, power: float = 2.0) -> Any:
     Args:
         student, teacher: features (batch, positions, channels), with one to any number of axes of positions.
         power: of the features, 1 or more.
+        mask: booleans (batch, positions) of the positions that count, the same for both; None for all.
 
     Returns:
         float32 (batch,), in [0, 1].
@@ -69,18 +71,20 @@ def attention_transfer(student: Any, teacher: Any, power: float = 2.0) -> Any:
         [1.0]
     """
     check_features(student.shape, teacher.shape, positions=True)
+    student, teacher = without_padding(_float(student), _float(teacher), mask)
     maps = common_grid(_attention(student, power), _attention(teacher, power))
     student, teacher = (_unit(_rows(values)) for values in maps)
     return 0.5 * ops.sum(ops.square(student - teacher), -1)
 
 
-def relational_distance(student: Any, teacher: Any) -> Any:
+def relational_distance(student: Any, teacher: Any, mask: Any = None) -> Any:
     """Huber loss of the distances between samples, in units of the mean distance in the batch.
 
     Mean over all pairs of two different samples, where the paper has the sum. A batch of one has a loss of 0.
 
     Args:
         student, teacher: features (batch, ...) of any two shapes.
+        mask: booleans (batch, positions) of the positions that count, the same for both; None for all.
 
     Returns:
         float32 (batch,).
@@ -93,11 +97,11 @@ def relational_distance(student: Any, teacher: Any) -> Any:
         >>> relational_distance(on_a_line, other).numpy().tolist()
         [0.0, 0.0, 0.0]
     """
-    student, teacher = _distances(student), _distances(teacher)
+    student, teacher = (_distances(rows) for rows in _all_rows(student, teacher, mask))
     return ops.sum(huber(student - teacher), -1) / _at_least_1(_count(student) - 1.0)
 
 
-def relational_angle(student: Any, teacher: Any) -> Any:
+def relational_angle(student: Any, teacher: Any, mask: Any = None) -> Any:
     """Huber loss of the cosines of the angles that any three samples form.
 
     Mean over all triples of different samples, where the paper has the sum. A batch of two or fewer has a loss of 0.
@@ -105,6 +109,7 @@ def relational_angle(student: Any, teacher: Any) -> Any:
 
     Args:
         student, teacher: features (batch, ...) of any two shapes.
+        mask: booleans (batch, positions) of the positions that count, the same for both; None for all.
 
     Returns:
         float32 (batch,), of the angles at each sample.
@@ -117,17 +122,18 @@ def relational_angle(student: Any, teacher: Any) -> Any:
         >>> round(float(relational_angle(corner, line)[1]), 5)  # cosine 0 against -1
         0.5
     """
-    student, teacher = _cosines(student), _cosines(teacher)
+    student, teacher = (_cosines(rows) for rows in _all_rows(student, teacher, mask))
     count = _count(student)
     triples = huber(student - teacher) * _others(student)
     return ops.sum(triples, (1, 2)) / _at_least_1((count - 1.0) * (count - 2.0))
 
 
-def similarity_preserving(student: Any, teacher: Any) -> Any:
+def similarity_preserving(student: Any, teacher: Any, mask: Any = None) -> Any:
     """Squared difference of how alike samples are: the rows of the Gram matrix of the batch, each at length 1.
 
     Args:
         student, teacher: features (batch, ...) of any two shapes.
+        mask: booleans (batch, positions) of the positions that count, the same for both; None for all.
 
     Returns:
         float32 (batch,).
@@ -140,7 +146,7 @@ def similarity_preserving(student: Any, teacher: Any) -> Any:
         >>> round(float(similarity_preserving(alike, different)[0]), 5)  # rows [0.707, 0.707] and [1, 0], over 2
         0.29289
     """
-    student, teacher = (_unit(_gram(_at_most_1(_rows(_float(values)), None))) for values in (student, teacher))
+    student, teacher = (_unit(_gram(rows)) for rows in _all_rows(student, teacher, mask))
     return ops.sum(ops.square(student - teacher), -1) / _count(student)
 
 
@@ -174,14 +180,14 @@ def contrastive(student: Any, teacher: Any, temperature: float = 0.1) -> Any:
 def _attention(features: Any, power: float) -> Any:
     """The map (batch, positions, 1)."""
     axes = tuple(range(1, len(features.shape)))
-    features = ops.abs(_at_most_1(_float(features), axes))
+    features = ops.abs(_at_most_1(features, axes))
     powers = ops.square(features) if power == 2 else ops.power(features, power)
     return ops.sum(powers, -1, keepdims=True)
 
 
-def _distances(features: Any) -> Any:
+def _distances(rows: Any) -> Any:
     """Distances (batch, batch) in units of their mean."""
-    squares = _squared_distances(_gram(_centred(features)))
+    squares = _squared_distances(_gram(_centred(rows)))
     apart = squares > 0
     distances = ops.where(apart, ops.sqrt(ops.where(apart, squares, 1.0)), 0.0)
     count = _count(squares)
@@ -189,9 +195,9 @@ def _distances(features: Any) -> Any:
     return distances / ops.where(mean > 0, mean, 1.0)
 
 
-def _cosines(features: Any) -> Any:
+def _cosines(rows: Any) -> Any:
     """Cosines (vertex, one, other) of the angles between three samples; 0 where two of them coincide."""
-    gram = _gram(_centred(features))
+    gram = _gram(_centred(rows))
     squares = _squared_distances(gram)
     apart = squares > 0
     inverse = ops.where(apart, ops.rsqrt(ops.where(apart, squares, 1.0)), 0.0)
@@ -207,9 +213,8 @@ def _squared_distances(gram: Any) -> Any:
     return ops.where(ops.logical_and(squares > COINCIDENT * scale, _others(gram) > 0), squares, 0.0)
 
 
-def _centred(features: Any) -> Any:
+def _centred(rows: Any) -> Any:
     """Rows around their mean, scaled to at most 1: that moves no distance and saves the digits of inner products."""
-    rows = _at_most_1(_rows(_float(features)), None)
     return _at_most_1(rows - ops.mean(rows, 0, keepdims=True), None)
 
 
@@ -236,6 +241,12 @@ def _at_most_1(values: Any, axes: Any) -> Any:
     """
     largest = ops.stop_gradient(ops.max(ops.abs(values), axes, keepdims=True))
     return values / ops.where(largest > 0, largest, 1.0)
+
+
+def _all_rows(student: Any, teacher: Any, mask: Any) -> list:
+    """All features of each sample in a row, scaled to at most 1."""
+    both = without_padding(_float(student), _float(teacher), mask)
+    return [_at_most_1(_rows(values), None) for values in both]
 
 
 def _rows(features: Any) -> Any:

@@ -11,18 +11,19 @@ import keras
 from keras import layers as kl
 from keras import ops
 
+from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation import feature_losses
 from tfopt.distillation.loss_layer import DistillationLoss, check_number
-from tfopt.distillation.shapes import check_features, common_grid
+from tfopt.distillation.shapes import check_features, common_grid, sample_mean, without_padding
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
 class FeatureMatching(DistillationLoss):
     """Mean squared difference of the features of two layers (FitNets).
 
-    Where the widths differ, the student's channels are projected to the teacher's by a 1x1 convolution, or a dense layer
-    where there are no positions. It is trained with the student and is no part of it. Where the grids differ, the larger
-    one is averaged to the smaller.
+    Where the widths differ, the student's channels are projected to the teacher's by a 1x1 convolution, or a dense
+    layer where there are no positions. It is trained with the student and is no part of it. Where the grids differ, the
+    larger one is averaged to the smaller.
 
     Args:
         **kwargs: `student_layer`, `teacher_layer`, `weight` and `name`, as `DistillationLoss` has them.
@@ -54,12 +55,13 @@ class FeatureMatching(DistillationLoss):
             self.projection = _projection(len(student_shape), teacher_shape[-1])
             self.projection.build(student_shape)
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The loss of each sample, (batch,)."""
+        # First the grids: averages commute with the projection, which then has less to do.
+        student, teacher = common_grid(*without_padding(student, teacher, student_mask))
         if self.projection is not None:
-            student, teacher = common_grid(student, teacher)  # commutes with the projection, which then has less to do
             student = self.projection(student)
-        return feature_losses.feature_matching(student, teacher)
+        return feature_losses.feature_matching(student, teacher, student_mask)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -76,8 +78,8 @@ class AttentionTransfer(DistillationLoss):
         InvalidArgumentError: if an argument is out of range; when called, if the ranks differ or there are no
             positions.
 
-    Source: Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928; of its weight see section 4.1, which takes
-    about 0.1 in all.
+    Source: Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928; section 4.1 takes a weight of about
+    0.1.
 
     Example:
         >>> loss = AttentionTransfer(student_layer="conv2", teacher_layer="conv9")
@@ -96,9 +98,9 @@ class AttentionTransfer(DistillationLoss):
         """Raises where there are no two maps to compare."""
         check_features(student_shape, teacher_shape, positions=True)
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The loss of each sample, (batch,)."""
-        return feature_losses.attention_transfer(student, teacher, self.power)
+        return feature_losses.attention_transfer(student, teacher, self.power, student_mask)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -127,9 +129,9 @@ class RelationalDistance(DistillationLoss):
 
     on = "features"
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
-        return feature_losses.relational_distance(student, teacher)
+        return feature_losses.relational_distance(student, teacher, student_mask)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -156,9 +158,9 @@ class RelationalAngle(DistillationLoss):
 
     on = "features"
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
-        return feature_losses.relational_angle(student, teacher)
+        return feature_losses.relational_angle(student, teacher, student_mask)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -183,9 +185,9 @@ class SimilarityPreserving(DistillationLoss):
 
     on = "features"
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
-        return feature_losses.similarity_preserving(student, teacher)
+        return feature_losses.similarity_preserving(student, teacher, student_mask)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -218,7 +220,8 @@ class ContrastiveRepresentation(DistillationLoss):
     on = "features"
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.1, **kwargs: Any):
-        check_number("dimensions", dimensions, least=1)
+        if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+            raise InvalidArgumentError("`dimensions` is a whole number of at least 1.", received=repr(dimensions))
         check_number("temperature", temperature, above=0.0)
         super().__init__(**kwargs)
         self.dimensions = dimensions
@@ -232,12 +235,12 @@ class ContrastiveRepresentation(DistillationLoss):
         self.student_projection.build((None, student_shape[-1]))
         self.teacher_projection.build((None, teacher_shape[-1]))
 
-    def call(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+    def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The loss of each sample, (batch,)."""
-        student = self.student_projection(_mean_of_positions(student))
-        return feature_losses.contrastive(
-            student, self.teacher_projection(_mean_of_positions(teacher)), self.temperature
-        )
+        student, teacher = without_padding(student, teacher, student_mask)
+        student = self.student_projection(_mean_of_positions(student, student_mask))
+        teacher = self.teacher_projection(_mean_of_positions(teacher, student_mask))
+        return feature_losses.contrastive(student, teacher, self.temperature)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -252,6 +255,11 @@ def _projection(rank: int, channels: int) -> kl.Layer:
     return kind(channels, 1, data_format="channels_last", dtype="float32", name="projection")
 
 
-def _mean_of_positions(features: Any) -> Any:
+def _mean_of_positions(features: Any, mask: Any) -> Any:
+    """(batch, channels), of features that are 0 outside of the mask."""
     axes = tuple(range(1, len(features.shape) - 1))
-    return ops.mean(features, axes) if axes else features
+    means = ops.mean(features, axes) if axes else features
+    if mask is None:
+        return means
+    share = sample_mean(ops.cast(mask, means.dtype))[:, None]
+    return means / ops.where(share > 0, share, 1.0)

@@ -13,13 +13,16 @@ from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import Functional, call_in, flat_inputs, functional_of
 
 
-def observed(model: keras.Model, paths: Iterable[str]) -> keras.Model:
+def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True) -> keras.Model:
     """A model of the same layers, not copies of them, whose call gives `(outputs, {path: feature})` in one run.
+
+    Layers on which nothing of this depends do not run.
 
     Args:
         model: a built Sequential or Functional model; it is not touched.
         paths: names of layers and ops, those of nested models as `"backbone/block3/relu"`. Of one that is called
             several times, the call is named too, counted from 0: `"tower:1"`, `"tower:1/relu"`.
+        outputs: False for features alone, with None for the outputs.
 
     Raises:
         InvalidArgumentError: for a path that does not lead to one tensor.
@@ -30,7 +33,7 @@ def observed(model: keras.Model, paths: Iterable[str]) -> keras.Model:
         >>> tuple(outputs.shape), features["relu"].numpy().tolist()
         ((1, 1), [[0.0, 3.0]])
     """
-    return Observed(model, {path: feature_calls(model, path) for path in paths})
+    return Observed(model, {path: feature_calls(model, path) for path in paths}, outputs)
 
 
 def feature_shape(model: keras.Model, path: str) -> tuple[int | None, ...]:
@@ -105,14 +108,15 @@ class Observed(Functional):
     Args:
         model: the model.
         chains: path -> the calls it names, see `feature_calls`.
+        outputs: whether those of the model are wanted.
     """
 
-    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]]):
+    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool):
         functional = functional_of(model)
         super().__init__(functional.input, functional.output, name=model.name)
         self.dtype_policy = model.dtype_policy
         # Set past Keras, which would take the models inside for further layers of this one.
-        object.__setattr__(self, "_watched", _Watched(model, chains))
+        object.__setattr__(self, "_watched", _Watched(model, chains, outputs))
 
     def call(self, inputs, training=None, mask=None):
         watched = self._watched
@@ -125,8 +129,11 @@ class Observed(Functional):
             if inside is not None:
                 outputs, found = outputs
                 features.update(found)
-            values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs), strict=True))
+            if outputs is not None:
+                values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs), strict=True))
         features.update({path: values[tensor] for path, tensor in watched.tensors.items()})
+        if not watched.outputs:
+            return None, features
         outputs = keras.tree.pack_sequence_as(self.output, [values[id(tensor)] for tensor in self.outputs])
         if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
             outputs = outputs[0]
@@ -134,17 +141,35 @@ class Observed(Functional):
 
 
 class _Watched:
-    """The graph of a model, and where its features are found while it runs."""
+    """The calls of a model that have to run, and where its features are found then."""
 
-    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]]):
-        self.calls = Graph(model).calls
+    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool):
+        graph = Graph(model)
+        self.outputs = outputs
         self.tensors: dict[str, int] = {}
+        wanted = list(graph.outputs) if outputs else []
         deeper: dict[int, dict[str, list[Call]]] = defaultdict(dict)
-        models = {}
+        nested = {}
         for path, (call, *rest) in chains.items():
             if rest:
                 deeper[id(call.node)][path] = rest
-                models[id(call.node)] = call.op
+                nested[id(call.node)] = call.op
+                wanted.extend(call.inputs)
             else:
                 self.tensors[path] = id(call.outputs[0])
-        self.inside = {node: Observed(models[node], inner) for node, inner in deeper.items()}
+                wanted.append(call.outputs[0])
+        needed = _needed(graph, wanted)
+        self.calls = [call for call in graph.calls if id(call.node) in needed | set(deeper)]
+        self.inside = {node: Observed(nested[node], inner, node in needed) for node, inner in deeper.items()}
+
+
+def _needed(graph: Graph, tensors: list) -> set[int]:
+    """Ids of the nodes that tensors depend on."""
+    needed: set[int] = set()
+    tensors = list(tensors)
+    while tensors:
+        call = graph.producer(tensors.pop())
+        if call is not None and id(call.node) not in needed:
+            needed.add(id(call.node))
+            tensors.extend(call.inputs)
+    return needed

@@ -14,7 +14,7 @@ class DistillationLoss(keras.layers.Layer):
     """What a student loses against its teacher: called on the values of both, gives float32 (batch,).
 
     Computed in float32, whatever the dtype policy. A layer of your own is a subclass with a
-    `call(student, teacher, labels=None)`.
+    `call(student, teacher, labels=None)`; with a `student_mask=None` too it is told which steps are padding.
 
     Args:
         weight: factor of the loss in the total, 0 or more. `call` does not apply it.
@@ -51,7 +51,7 @@ class DistillationLoss(keras.layers.Layer):
         check_number("weight", weight, least=0.0)
         self._check_place(student_layer, teacher_layer, output)
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.supports_masking = self.on == "outputs"
+        self.supports_masking = True
         self.weight = weight
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer

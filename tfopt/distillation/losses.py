@@ -15,6 +15,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation.shapes import check_classes, check_same_shape, sample_mean
 
 INFINITE = 1e20  # stands for infinity in logits: differences and products with a squared temperature stay finite
+ABSENT = -1e30  # logit of a class that is left out, below any other
 SERIES = 11  # terms that give the exponential function to float32 in [-1, 1]
 REGRESSIONS = ("mse", "mae", "huber")
 
@@ -89,8 +90,8 @@ def decoupled_targets(
     """
     check_classes(student.shape, teacher.shape)
     target = _target(labels, student.shape)
-    student, teacher = _softened(student, temperature), _softened(teacher, temperature)
-    others = [ops.where(target, -INFINITE, logits) for logits in (student, teacher)]
+    student, teacher = (_from_largest(_softened(logits, temperature)) for logits in (student, teacher))
+    others = [ops.where(target, ABSENT, logits) for logits in (student, teacher)]
     both = [
         ops.stack([ops.sum(ops.where(target, logits, 0.0), -1), ops.logsumexp(rest, -1)], -1)
         for logits, rest in zip((student, teacher), others, strict=True)
@@ -157,7 +158,7 @@ def regression_targets(student: Any, teacher: Any, kind: str = "mse", mask: Any 
 
 
 def bounded_targets(student: Any, teacher: Any, labels: Any, margin: float = 0.0, mask: Any = None) -> Any:
-    """Mean squared error against the labels, of samples in which the student is not better than its teacher by a margin.
+    """Mean squared error against the labels, of samples in which the student does not beat its teacher by a margin.
 
     The teacher is a bound to reach, not a target: its own errors are not learned.
 
@@ -213,8 +214,8 @@ def _divergence(student: Any, teacher: Any) -> Any:
     """KL(softmax(teacher) || softmax(student)) over the last axis, with small values as exact as large ones.
 
     With p the teacher's probabilities and x = student - teacher, less its mean under p, it equals log(sum(p exp(x))),
-    and log(1 + sum(p (exp(x) - 1 - x))). Nothing cancels in the second, which is what a high temperature needs: there the
-    divergence falls with T^-2 and would drown in the rounding of logarithms of probabilities.
+    and log(1 + sum(p (exp(x) - 1 - x))). Nothing cancels in the second, which is what a high temperature needs: there
+    the divergence falls with T^-2 and would drown in the rounding of logarithms of probabilities.
     """
     log_teacher = ops.log_softmax(teacher, -1)
     probabilities = ops.exp(log_teacher)

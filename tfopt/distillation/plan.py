@@ -49,6 +49,7 @@ class Plan:
         objectives: the losses.
         heads: what each output of the student is.
         tasks: what each output of the student says, see `choice.task_of`.
+        compares: whether the teacher's outputs are needed where no loss does.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Plan:
         objectives: Sequence[Objective],
         heads: Sequence[Head | None],
         tasks: Sequence[Head | None],
+        compares: bool,
     ):
         self.teachers, self.objectives = teachers, list(objectives)
         self.heads, self.tasks = list(heads), list(tasks)
         self.names = output_names(student)
         pairs = [objective.layers for objective in objectives if objective.layers]
+        self.reads_outputs = compares or any(objective.outputs for objective in objectives)
         self.teacher_paths = sorted({path for _, path in pairs})
         self._student = observed(student, {path for path, _ in pairs}) if pairs else None
         self._plain = student
@@ -76,8 +79,7 @@ class Plan:
             outputs, features = self._student(inputs, training=training)
         flat = keras.tree.flatten(outputs)
         scores = [to_scores(head, values) for head, values in zip(self.heads, flat, strict=True)]
-        # Losses of features know nothing of masks, which a new tensor does not have.
-        return Answer(outputs, flat, scores, {path: tf.identity(value) for path, value in features.items()})
+        return Answer(outputs, flat, scores, features)
 
     def teach(self, x: Any) -> Taught:
         """The teacher's answer to a batch: the cached one, or one run of the teacher."""
@@ -89,11 +91,11 @@ class Plan:
                 received="data of inputs and labels alone",
                 fix="Pass `teacher=` to the Distiller, or fit what `tfopt.cache_teacher(teacher, data)` gives.",
             )
-        return self.teachers.answer(x, self.teacher_paths, self._averages(self.teachers))
+        return self.teachers.answer(x, self.teacher_paths, self._averages(self.teachers), self.reads_outputs)
 
     def losses(self, answer: Answer, taught: Taught, labels: Any, weights: Any) -> list:
         """The mean over the batch of each loss, weighted by the samples, without the losses' own weights."""
-        scores = self.teacher_scores(taught)
+        scores = self.teacher_scores(taught) if self.reads_outputs else []
         means = []
         for objective in self.objectives:
             if objective.outputs:

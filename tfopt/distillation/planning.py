@@ -23,6 +23,7 @@ def planned(
     temperature: float,
     loss: Any,
     loss_weights: Any,
+    compares: bool,
 ) -> Plan:
     """The plan of a Distiller that is compiled with `loss` and `loss_weights`.
 
@@ -32,6 +33,7 @@ def planned(
         given: the losses that the user chose; None to choose one for each output.
         temperature: of losses that are chosen here.
         loss, loss_weights: as `compile` takes them.
+        compares: whether the logs show how far the student is from the teacher.
 
     Raises:
         InvalidArgumentError: where it cannot be told which loss fits, or student and teacher do not fit together.
@@ -52,7 +54,7 @@ def planned(
         if objective.outputs:
             index = objective.outputs[0]
             tasks[index] = task_of_objective(objective.loss) or tasks[index]
-    return Plan(student, teachers, found, heads, tasks)
+    return Plan(student, teachers, found, heads, tasks, compares)
 
 
 def _label_loss(loss: Any, index: int, student: keras.Model, teachers: Teachers | None) -> Any:

@@ -27,7 +27,7 @@ def check_same_shape(student: Any, teacher: Any, fix: str) -> None:
         tfopt.core.errors.InvalidArgumentError: Student and teacher have outputs of one shape.
         Received: student (None, 10), teacher (None, 100). Give both as many classes.
     """
-    if len(student) != len(teacher) or not all(_may_equal(*sizes) for sizes in zip(student, teacher, strict=True)):
+    if not _fit(student, teacher):
         raise InvalidArgumentError(
             "Student and teacher have outputs of one shape.", received=both_shapes(student, teacher), fix=fix
         )
@@ -109,6 +109,40 @@ def sample_mean(values: Any, mask: Any = None) -> Any:
     return total / ops.maximum(ops.sum(inside, axes), 1.0)
 
 
+def without_padding(student: Any, teacher: Any, mask: Any) -> tuple[Any, Any]:
+    """Both with zeros at the positions outside of a mask.
+
+    Args:
+        student, teacher: tensors (batch, positions, channels).
+        mask: booleans (batch, positions), or of fewer axes; None where all positions count.
+
+    Raises:
+        InvalidArgumentError: if there is a mask and the positions are not the same.
+
+    Example:
+        >>> import numpy as np
+        >>> both = without_padding(np.ones((1, 2, 1)), np.full((1, 2, 1), 5.0), np.array([[True, False]]))
+        >>> [values.numpy().ravel().tolist() for values in both]
+        [[1.0, 0.0], [5.0, 0.0]]
+    """
+    if mask is None:
+        return student, teacher
+    rank = len(mask.shape)
+    shapes = [tuple(x.shape[:rank]) for x in (student, teacher, mask)]
+    if min(len(student.shape), len(teacher.shape)) <= rank or not _fit(*shapes[:2]) or not _fit(*shapes[1:]):
+        raise InvalidArgumentError(
+            "Features of padded steps are compared at the same steps.",
+            received=f"{both_shapes(student.shape, teacher.shape)}, mask {tuple(mask.shape)}",
+            fix="Name layers with as many steps, or layers behind the one that ends the sequence.",
+        )
+    return _zeroed(student, mask), _zeroed(teacher, mask)
+
+
+def _zeroed(values: Any, mask: Any) -> Any:
+    mask = ops.reshape(mask, (*ops.shape(mask), *[1] * (len(values.shape) - len(mask.shape))))
+    return ops.where(ops.cast(mask, "bool"), values, 0.0)
+
+
 def _mean(values: Any, first_axis: int) -> Any:
     """The mean over all axes from one on."""
     axes = tuple(range(first_axis, len(values.shape)))
@@ -158,5 +192,8 @@ def _windows(width: Any, size: Any) -> Any:
     return inside / ops.cast(end - start, "float32")
 
 
-def _may_equal(one: int | None, other: int | None) -> bool:
-    return one is None or other is None or one == other
+def _fit(one: Any, other: Any) -> bool:
+    """True for equal shapes, as far as they are known."""
+    return len(one) == len(other) and all(
+        m is None or n is None or m == n for m, n in zip(tuple(one), tuple(other), strict=True)
+    )

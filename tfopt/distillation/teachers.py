@@ -42,35 +42,49 @@ class Teachers:
         self._check_outputs()
         self._heads = [heads_of(model) for model in self.models]
         self.heads = [_common(heads) for heads in zip(*self._heads, strict=True)]
-        self._runs: dict[tuple[str, ...], list[keras.Model]] = {}
+        self._runs: dict[tuple, list[keras.Model]] = {}
 
-    def answer(self, inputs: Any, paths: Iterable[str], tasks: Sequence[Head | None] | None = None) -> Taught:
+    def answer(
+        self, inputs: Any, paths: Iterable[str], tasks: Sequence[Head | None] | None = None, outputs: bool = True
+    ) -> Taught:
         """One run of each teacher in inference mode, without gradients; nothing in them changes.
 
         Args:
             inputs: a batch.
             paths: features to give, see `observed`; of several teachers with the name of one before it.
             tasks: what each output is, where several give numbers that may be logits; by default its head.
+            outputs: False for features alone: the layers behind them do not run.
         """
-        paths = tuple(sorted(paths))
-        if paths not in self._runs:
-            self._runs[paths] = [observed(model, own) for model, own in zip(self.models, self._own(paths), strict=True)]
         flat: list[list] = []
         features: dict[str, Any] = {}
         # What a run assigns, such as moving statistics or the state of recurrent layers, is dropped with the scope.
         with keras.StatelessScope():
-            for model, run, heads in zip(self.models, self._runs[paths], self._heads, strict=True):
-                outputs, found = run(inputs, training=False)
-                flat.append([to_scores(*pair) for pair in zip(heads, keras.tree.flatten(outputs), strict=True)])
+            for model, run, heads in zip(self.models, self._observed(paths, outputs), self._heads, strict=True):
+                given, found = run(inputs, training=False)
                 features.update({self._prefix(model) + path: value for path, value in found.items()})
+                if outputs:
+                    flat.append([to_scores(*pair) for pair in zip(heads, keras.tree.flatten(given), strict=True)])
         scores = [
             averaged(task, members, self.weights)
-            for task, members in zip(tasks or self.heads, zip(*flat, strict=True), strict=True)
+            for task, members in zip(tasks or self.heads, zip(*flat, strict=True), strict=False)
         ]
-        stopped = keras.tree.map_structure(keras.ops.stop_gradient, (scores, features))
+        scores, features = keras.tree.map_structure(keras.ops.stop_gradient, (scores, features))
+        return Taught(inputs, self._structured(scores) if outputs else None, features)
+
+    def _observed(self, paths: Iterable[str], outputs: bool) -> list[keras.Model]:
+        """What runs each teacher, made once."""
+        key = (tuple(sorted(paths)), outputs)
+        if key not in self._runs:
+            own = self._own(key[0])
+            self._runs[key] = [observed(*pair, outputs) for pair in zip(self.models, own, strict=True)]
+        return self._runs[key]
+
+    def _structured(self, flat: list) -> Any:
+        """As the first teacher gives its outputs."""
         structure = functional_of(self.models[0]).output
-        structure = structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
-        return Taught(inputs, keras.tree.pack_sequence_as(structure, stopped[0]), stopped[1])
+        if isinstance(structure, (list, tuple)) and len(structure) == 1:
+            return flat[0]
+        return keras.tree.pack_sequence_as(structure, flat)
 
     def feature_shape(self, path: str) -> tuple[int | None, ...]:
         """Shape of a feature, the batch with it."""
