@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tfopt.deploy.c_array import export_c_array as export_c_array
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.distillation.initialization import init_from as init_from
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
@@ -80,6 +81,7 @@ _PUBLIC = {
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
     "find_sparsity": "tfopt.pruning.find",
+    "init_from": "tfopt.distillation.initialization",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
