@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,8 +70,9 @@ def weights_of(op: keras.Operation) -> dict[tuple[str, int], keras.Variable]:
     """The weights of a layer by name and, inside it, by how many of that name come before."""
     found: dict[tuple[str, int], keras.Variable] = {}
     for weight in getattr(op, "weights", []):
-        number = sum(name == weight.name for name, _ in found)
-        found[weight.name, number] = weight
+        base = re.sub(r"_\d+$", "", weight.name)  # Keras counts variables without a name through the whole program
+        number = sum(name == base for name, _ in found)
+        found[base, number] = weight
     return found
 
 
