@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.fuse import fuse as fuse
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -79,6 +80,7 @@ _PUBLIC = {
     "drop_layers": "tfopt.editing.depth",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
@@ -105,9 +107,10 @@ def _runs_as_command() -> bool:
 
 
 if not _runs_as_command():
-    # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
-    # that `keras.models.load_model` finds them.
+    # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
+    # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.layers")
 
 
 def __getattr__(name: str) -> Any:
