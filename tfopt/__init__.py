@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tfopt.distillation.initialization import init_from as init_from
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.fuse import fuse as fuse
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -80,6 +81,7 @@ _PUBLIC = {
     "drop_layers": "tfopt.editing.depth",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
     "init_from": "tfopt.distillation.initialization",
     "load_model": "tfopt.core.loading",
@@ -107,9 +109,10 @@ def _runs_as_command() -> bool:
 
 
 if not _runs_as_command():
-    # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
-    # that `keras.models.load_model` finds them.
+    # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
+    # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.layers")
 
 
 def __getattr__(name: str) -> Any:

@@ -226,6 +226,9 @@ class ChannelGraph:
         except (TypeError, Unsupported) as error:  # a call with arguments that the rule does not foresee
             return self.stop(Context(self, op, path, shapes), (args, kwargs), first_line(error))
         results = list(result) if isinstance(result, (list, tuple)) else [result]
+        if getattr(op, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            for channels in results:
+                self.freeze(channels.labels, f"the softmax of '{path}' mixes them")
         return [replace(channels, zero=True) for channels in results] if self.ties_only else results
 
     def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
