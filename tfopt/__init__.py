@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
     from tfopt.core.loading import load_model as load_model
     from tfopt.deploy.c_array import export_c_array as export_c_array
+    from tfopt.deploy.cascade import TFLiteCascade as TFLiteCascade
+    from tfopt.deploy.cascade import export_cascade as export_cascade
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.distillation.initialization import init_from as init_from
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.fusion.fuse import fuse as fuse
+    from tfopt.fusion.thresholds import fit_thresholds as fit_thresholds
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -70,6 +73,7 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "PruningSummaries": "tfopt.pruning.summaries",
+    "TFLiteCascade": "tfopt.deploy.cascade",
     "TFLiteModel": "tfopt.deploy.runner",
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
@@ -79,8 +83,10 @@ _PUBLIC = {
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
+    "export_cascade": "tfopt.deploy.cascade",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fit_thresholds": "tfopt.fusion.thresholds",
     "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
     "init_from": "tfopt.distillation.initialization",
@@ -112,6 +118,7 @@ if not _runs_as_command():
     # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
     # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.cascade")
     importlib.import_module("tfopt.fusion.layers")
 
 
