@@ -193,7 +193,8 @@ class VotingFusion(_Fusion):
 
     def _count(self, inputs, single: bool):
         """Votes as whole numbers, then divided by their sum."""
-        counts = combine.whole_numbers(self.weights_given or [1.0] * len(inputs))
+        weights = self.weights_given
+        counts = combine.whole_numbers(weights if isinstance(weights, tuple) else [1.0] * len(inputs))
         if single:
             ballots = [ops.cast(ops.greater(x, 0.0 if self.from_logits else 0.5), "int32") for x in inputs]
         else:
