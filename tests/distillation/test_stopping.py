@@ -43,7 +43,7 @@ def run(target, name, curve, **options):
         ("val_loss", 0.5, "auto", [0.7, 0.51, 0.49, 0.1], 2),
         ("val_mean_absolute_error", 1, "auto", [3.0, 1.0, 0.0], 1),
         ("mean_io_u", 0.5, "auto", [0.1, 0.6], 1),
-        ("gap", 0.1, "min", [0.3, 0.05], 1),
+        ("val_teacher_gap", 0.1, "auto", [0.3, 0.05], 1),
         ("score", 10.0, "max", [3.0, 12.0, 0.0], 1),
         ("accuracy", 0.9, "auto", [0.5, float("nan"), 0.6], None),
         ("loss_of_weight", 2.0, "max", [1.0, 3.0], 1),
@@ -133,7 +133,7 @@ def test_a_training_that_is_over_already():
         (("loss", "0.9"), "`value` is a finite number"),
         (("loss", True), "`value` is a finite number"),
         (("loss", 1.0, "up"), "`mode` is 'auto', 'min' or 'max'"),
-        (("teacher_gap", 1.0), "Pass mode='max' if higher is better"),
+        (("score", 1.0), "Pass mode='max' if higher is better"),
     ],
 )
 def test_bad_arguments(arguments, says):
