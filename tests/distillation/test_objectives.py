@@ -174,6 +174,14 @@ def test_projections(student, teacher, projection, kernel):
     np.testing.assert_allclose(found, feature_losses.feature_matching(values[0] @ matrix + bias, values[1]), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("cls", "count"), [(td.FeatureMatching, 2), (td.ContrastiveRepresentation, 4)])
+def test_weights_are_made_by_build(cls, count):
+    """Before the first call, which may be inside a graph; batch and grid may be unknown."""
+    loss = cls()
+    loss.build((None, None, None, 3), (None, None, None, 5))
+    assert len(loss.trainable_variables) == count
+
+
 def test_a_projection_learns_the_teachers_features():
     """Features that are a linear map of the student's are matched in the end."""
     student = normal(32, 4, 4, 6)

@@ -151,10 +151,11 @@ def _narrowed(values: np.ndarray, dtype: str) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0))
     if not np.isfinite(largest):  # NaN is the largest where there is one
         raise NonFiniteError("What a teacher answers has to be finite.", received=f"{largest} from the teacher")
-    if largest > np.finfo(dtype).max:
+    limit = float(np.finfo(dtype).max)
+    if largest > limit:
         raise InvalidArgumentError(
-            f"{dtype} holds numbers up to {np.finfo(dtype).max:g}.",
+            f"{dtype} holds numbers up to {limit:g}.",
             received=f"{largest:g} from the teacher",
-            fix='Pass dtype="float32".' if dtype == "float16" else None,
+            fix='Pass dtype="float32".',
         )
     return values.astype(dtype)

@@ -12,6 +12,7 @@ from tfopt.core.errors import InvalidArgumentError
 
 # Words in the names of metrics.
 _LOWER = {"loss", "error", "mse", "mae", "mape", "msle", "rmse", "crossentropy", "divergence", "hinge", "logcosh"}
+_LOWER |= {"gap", "disagreement"}
 _HIGHER = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "iou", "r2", "sensitivity", "specificity"}
 
 
