@@ -32,10 +32,18 @@ if TYPE_CHECKING:
     from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
     from tfopt.core.loading import load_model as load_model
     from tfopt.deploy.c_array import export_c_array as export_c_array
+    from tfopt.deploy.cascade import TFLiteCascade as TFLiteCascade
+    from tfopt.deploy.cascade import export_cascade as export_cascade
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.distillation.cache import cache_teacher as cache_teacher
+    from tfopt.distillation.distiller import Distiller as Distiller
+    from tfopt.distillation.initialization import init_from as init_from
+    from tfopt.distillation.stopping import StopAtTarget as StopAtTarget
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.fuse import fuse as fuse
+    from tfopt.fusion.thresholds import fit_thresholds as fit_thresholds
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -61,6 +69,7 @@ __version__ = VERSION
 _PUBLIC = {
     "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
+    "Distiller": "tfopt.distillation.distiller",
     "ExportError": "tfopt.core.errors",
     "FileError": "tfopt.core.errors",
     "InvalidArgumentError": "tfopt.core.errors",
@@ -68,18 +77,25 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "PruningSummaries": "tfopt.pruning.summaries",
+    "StopAtTarget": "tfopt.distillation.stopping",
+    "TFLiteCascade": "tfopt.deploy.cascade",
     "TFLiteModel": "tfopt.deploy.runner",
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
+    "cache_teacher": "tfopt.distillation.cache",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
+    "export_cascade": "tfopt.deploy.cascade",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fit_thresholds": "tfopt.fusion.thresholds",
+    "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
+    "init_from": "tfopt.distillation.initialization",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
@@ -108,9 +124,11 @@ def _runs_as_command() -> bool:
 
 
 if not _runs_as_command():
-    # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
-    # that `keras.models.load_model` finds them.
+    # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
+    # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.cascade")
+    importlib.import_module("tfopt.fusion.layers")
 
 
 def __getattr__(name: str) -> Any:

@@ -104,6 +104,18 @@ def under_own(variable: keras.Variable):
     return value
 
 
+def reapply(variable: keras.Variable) -> None:
+    """Brings a variable that was given new values under its constraints.
+
+    Those that share values are left out: they find new ones for foreign weights at the next update.
+    """
+    value = variable
+    for part in _parts(variable):
+        if not (isinstance(part, WeightConstraint) and part.shares_values):
+            value = part(value)
+    variable.assign(value)
+
+
 def remove(variable: keras.Variable) -> bool:
     """Takes tfopt's constraints off; the user's own stays. True if there was one."""
     parts = _parts(variable)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
+from tfopt.core.fingerprints import fingerprint
 from tfopt.core.graph import check_finite, check_model
 from tfopt.core.progress import progress
 from tfopt.core.render import as_text
@@ -18,7 +19,7 @@ from tfopt.pruning.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.finetuning import FineTuning
 from tfopt.pruning.folds import Split, hold_out, k_fold
-from tfopt.pruning.journal import Journal, fingerprint
+from tfopt.pruning.journal import Journal
 from tfopt.pruning.trials import Trials
 from tfopt.pruning.validation import (
     Goal,

@@ -13,11 +13,11 @@ import tensorflow as tf
 from tfopt.core import constraints
 from tfopt.core.data import input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
+from tfopt.core.fingerprints import fingerprint, model_fingerprint
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.rewrite import rewrite
 from tfopt.core.scores import CLASSIFICATION, REGRESSION, Metric, named_metrics, score
 from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import fingerprint, model_fingerprint
 from tfopt.pruning.masks import PruningMask
 
 MODES = ("auto", "max", "min")

@@ -1,0 +1,437 @@
+"""The fusion layers: several branches in, one tensor out. Each can be put into a Functional model by hand."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers as kl
+from keras import ops
+
+from tfopt.core.composed import ComposedLayer
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.fusion import align, combine
+from tfopt.fusion.combine import LEARNED
+
+WAYS = ("mean", "weighted", "max", "product", "concat")
+KINDS = ("soft", "hard")
+SERIAL_WAYS = ("chain", "concat")
+HIDDEN_UNITS = 64  # of the default head of a stacked fusion
+
+
+class _Fusion(ComposedLayer):
+    """What the fusion layers share: a list of branches in."""
+
+    def check(self, shapes: list[align.Shape]) -> None:
+        """Raises for branches that cannot be fused."""
+
+    def create(self, shapes: list[align.Shape]) -> None:
+        """Creates weights and inner layers."""
+
+    def build(self, input_shape):
+        shapes = align.as_shapes(input_shape, self.name)
+        self.check(shapes)
+        self.create(shapes)
+
+    def _check_count(self, weights, shapes: list[align.Shape]) -> None:
+        if isinstance(weights, tuple) and len(weights) != len(shapes):
+            raise InvalidArgumentError(
+                f"'{self.name}' has one weight a branch.", received=f"{len(weights)} weights, {len(shapes)} branches"
+            )
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class ParallelFusion(_Fusion):
+    """Branches side by side become one tensor, value by value or one beside the other.
+
+    Input: a list of n tensors (batch, ..., width). Output: a tensor of the same shape; for `"concat"` as wide as all
+    branches together. Grids and widths that differ are aligned by the rules of `tfopt.fusion.align`.
+
+    Args:
+        how: `"mean"`; `"weighted"`, the sum of the branches times `weights`; `"max"`, the highest value; `"concat"`;
+            or `"product"`, which takes probabilities: their product over the branches, computed as a sum of logarithms
+            and divided by its sum over the classes (last axis), so that it is a probability again.
+        weights: for `"weighted"`: n numbers of at least 0 that sum to 1, None for equal ones, or `"learned"`: trained
+            with the model as the softmax of n values that start at 0.
+        project: True brings branches of another width to that of the first by a learned matrix.
+        from_logits: for `"product"`: the branches give logits in place of probabilities.
+        multi_label: for `"product"`: each value is a probability of its own (sigmoid) rather than one of several
+            classes (softmax). Branches with a single value are taken so anyway.
+
+    Raises:
+        InvalidArgumentError: an unknown `how`, weights out of range, as many as no branches, or without use; branches
+            that cannot be aligned.
+
+    Source: combination rules of Kittler et al. 1998, https://doi.org/10.1109/34.667881.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b = np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])
+        >>> ParallelFusion("weighted", weights=[0.75, 0.25])([a, b]).numpy().tolist()
+        [[0.25, 0.75]]
+    """
+
+    def __init__(self, how="mean", weights=None, *, project=False, from_logits=False, multi_label=False, **kwargs):
+        super().__init__(**kwargs)
+        if how not in WAYS:
+            raise InvalidArgumentError(f"`how` is one of {', '.join(WAYS)}.", received=repr(how))
+        self.how, self.weights_given = how, combine.as_weights(weights)
+        self.project, self.from_logits, self.multi_label = project, from_logits, multi_label
+        self.logits = None
+        if weights is not None and how != "weighted":
+            raise InvalidArgumentError(
+                "`weights` go with how='weighted'.", received=f"how='{how}', weights={weights!r}"
+            )
+
+    @property
+    def branch_weights(self) -> tuple[float, ...] | None:
+        """The weights of the branches as they are now, learned ones too; None where there are none given or learned."""
+        if self.logits is None:
+            return self.weights_given if isinstance(self.weights_given, tuple) else None
+        return tuple(keras.ops.convert_to_numpy(ops.softmax(self.logits)).tolist())
+
+    def check(self, shapes):
+        self._check_count(self.weights_given, shapes)
+        align.check_grids(shapes, self.name)
+        if self.how != "concat" and not self.project:
+            align.check_widths(
+                shapes, self.name, "For features, `project=True` learns to bring them to one width, or concatenate."
+            )
+
+    def create(self, shapes):
+        self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
+        if self.weights_given == LEARNED:
+            self.logits = self.add_weight(shape=(len(shapes),), initializer="zeros", name="logits")
+
+    def call(self, inputs):
+        branches = align.on_one_grid(list(inputs))
+        branches = [self.projections[str(i)](x) if str(i) in self.projections else x for i, x in enumerate(branches)]
+        if self.how == "concat":
+            return ops.concatenate(branches, -1)
+        if self.how == "max":
+            return functools.reduce(ops.maximum, branches)
+        if self.how == "product":
+            return combine.product(branches, self.from_logits, self.multi_label)
+        if self.how == "mean" or self.weights_given is None:
+            return combine.mean(branches)
+        return combine.weighted(branches, self.weights_given if self.logits is None else ops.softmax(self.logits))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "how": self.how,
+            "weights": self.weights_given,
+            "project": self.project,
+            "from_logits": self.from_logits,
+            "multi_label": self.multi_label,
+        }
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class VotingFusion(_Fusion):
+    """Classifiers vote: the output is each class's share of the votes; its argmax is the winner.
+
+    Input: a list of n tensors (batch, ..., classes) of probabilities (any scores with the highest at the class voted
+    for will do for hard votes). Output: (batch, ..., classes), which sums to 1 over the classes.
+
+    Args:
+        kind: `"soft"`: the mean of the probabilities. `"hard"`: each branch has one vote for its most probable class;
+            no gradient passes.
+        weights: of the branches: n numbers of at least 0 that sum to 1; None for equal ones.
+        from_logits: the branches give logits; soft votes are then the mean of their softmax (or sigmoid).
+        multi_label: each value is a probability of its own. The share of hard votes is then that of the branches that
+            are above one half (logits above 0), in the same place. A single value is taken so anyway.
+
+    Ties go to the lowest class index, as in scikit-learn: within a branch, and, by `argmax`, between branches, since
+    equal votes give exactly equal shares (votes are counted in whole numbers, in the .tflite too). Weights are taken
+    as fractions with denominators up to 10,000 for that.
+
+    Raises:
+        InvalidArgumentError: an unknown `kind`, weights out of range or as many as no branches; branches of different
+            shapes or classes.
+
+    Source: scikit-learn `ensemble/_voting.py`.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b, c, d = (np.array([[p, 1 - p]]) for p in (0.9, 0.4, 0.3, 0.2))
+        >>> VotingFusion("hard")([a, b, c, d]).numpy().tolist()
+        [[0.25, 0.75]]
+    """
+
+    def __init__(self, kind="soft", weights=None, *, from_logits=False, multi_label=False, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in KINDS:
+            raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
+        if isinstance(weights, str):
+            raise InvalidArgumentError(
+                "Votes have given weights, a list of numbers, or equal ones.",
+                received=repr(weights),
+                fix="Learned weights are ParallelFusion('weighted', weights='learned').",
+            )
+        self.kind, self.weights_given = kind, combine.as_weights(weights)
+        self.from_logits, self.multi_label = from_logits, multi_label
+
+    def check(self, shapes):
+        self._check_count(self.weights_given, shapes)
+        if len({shape[1:] for shape in shapes}) > 1:
+            align.check_widths(shapes, self.name, "Models vote on the same classes.")
+            raise InvalidArgumentError(f"The branches of '{self.name}' have the same shape.", received=str(shapes))
+
+    def call(self, inputs):
+        single = self.multi_label or inputs[0].shape[-1] == 1
+        if self.kind == "hard":
+            return self._count(inputs, single)
+        if self.from_logits:
+            inputs = [ops.sigmoid(x) if single else ops.softmax(x, -1) for x in inputs]
+        return (
+            combine.mean(list(inputs)) if self.weights_given is None else combine.weighted(inputs, self.weights_given)
+        )
+
+    def _count(self, inputs, single: bool):
+        """Votes as whole numbers, then divided by their sum."""
+        weights = self.weights_given
+        counts = combine.whole_numbers(weights if isinstance(weights, tuple) else [1.0] * len(inputs))
+        if single:
+            ballots = [ops.cast(ops.greater(x, 0.0 if self.from_logits else 0.5), "int32") for x in inputs]
+        else:
+            ballots = [ops.one_hot(combine.first_highest(x), x.shape[-1], dtype="int32") for x in inputs]
+        cast = [ops.multiply(ballot, count) for ballot, count in zip(ballots, counts, strict=True) if count]
+        votes = ops.cast(ops.sum(ops.stack(cast, 1), 1), self.compute_dtype)
+        return ops.multiply(votes, 1.0 / sum(counts))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "kind": self.kind,
+            "weights": self.weights_given,
+            "from_logits": self.from_logits,
+            "multi_label": self.multi_label,
+        }
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class GatedFusion(_Fusion):
+    """The weighted mean of the branches with weights that depend on what they give, sample by sample.
+
+    The gate reads all branches, averaged over their grid and concatenated, and gives n weights by a dense layer with a
+    softmax. It starts near equal weights.
+
+    Input: a list of n tensors (batch, ..., width), aligned as in `ParallelFusion`. Output: a tensor of that shape.
+
+    Args:
+        project: True brings branches of another width to that of the first by a learned matrix.
+
+    Raises:
+        InvalidArgumentError: branches that cannot be aligned.
+
+    Source: the gating network of Jacobs et al. 1991, https://doi.org/10.1162/neco.1991.3.1.79.
+
+    Example:
+        >>> import numpy as np
+        >>> GatedFusion()([np.ones((1, 4)), np.ones((1, 4))]).numpy().round(4).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, *, project=False, **kwargs):
+        super().__init__(**kwargs)
+        self.project = project
+
+    def check(self, shapes):
+        align.check_grids(shapes, self.name)
+        if not self.project:
+            align.check_widths(shapes, self.name, "`project=True` learns to bring them to one width.")
+
+    def create(self, shapes):
+        self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
+        near_zero = keras.initializers.RandomNormal(stddev=0.01)
+        self.gate = kl.Dense(len(shapes), "softmax", kernel_initializer=near_zero, name="gate", dtype=self.dtype_policy)
+        self.gate.build((None, shapes[0][-1] * len(shapes) if self.project else sum(shape[-1] for shape in shapes)))
+
+    def call(self, inputs):
+        branches = align.on_one_grid(list(inputs))
+        branches = [self.projections[str(i)](x) if str(i) in self.projections else x for i, x in enumerate(branches)]
+        grid = list(range(1, len(branches[0].shape) - 1))
+        seen = [ops.mean(x, grid) for x in branches] if grid else branches
+        weights = self.gate(ops.concatenate(seen, -1))
+        if grid:
+            weights = ops.reshape(weights, (-1, *[1] * len(grid), len(branches)))
+        return combine.weighted(branches, [weights[..., i : i + 1] for i in range(len(branches))])
+
+    def get_config(self):
+        return {**super().get_config(), "project": self.project}
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class StackedFusion(_Fusion):
+    """The outputs of all branches, flattened and concatenated, go into a head that is trained on them: stacking.
+
+    Input: a list of n tensors; their shapes may differ, but are defined. Output: that of the head.
+
+    Args:
+        meta: the head: a Keras layer, a model that takes vectors as wide as all branches together, or a list of layers
+            to call one after the other. None is Dense 64 with a rectifier, then Dense `outputs`.
+        outputs: width of the default head; by default that of the branches, where they all have the same.
+        activation: of the default head's last layer, `"softmax"` for instance; linear by default.
+
+    Raises:
+        InvalidArgumentError: no width for the default head, a `meta` that is no layer, branches whose shapes are not
+            defined.
+
+    Source: Wolpert 1992, https://doi.org/10.1016/S0893-6080(05)80023-1.
+
+    Example:
+        >>> import numpy as np
+        >>> StackedFusion(outputs=10)([np.ones((2, 3, 3, 8)), np.ones((2, 16))]).shape
+        TensorShape([2, 10])
+    """
+
+    def __init__(self, meta=None, *, outputs=None, activation=None, **kwargs):
+        super().__init__(**kwargs)
+        if meta is not None and (outputs is not None or activation is not None):
+            raise InvalidArgumentError(
+                "`outputs` and `activation` are those of the default head.",
+                received=f"meta, outputs={outputs!r} and activation={activation!r}",
+                fix="Leave them out, or `meta`.",
+            )
+        self.meta, self.outputs, self.activation = as_chain(meta, "meta"), outputs, activation
+        self.is_default = meta is None
+
+    def check(self, shapes):
+        for shape in shapes:
+            if None in shape[1:]:
+                raise InvalidArgumentError(
+                    f"The branches of '{self.name}' have defined shapes, to be flattened.",
+                    received=str(shapes),
+                    fix="Put a GlobalAveragePooling2D behind the branch, or give `keras.Input` a full shape.",
+                )
+        if self.is_default and self.outputs is None and len({shape[1:] for shape in shapes}) > 1:
+            raise InvalidArgumentError(
+                f"The default head of '{self.name}' is as wide as the branches where they agree.",
+                received=str(shapes),
+                fix="Pass `outputs`, or a head of your own as `meta`.",
+            )
+
+    def create(self, shapes):
+        if self.is_default:
+            width = self.outputs or shapes[0][-1]
+            self.meta = [
+                kl.Dense(HIDDEN_UNITS, "relu", name="hidden", dtype=self.dtype_policy),
+                kl.Dense(width, self.activation, name="outputs", dtype=self.dtype_policy),
+            ]
+        build_chain(self.meta, (None, sum(math.prod(shape[1:]) for shape in shapes)))
+
+    def call(self, inputs):
+        branches = [align.flat(x) for x in inputs]
+        values = ops.concatenate(branches, -1) if len(branches) > 1 else branches[0]
+        for layer in self.meta:
+            values = layer(values)
+        return values
+
+    def get_config(self):
+        meta = None if self.is_default else [keras.saving.serialize_keras_object(layer) for layer in self.meta]
+        return {**super().get_config(), "meta": meta, "outputs": self.outputs, "activation": self.activation}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**_with_layers(config, "meta", custom_objects))
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class SerialFusion(ComposedLayer):
+    """Layers or models one behind the other: the output of one is the input of the next.
+
+    Where a model takes another shape than it is given, a learned projection stands between: a matrix at each position
+    for another width, or flattening, a matrix and a reshape for another grid.
+
+    Input: a tensor. Output: that of the last stage.
+
+    Args:
+        stages: Keras layers or models with one input and one output. They are used as they are, not copied.
+        how: `"chain"`, or `"concat"`: each stage but the first reads the layer's input and the output of the stage
+            before, concatenated on the last axis. Grids are then aligned as in `ParallelFusion`, and a vector beside a
+            map is repeated at each position.
+
+    Raises:
+        InvalidArgumentError: no stages, or anything but layers in them; an unknown `how`; grids that cannot be aligned.
+
+    Source: `"concat"` has the form of cascade-correlation, Fahlman and Lebiere 1990, Advances in NIPS 2.
+
+    Example:
+        >>> import numpy as np
+        >>> SerialFusion([kl.Dense(3), kl.Dense(2)], how="concat")(np.ones((1, 4))).shape
+        TensorShape([1, 2])
+    """
+
+    def __init__(self, stages, how="chain", **kwargs):
+        super().__init__(**kwargs)
+        if how not in SERIAL_WAYS:
+            raise InvalidArgumentError(f"`how` is one of {', '.join(SERIAL_WAYS)}.", received=repr(how))
+        self.stages, self.how = as_chain(stages, "stages"), how
+        if not self.stages:
+            raise InvalidArgumentError("`stages` holds at least one layer or model.", received=repr(stages))
+
+    def build(self, input_shape):
+        shape, self.adapters = tuple(input_shape), {}
+        for index, stage in enumerate(self.stages):
+            if index and self.how == "concat":
+                shape = align.joined_shape(tuple(input_shape), shape, self.name)
+            target = align.input_shape_of(stage)
+            chain = align.fitted(shape, target, f"stage_{index}", self.dtype_policy)
+            if chain:
+                self.adapters[str(index)] = chain
+            shape = build_chain([stage], shape if target is None or not chain else target)
+
+    def call(self, inputs):
+        values = inputs
+        for index, stage in enumerate(self.stages):
+            if index and self.how == "concat":
+                values = align.joined(inputs, values)
+            for layer in self.adapters.get(str(index), []):
+                values = layer(values)
+            values = stage(values)
+        return values
+
+    def get_config(self):
+        stages = [keras.saving.serialize_keras_object(stage) for stage in self.stages]
+        return {**super().get_config(), "stages": stages, "how": self.how}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**_with_layers(config, "stages", custom_objects))
+
+
+def as_chain(layers: Any, argument: str) -> list[keras.layers.Layer]:
+    """A layer, a model, a list of them or None as a list."""
+    chain = [] if layers is None else list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    for layer in chain:
+        if not isinstance(layer, keras.layers.Layer):
+            raise InvalidArgumentError(
+                f"`{argument}` is a Keras layer, a model, or a list of them.", received=repr(layers)
+            )
+    return chain
+
+
+def build_chain(chain: Sequence[keras.layers.Layer], shape: align.Shape) -> align.Shape:
+    """Builds layers that are called one after the other; the shape that the last one gives."""
+    for layer in chain:
+        if not layer.built:
+            layer.build(shape)
+        shape = tuple(layer.compute_output_shape(shape))
+    return shape
+
+
+def _with_layers(config: dict, key: str, custom_objects) -> dict:
+    """A config with the layers of a list made from their configs."""
+    if config.get(key) is None:
+        return config
+    layers = [
+        layer
+        if isinstance(layer, keras.layers.Layer)
+        else keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects)
+        for layer in config[key]
+    ]
+    return {**config, key: layers}
