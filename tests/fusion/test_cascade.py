@@ -124,6 +124,20 @@ def test_every_form_of_data_gives_the_same(x):
         cascade.predict(x[:, :2])
 
 
+def test_several_inputs(x):
+    def pair(units, seed):
+        left, right = keras.Input((2,), name="left"), keras.Input((4,), name="right")
+        model = classifier(units, seed)
+        return keras.Model({"left": left, "right": right}, model(kl.Concatenate()([left, right])), name=f"pair{units}")
+
+    models, data = [pair(2, 1), pair(8, 2)], {"right": x[:, 2:], "left": x[:, :2]}
+    cascade = fuse(models, "cascade", thresholds=[0.8])
+    expected, stages = oracle(predicted(models, data), [0.8])
+    np.testing.assert_allclose(cascade.predict(data, verbose=0), expected, atol=1e-6)
+    np.testing.assert_array_equal(cascade.answered_by(data), stages)
+    assert 0 < stages.sum() < len(x)
+
+
 def test_logits_are_compared_by_their_softmax(x):
     models = [classifier(2, 1, ending=None), classifier(8, 2, ending=None)]
     expected, stages = oracle(predicted(models, x), [0.8], lambda logits: softmax(logits).max(-1))

@@ -47,6 +47,9 @@ class CascadeSelection(keras.layers.Layer):
 
     fuses_branches = True
 
+    def weights_of(self, count: int) -> None:
+        """Answers are chosen, not weighted."""
+
     def __init__(self, thresholds, *, from_logits=False, **kwargs):
         super().__init__(**kwargs)
         self.thresholds, self.from_logits = as_thresholds(thresholds), from_logits
