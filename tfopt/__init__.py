@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.soup import average_weights as average_weights
+    from tfopt.fusion.stacking import stack as stack
+    from tfopt.fusion.weights import fit_weights as fit_weights
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -72,6 +75,7 @@ _PUBLIC = {
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
+    "average_weights": "tfopt.fusion.soup",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
@@ -80,6 +84,7 @@ _PUBLIC = {
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
     "find_sparsity": "tfopt.pruning.find",
+    "fit_weights": "tfopt.fusion.weights",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
@@ -89,6 +94,7 @@ _PUBLIC = {
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
+    "stack": "tfopt.fusion.stacking",
     "strip": "tfopt.stripping",
     "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",

@@ -13,9 +13,14 @@ from tfopt.core.samples import Labelled
 
 
 def compile_alike(model: keras.Model, options: Mapping[str, Any]) -> None:
-    """Compiles with the arguments that another model was compiled with, and an optimizer of its own."""
-    optimizer = options["optimizer"]
-    model.compile(**{**options, "optimizer": type(optimizer).from_config(optimizer.get_config())})
+    """Compiles with the arguments that another model was compiled with, and an optimizer and metrics of its own."""
+    model.compile(**{name: keras.tree.map_structure(_own, option) for name, option in options.items()})
+
+
+def _own(option: Any) -> Any:
+    """A new object for one that holds state."""
+    has_state = isinstance(option, (keras.optimizers.Optimizer, keras.metrics.Metric))
+    return type(option).from_config(option.get_config()) if has_state else option
 
 
 class ShuffledBatches(keras.utils.PyDataset):

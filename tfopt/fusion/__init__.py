@@ -1,0 +1,1 @@
+"""Many models, one model: weighted, stacked, averaged."""
