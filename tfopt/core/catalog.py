@@ -362,6 +362,7 @@ _FLOAT = {
     "LiteRT's converter gives all parts the range of the first; write it with `expand_dims` and `concatenate`": (
         op_class("Stack"),
     ),
+    "the logarithm of an 8-bit value near zero would be far off": (op_class("Log"),),
     "LiteRT has no integer version": map(op_class, ("Var", "Std", "Normalize", "Selu", "Celu", "Softplus", "Softsign")),
     "preprocessing of images that LiteRT has no integers for": layers_named(
         *("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization"),

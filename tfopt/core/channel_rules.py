@@ -385,6 +385,7 @@ def _layer_scale(context: Context, x: Channels, *_, **__):
     kl.UpSampling2D,
     kl.UpSampling3D,
     kl.Resizing,
+    *map(op_class, ("AveragePool", "MaxPool")),
 )
 def _in_place(context: Context, x: Channels, *_, **__):
     """Works along the spatial axes, the same for each channel."""

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core import constraints
+from tfopt.core.composed import opened
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
 from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
 from tfopt.core.rewrite import rewrite
@@ -134,7 +135,7 @@ def prune(
     check_structure(by_channel, round_to, budget)
     if tfmot.is_tf_keras_model(model):
         return _by_tfmot(model, rule, scope, by_channel, sparsity, threshold, include, exclude)
-    check_model(model)
+    model = opened(check_model(model)) if by_channel else check_model(model)
     amount = amount_of(rule, sparsity, threshold)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     check_patterns(model, included, "include")

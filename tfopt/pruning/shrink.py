@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from tfopt.core.channel_graph import ChannelGraph
+from tfopt.core.composed import opened
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.graph import check_finite, check_model
 from tfopt.core.modes import check_not_quantized
@@ -43,6 +44,7 @@ def shrink(model: keras.Model) -> keras.Model:
     check_model(model)
     check_not_quantized(model, "shrink")
     check_finite(model)
+    model = opened(model)
     graph = ChannelGraph(model)
     zero = graph.zero_channels()
     if not len(zero):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import keras
 
 from tfopt.core.catalog import runs_in_16_bits
+from tfopt.core.composed import opened
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, walk_layers
 from tfopt.core.modes import fake_quantized
@@ -107,7 +108,7 @@ def quantize(
         training.check_default()
         check_tfmot(base, overrides)
         return tfmot.quantize(model, include=include, exclude=exclude)
-    check_model(model)
+    model = opened(check_model(model))
     choice = Choice(model, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
     training.check_scheme(base)
     if fake_quantized(model):
