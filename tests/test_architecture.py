@@ -26,7 +26,7 @@ DOORS = {
     "mlxtend": ["demo.py"],
     "matplotlib": ["report/", "core/figures.py"],
     "scipy": ["fusion/simplex.py"],
-    "sklearn": ["fusion/splits.py"],
+    "sklearn": ["fusion/splits.py", "fusion/heads.py"],
 }
 
 

@@ -111,7 +111,7 @@ def test_nothing_that_fits_is_the_mean():
     """No non-negative weight lowers the error of predictions that all point the other way."""
     result = fit_weights([-np.ones((3, 1)), -2 * np.ones((3, 1))], None, np.array([2.0, 2.5, 3.0]), method="nnls")
     assert result.fit.weights == (0.5, 0.5)
-    assert (result.weights, result.kept) == ((1.0, 0.0), "predictions 1")
+    assert (result.weights, result.kept) == ((1.0, 0.0), "predictions_1")
 
 
 def test_regression_by_mean_squared_error():
@@ -224,7 +224,7 @@ def test_models_are_their_predictions():
     arrays = [model.predict(X, verbose=0) for model in models]
     assert by_models.weights == fit_weights(arrays, None, Y).weights
     assert fit_weights([models[0], *arrays[1:]], X, np.eye(3)[Y]).weights == by_models.weights
-    assert [single.name for single in by_models.singles] == ["a", "b", "a (3)"]
+    assert [single.name for single in by_models.singles] == ["a", "b", "a_3"]
     for model, before in zip(models, weights, strict=True):
         assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), before, strict=True))
 
@@ -255,7 +255,7 @@ def test_the_report():
     lines = str(result).splitlines()
     assert lines[0] == "Weights of 2 models by accuracy"
     assert lines[1].split() == ["model", "weight", "accuracy", "log", "loss", "accuracy,", "held-out", "folds"]
-    assert [line.split()[0] for line in lines[3:7]] == ["predictions", "predictions", "plain", "fit,"]
+    assert [line.split()[0] for line in lines[3:7]] == ["predictions_1", "predictions_2", "plain", "fit,"]
     assert f"{result.weights[0]:.3f}" in lines[3]
     assert f"{result.fit.cv_score:.4f}" in lines[6]
     assert result._repr_html_().count("<tr>") == 5

@@ -88,6 +88,11 @@ class Base:
         return labelled(self.sample, (x, y), "x, y")
 
     @property
+    def width(self) -> int:
+        """How many numbers the model gives for a sample."""
+        return self.sample.outputs[0].shape[1]
+
+    @property
     def fingerprint(self) -> str:
         """Of structure, compile options and the values that training does not make; numbers in names do not count."""
         structure = re.sub(r'_\d+"', '"', self.sample.to_json())

@@ -1,4 +1,4 @@
-"""Arrays of a long computation, kept in a folder as they come, so that a second call goes on where the first stopped."""
+"""Arrays of a long computation, kept in a folder as they come, for a second call to go on where the first stopped."""
 
 from __future__ import annotations
 

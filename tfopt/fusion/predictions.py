@@ -138,11 +138,18 @@ def check_in_memory(x: Any, y: Any, arguments: str) -> None:
 
 
 def names_of(models: Sequence[Any]) -> tuple[str, ...]:
-    """Names to show, each once: of two models with one name the second gets a number."""
+    """A name for each, no two the same.
+
+    Example:
+        >>> names_of([keras.Sequential(name="a"), keras.Sequential(name="a"), np.zeros(3)])
+        ('a', 'a_2', 'predictions_3')
+    """
     names: list[str] = []
     for place, model in enumerate(models, start=1):
-        name = str(getattr(model, "name", None) or getattr(model, "__name__", None) or f"predictions {place}")
-        names.append(name if name not in names else f"{name} ({place})")
+        name = model.name if isinstance(model, keras.Model) else f"predictions_{place}"
+        while name in names:
+            name = f"{name}_{place}"
+        names.append(name)
     return tuple(names)
 
 
