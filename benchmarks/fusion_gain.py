@@ -81,9 +81,9 @@ def network(seed: int, name: str, train: tuple) -> keras.Model:
     kernel, pooling = NETS[name]
     trunk = [
         kl.Conv2D(32, kernel, activation="relu"),
-        pooling(),
+        pooling(2),
         kl.Conv2D(64, 3, activation="relu"),
-        pooling(),
+        pooling(2),
         kl.Conv2D(64, 3, activation="relu"),
     ]
     head = [kl.Flatten(), kl.Dense(64, activation="relu"), kl.Dense(10, activation="softmax")]

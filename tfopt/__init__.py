@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.soup import average_weights as average_weights
     from tfopt.fusion.stacking import stack as stack
     from tfopt.fusion.weights import fit_weights as fit_weights
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
@@ -74,6 +75,7 @@ _PUBLIC = {
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
+    "average_weights": "tfopt.fusion.soup",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
