@@ -59,7 +59,35 @@ class Training:
         return len(model.fit(batches, epochs=self.epochs, shuffle=False, verbose=0, **options).epoch)
 
 
-class Base:
+class Trainee:
+    """One compiled model that is trained from the start again and again, so that its functions are traced once.
+
+    Args:
+        build: gives a compiled model with new initial values, alike each time.
+    """
+
+    def __init__(self, build: Callable[[], keras.Model]):
+        self._build = build
+        self.model = build()
+        optimizer = self.model.optimizer
+        optimizer.build(self.model.trainable_variables)
+        self._optimizer_start = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
+
+    def restart(self, seed: int) -> keras.Model:
+        """The model with new initial values, which the seed tells; all that it learned before is gone."""
+        for variable, value in zip(_state(self.model), _state(self.fresh(seed)), strict=True):
+            variable.assign(value)
+        for variable, value in zip(self.model.optimizer.variables, self._optimizer_start, strict=True):
+            variable.assign(value)
+        return self.model
+
+    def fresh(self, seed: int) -> keras.Model:
+        """Another model, with the same initial values."""
+        with _initial_values(seed):
+            return self._build()
+
+
+class Base(Trainee):
     """A base model, given as a compiled model or as a function that builds one.
 
     Args:
@@ -68,41 +96,30 @@ class Base:
     """
 
     def __init__(self, given: Any, place: int):
-        self.place, self._build = place, given
-        if isinstance(given, keras.Model) or not callable(given):
-            self._build = _builder(given)
-        self.sample = self.fresh(0)
-        if len(self.sample.outputs[0].shape) != 2 or None in self.sample.outputs[0].shape[1:]:
-            raise UnsupportedModelError(
-                "A base model gives one row of numbers a sample.",
-                received=f"'{self.sample.name}' with outputs of shape {self.sample.outputs[0].shape}",
-            )
-
-    def fresh(self, seed: int) -> keras.Model:
-        """A compiled model with new initial values, which the seed tells."""
-        with initial_values(seed):
-            return _checked(self._build())
+        self.place = place
+        build = _builder(given) if isinstance(given, keras.Model) or not callable(given) else given
+        super().__init__(lambda: _checked(build()))
 
     def samples(self, x: Any, y: Any) -> Labelled:
         """Inputs in the structure that the model takes, and labels."""
-        return labelled(self.sample, (x, y), "x, y")
+        return labelled(self.model, (x, y), "x, y")
 
     @property
     def width(self) -> int:
         """How many numbers the model gives for a sample."""
-        return self.sample.outputs[0].shape[1]
+        return self.model.outputs[0].shape[1]
 
     @property
     def fingerprint(self) -> str:
         """Of structure, compile options and the values that training does not make; numbers in names do not count."""
-        structure = re.sub(r'_\d+"', '"', self.sample.to_json())
-        kept = [layer for _, layer in walk_layers(self.sample) if not layer.trainable or hasattr(layer, "adapt")]
+        structure = re.sub(r'_\d+"', '"', self.model.to_json())
+        kept = [layer for _, layer in walk_layers(self.model) if not layer.trainable or hasattr(layer, "adapt")]
         values = [keras.ops.convert_to_numpy(variable) for layer in kept for variable in layer.variables]
         return fingerprint([structure, values])
 
 
 @contextmanager
-def initial_values(seed: int) -> Iterator[None]:
+def _initial_values(seed: int) -> Iterator[None]:
     """Inside, the seeds that Keras draws for initial values and Dropout are those of `seed`."""
     state = random.getstate()
     random.seed(seed)  # `keras.random.make_default_seed` asks Python's generator
@@ -115,6 +132,12 @@ def initial_values(seed: int) -> Iterator[None]:
 def seed_of(*numbers: int) -> int:
     """One seed for a piece of work, another for any other."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _state(model: keras.Model) -> list[keras.Variable]:
+    """Weights and the states of random generators, as of Dropout; not those of metrics."""
+    measured = {id(variable) for variable in model.metrics_variables}
+    return [variable for variable in model.variables if id(variable) not in measured]
 
 
 def bases_of(models: Any) -> list[Base]:
@@ -156,5 +179,10 @@ def _checked(model: Any) -> keras.Model:
             "A base model is trained with its own optimizer and loss, and so has to be compiled.",
             received=f"'{model.name}', not compiled or without a loss",
             fix="Call `model.compile(optimizer, loss)` first, also in a function that builds it.",
+        )
+    if len(model.outputs[0].shape) != 2 or None in model.outputs[0].shape[1:]:
+        raise UnsupportedModelError(
+            "A base model gives one row of numbers a sample.",
+            received=f"'{model.name}' with outputs of shape {model.outputs[0].shape}",
         )
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,7 @@ from tfopt.core.keras_internals import compile_options, has_graph
 from tfopt.core.rewrite import untrained
 from tfopt.core.samples import Labelled, classes_of
 from tfopt.core.training import compile_alike
-from tfopt.fusion.bases import Training, initial_values, seed_of
+from tfopt.fusion.bases import Trainee, Training, seed_of
 
 EPOCHS = 50
 NEVER = -30.0  # the bias of a class that the training data does not hold
@@ -35,7 +35,7 @@ class GivenHead:
     def __init__(self, model: Any, width: int, fit: Mapping[str, Any] | None, seed: int):
         options = dict(fit or {})
         self._training = Training.of(options.pop("epochs", EPOCHS), seed, options, "meta_fit")
-        self._model, self._seed = _sized(model, width), seed
+        sized, self._seed = _sized(model, width), seed
         self.options = compile_options(model, metrics=True) if model.compiled else {}
         if self.options.get("loss") is None:
             raise InvalidArgumentError(
@@ -44,13 +44,21 @@ class GivenHead:
                 fix="Call `meta.compile(optimizer, loss)` first.",
             )
 
+        self._trainee = Trainee(self._compiled(sized))
+
     def trained(self, features: np.ndarray, y: np.ndarray, fold: int = -1) -> keras.Model:
-        """A copy trained on float32 features, shape (samples, width)."""
-        with initial_values(seed_of(self._seed, fold + 1)):
-            model = untrained(self._model)
-        compile_alike(model, self.options)
+        """A model trained on float32 features, shape (samples, width); the next call trains it anew."""
+        model = self._trainee.restart(seed_of(self._seed, fold + 1))
         self._training.run(model, Labelled(features, y), fold + 1)
         return model
+
+    def _compiled(self, sized: keras.Model) -> Callable[[], keras.Model]:
+        def build():
+            model = untrained(sized)
+            compile_alike(model, self.options)
+            return model
+
+        return build
 
 
 class LinearHead:

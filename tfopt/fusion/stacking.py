@@ -16,6 +16,7 @@ from tfopt.core.fingerprints import fingerprint
 from tfopt.core.goals import Goal, as_goal, drop
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.progress import progress
+from tfopt.core.rewrite import rewrite
 from tfopt.core.samples import Labelled, take
 from tfopt.core.scores import score
 from tfopt.core.training import compile_alike
@@ -27,6 +28,7 @@ from tfopt.fusion.predictions import check_in_memory, names_of
 from tfopt.fusion.splits import Fold, make_folds
 from tfopt.fusion.stack_result import INPUTS, StackResult
 
+ROWS = 8192  # that a meta-model predicts at once
 SHUFFLES = 3  # over which the contribution of a model is averaged
 
 
@@ -125,18 +127,19 @@ def stack(
         out_of_fold, epochs_run = work.out_of_fold(splits)
         refitted = work.refitted()
         level = _Level(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal)
-        trained = head.trained(level.features[level.seen], y[level.seen])
         scored = level.scored(splits)
+        stack_scores = level.stack_scores(head, scored)
+        trained = head.trained(level.features[level.seen], y[level.seen])
         result = StackResult(
             model=_fused(refitted, trained, head.options, passthrough, name),
             out_of_fold=out_of_fold,
-            models=names_of([base.sample for base in bases]) + ((INPUTS,) if passthrough else ()),
+            models=names_of([base.model for base in bases]) + ((INPUTS,) if passthrough else ()),
             metric=goal.name,
             mode=goal.mode,
             samples=len(level.seen),
             scores=tuple(level.base_scores(place, scored) for place in range(len(bases))),
             mean_scores=level.mean_scores(len(bases), scored),
-            stack_scores=level.stack_scores(head, scored),
+            stack_scores=stack_scores,
             contributions=level.contributions(trained, seed),
             epochs=epochs_run,
         )
@@ -184,7 +187,7 @@ class _Work:
 
     def _predicted(self, base: Base, fold: int, split: Fold) -> dict[str, np.ndarray]:
         samples = self.samples[base.place]
-        model = base.fresh(seed_of(self.training.seed, base.place, fold + 1))
+        model = base.restart(seed_of(self.training.seed, base.place, fold + 1))
         epochs = self.training.run(model, samples.rows(split.train), base.place, fold + 1)
         predictions = model.predict(
             take(samples.x, split.held_out), batch_size=self.training.batch_size, verbose=0
@@ -192,13 +195,13 @@ class _Work:
         if not np.isfinite(predictions).all():
             raise NonFiniteError(
                 "What the base models predict has to be finite.",
-                received=f"NaN or infinity from '{base.sample.name}' in fold {fold + 1}",
+                received=f"NaN or infinity from '{base.model.name}' in fold {fold + 1}",
                 fix="Train it with a lower learning rate or gradient clipping.",
             )
         return {"predictions": predictions, "epochs": np.array(epochs)}
 
     def _weights(self, base: Base) -> dict[str, np.ndarray]:
-        model = base.fresh(seed_of(self.training.seed, base.place, 0))
+        model = base.restart(seed_of(self.training.seed, base.place, 0))
         self.training.run(model, self.samples[base.place], base.place, 0)
         return {f"weight_{place}": weight for place, weight in enumerate(model.get_weights())}
 
@@ -272,7 +275,9 @@ class _Level:
 
 
 def _predict(model: keras.Model, features: np.ndarray) -> np.ndarray:
-    return model.predict(features, batch_size=1024, verbose=0)
+    """Without the set-up of `Model.predict`, which takes longer than a small model does."""
+    parts = [features[start : start + ROWS] for start in range(0, len(features), ROWS)]
+    return np.concatenate([keras.ops.convert_to_numpy(model(part, training=False)) for part in parts])
 
 
 def _flat(x: Any) -> np.ndarray:
@@ -298,7 +303,8 @@ def _settings(bases: list[Base], samples: Labelled, splits: Sequence[Fold], trai
 def _fused(
     models: list[keras.Model], head: keras.Model, options: Mapping[str, Any], passthrough: bool, name: str
 ) -> keras.Model:
-    """One model: the frozen base models side by side, their outputs into the head."""
+    """One model: the frozen base models side by side, their outputs into the head; copies, which are not compiled."""
+    models, head = [rewrite(model) for model in models], rewrite(head)
     for model, unique in zip(models, names_of(models), strict=True):
         model.name, model.trainable = unique, False
     functional = functional_of(models[0])
