@@ -44,7 +44,7 @@ class KerasNet(ClassifierMixin, BaseEstimator):
     def fit(self, x, y):
         self.classes_ = np.unique(y)
         self.model_ = digit_net(self.units, self.seed)
-        self.model_.fit(x, y, batch_size=len(x), epochs=8, verbose=0)
+        self.model_.fit(x, y, batch_size=len(x), epochs=4, verbose=0)
         return self
 
     def predict(self, x):
@@ -64,10 +64,10 @@ def test_scikit_learn_stacks_the_same():
     x, y = load_digits(n_class=4, return_X_y=True)
     x = (x / 16).astype("float32")
     (x, x_test), y = (x[:120], x[120:200]), y[:120]
-    cv = StratifiedKFold(3, shuffle=True, random_state=5)
+    cv = StratifiedKFold(2, shuffle=True, random_state=5)
     nets = [("a", KerasNet(5, 1)), ("b", KerasNet(9, 2))]
     oracle = StackingClassifier(nets, Recording(max_iter=2000), cv=cv, stack_method="predict_proba").fit(x, y)
-    result = stack([digit_net(5, 1), digit_net(9, 2)], x, y, folds=3, epochs=8, fit={"batch_size": 120}, seed=5)
+    result = stack([digit_net(5, 1), digit_net(9, 2)], x, y, folds=2, epochs=4, fit={"batch_size": 120}, seed=5)
     np.testing.assert_allclose(result.out_of_fold, oracle.final_estimator_.matrix_, atol=1e-4)
     np.testing.assert_allclose(result.model.predict(x_test, verbose=0), oracle.predict_proba(x_test), atol=2e-3)
     held_out = [out for _, out in cv.split(x, y)]
@@ -163,7 +163,7 @@ def memoriser():
 
 def test_a_model_that_memorises_is_not_trusted():
     (x, y), (x_new, y_new) = noisy_task(0, 200), noisy_task(1, 2000)
-    result = stack([honest, memoriser], x, y, folds=4, epochs=25, fit={"batch_size": 50})
+    result = stack([honest, memoriser], x, y, folds=3, epochs=15, fit={"batch_size": 50})
     branches = [result.model.get_layer(name) for name in ("honest", "memoriser")]
     in_fold, new = (np.concatenate([b.predict(each, verbose=0) for b in branches], 1) for each in (x, x_new))
     assert (in_fold[:, 2:].argmax(1) == y).mean() == 1.0  # by heart
