@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
+    from tfopt.fusion.fuse import fuse as fuse
     from tfopt.fusion.soup import average_weights as average_weights
     from tfopt.fusion.stacking import stack as stack
     from tfopt.fusion.weights import fit_weights as fit_weights
@@ -83,6 +84,7 @@ _PUBLIC = {
     "drop_layers": "tfopt.editing.depth",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
     "fit_weights": "tfopt.fusion.weights",
     "load_model": "tfopt.core.loading",
@@ -111,9 +113,10 @@ def _runs_as_command() -> bool:
 
 
 if not _runs_as_command():
-    # The one module that is not loaded lazily: importing it registers the layers of quantized models with Keras, so
-    # that `keras.models.load_model` finds them.
+    # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
+    # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.layers")
 
 
 def __getattr__(name: str) -> Any:

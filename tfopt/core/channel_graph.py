@@ -214,7 +214,11 @@ class ChannelGraph:
             result = rule(Context(self, op, path, shapes), *args, **kwargs)
         except (TypeError, Unsupported) as error:  # a call with arguments that the rule does not foresee
             return self.stop(Context(self, op, path, shapes), (args, kwargs), first_line(error))
-        return list(result) if isinstance(result, (list, tuple)) else [result]
+        results = list(result) if isinstance(result, (list, tuple)) else [result]
+        if getattr(op, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            for channels in results:
+                self.freeze(channels.labels, f"the softmax of '{path}' mixes them")
+        return results
 
     def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
         """The channels that end in a layer which cannot lose any; those of its output stay too."""

@@ -13,6 +13,7 @@ rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -47,12 +48,14 @@ def check_grids(shapes: Sequence[Shape], name: str) -> None:
     target = _smallest(shapes)
     fits = all(
         len(shape) == len(shapes[0])
-        and all(size == aim or (size and aim and size % aim == 0) for size, aim in zip(shape[1:-1], target, strict=True))
+        and all(
+            size == aim or (size and aim and size % aim == 0) for size, aim in zip(shape[1:-1], target, strict=True)
+        )
         for shape in shapes
     )
     if not fits:
         raise InvalidArgumentError(
-            f"The branches of '{name}' have the same number of axes, and grids that are whole multiples of the smallest.",
+            f"The branches of '{name}' have as many axes, and grids that are whole multiples of the smallest.",
             received=_listed(shapes),
             fix="Put a Flatten, a GlobalAveragePooling2D or a Resizing behind a branch.",
         )
@@ -100,10 +103,7 @@ def fitted(source: Shape, target: Shape | None, name: str, dtype) -> list[kl.Lay
     else:
         sizes = [size for size in target[1:] if size is not None]
         chain = [kl.Flatten(name=f"{name}_flatten", dtype=dtype)] if len(source) > 2 else []
-        count = 1
-        for size in sizes:
-            count *= size
-        chain.append(kl.Dense(count, use_bias=False, name=f"{name}_projection", dtype=dtype))
+        chain.append(kl.Dense(math.prod(sizes), use_bias=False, name=f"{name}_projection", dtype=dtype))
         chain += [kl.Reshape(sizes, name=f"{name}_reshape", dtype=dtype)] if len(sizes) > 1 else []
     shape = source
     for layer in chain:
@@ -134,10 +134,7 @@ def joined(first, second):
 
 def flat(branch):
     """A branch as vectors."""
-    size = 1
-    for axis in branch.shape[1:]:
-        size *= axis
-    return branch if len(branch.shape) == 2 else ops.reshape(branch, (-1, size))
+    return branch if len(branch.shape) == 2 else ops.reshape(branch, (-1, math.prod(branch.shape[1:])))
 
 
 def _repeated(vector, shape: Shape):
@@ -171,10 +168,6 @@ def _same(first: Shape, second: Shape) -> bool:
 
 def _listed(shapes: Sequence[Shape]) -> str:
     return ", ".join(str(tuple(shape)) for shape in shapes)
-
-
-def is_map(shape: Shape) -> bool:
-    return len(shape) > 2
 
 
 def input_shape_of(stage: keras.layers.Layer) -> Shape | None:

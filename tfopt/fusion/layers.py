@@ -5,60 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers as kl
 from keras import ops
 
 from tfopt.core.composed import ComposedLayer
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.fusion import align
+from tfopt.fusion import align, combine
+from tfopt.fusion.combine import LEARNED
 
-LEARNED = "learned"
 WAYS = ("mean", "weighted", "max", "product", "concat")
 KINDS = ("soft", "hard")
 SERIAL_WAYS = ("chain", "concat")
 HIDDEN_UNITS = 64  # of the default head of a stacked fusion
-_TOLERANCE = 1e-5  # of the sum of weights
-_SMALLEST = 1e-7  # probability, before its logarithm is taken
-_DENOMINATOR = 10_000  # of the fractions that votes are counted in
-
-
-def as_weights(weights: Any) -> tuple[float, ...] | str | None:
-    """`weights` as a tuple if they are non-negative and sum to 1; None and `"learned"` as they are.
-
-    Raises:
-        InvalidArgumentError: anything else, NaN among it.
-
-    Example:
-        >>> as_weights([0.25, 0.75])
-        (0.25, 0.75)
-    """
-    if weights is None or (isinstance(weights, str) and weights == LEARNED):
-        return weights
-    values = np.array([np.nan]) if isinstance(weights, (str, dict)) else _as_array(weights)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (values < 0).any():
-        raise InvalidArgumentError(
-            "`weights` is a list of numbers of at least 0, one a branch, 'learned', or None for equal ones.",
-            received=repr(weights),
-        )
-    if abs(values.sum() - 1) > _TOLERANCE:
-        raise InvalidArgumentError(
-            "`weights` sum to 1.",
-            received=f"{values.tolist()}, which sum to {values.sum():.6g}",
-            fix="Divide them by their sum.",
-        )
-    return tuple(values.tolist())
-
-
-def _as_array(values: Any) -> np.ndarray:
-    try:
-        return np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        return np.array([np.nan])
 
 
 class _Fusion(ComposedLayer):
@@ -74,18 +35,12 @@ class _Fusion(ComposedLayer):
         shapes = align.as_shapes(input_shape, self.name)
         self.check(shapes)
         self.create(shapes)
-        self.built = True
 
     def _check_count(self, weights, shapes: list[align.Shape]) -> None:
         if isinstance(weights, tuple) and len(weights) != len(shapes):
             raise InvalidArgumentError(
                 f"'{self.name}' has one weight a branch.", received=f"{len(weights)} weights, {len(shapes)} branches"
             )
-
-    def compute_output_spec(self, inputs):
-        if not self.built:
-            self.build(keras.tree.map_structure(lambda x: x.shape, inputs))
-        return super().compute_output_spec(inputs)
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -113,6 +68,7 @@ class ParallelFusion(_Fusion):
     Source: combination rules of Kittler et al. 1998, https://doi.org/10.1109/34.667881.
 
     Example:
+        >>> import numpy as np
         >>> a, b = np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])
         >>> ParallelFusion("weighted", weights=[0.75, 0.25])([a, b]).numpy().tolist()
         [[0.25, 0.75]]
@@ -122,15 +78,23 @@ class ParallelFusion(_Fusion):
         super().__init__(**kwargs)
         if how not in WAYS:
             raise InvalidArgumentError(f"`how` is one of {', '.join(WAYS)}.", received=repr(how))
-        self.how, self.branch_weights = how, as_weights(weights)
+        self.how, self.weights_given = how, combine.as_weights(weights)
         self.project, self.from_logits, self.multi_label = project, from_logits, multi_label
+        self.logits = None
         if weights is not None and how != "weighted":
             raise InvalidArgumentError(
                 "`weights` go with how='weighted'.", received=f"how='{how}', weights={weights!r}"
             )
 
+    @property
+    def branch_weights(self) -> tuple[float, ...] | None:
+        """The weights of the branches as they are now, learned ones too; None where there are none given or learned."""
+        if self.logits is None:
+            return self.weights_given if isinstance(self.weights_given, tuple) else None
+        return tuple(keras.ops.convert_to_numpy(ops.softmax(self.logits)).tolist())
+
     def check(self, shapes):
-        self._check_count(self.branch_weights, shapes)
+        self._check_count(self.weights_given, shapes)
         align.check_grids(shapes, self.name)
         if self.how != "concat" and not self.project:
             align.check_widths(
@@ -139,8 +103,7 @@ class ParallelFusion(_Fusion):
 
     def create(self, shapes):
         self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
-        self.logits = None
-        if self.branch_weights == LEARNED:
+        if self.weights_given == LEARNED:
             self.logits = self.add_weight(shape=(len(shapes),), initializer="zeros", name="logits")
 
     def call(self, inputs):
@@ -151,16 +114,16 @@ class ParallelFusion(_Fusion):
         if self.how == "max":
             return functools.reduce(ops.maximum, branches)
         if self.how == "product":
-            return _product(branches, self.from_logits, self.multi_label)
-        if self.how == "mean" or self.branch_weights is None:
-            return _mean(branches)
-        return _weighted(branches, ops.softmax(self.logits) if self.logits is not None else self.branch_weights)
+            return combine.product(branches, self.from_logits, self.multi_label)
+        if self.how == "mean" or self.weights_given is None:
+            return combine.mean(branches)
+        return combine.weighted(branches, self.weights_given if self.logits is None else ops.softmax(self.logits))
 
     def get_config(self):
         return {
             **super().get_config(),
             "how": self.how,
-            "weights": self.branch_weights,
+            "weights": self.weights_given,
             "project": self.project,
             "from_logits": self.from_logits,
             "multi_label": self.multi_label,
@@ -193,6 +156,7 @@ class VotingFusion(_Fusion):
     Source: scikit-learn `ensemble/_voting.py`.
 
     Example:
+        >>> import numpy as np
         >>> a, b, c, d = (np.array([[p, 1 - p]]) for p in (0.9, 0.4, 0.3, 0.2))
         >>> VotingFusion("hard")([a, b, c, d]).numpy().tolist()
         [[0.25, 0.75]]
@@ -208,11 +172,11 @@ class VotingFusion(_Fusion):
                 received=repr(weights),
                 fix="Learned weights are ParallelFusion('weighted', weights='learned').",
             )
-        self.kind, self.branch_weights = kind, as_weights(weights)
+        self.kind, self.weights_given = kind, combine.as_weights(weights)
         self.from_logits, self.multi_label = from_logits, multi_label
 
     def check(self, shapes):
-        self._check_count(self.branch_weights, shapes)
+        self._check_count(self.weights_given, shapes)
         if len({shape[1:] for shape in shapes}) > 1:
             align.check_widths(shapes, self.name, "Models vote on the same classes.")
             raise InvalidArgumentError(f"The branches of '{self.name}' have the same shape.", received=str(shapes))
@@ -223,15 +187,18 @@ class VotingFusion(_Fusion):
             return self._count(inputs, single)
         if self.from_logits:
             inputs = [ops.sigmoid(x) if single else ops.softmax(x, -1) for x in inputs]
-        return _mean(list(inputs)) if self.branch_weights is None else _weighted(inputs, self.branch_weights)
+        return (
+            combine.mean(list(inputs)) if self.weights_given is None else combine.weighted(inputs, self.weights_given)
+        )
 
     def _count(self, inputs, single: bool):
         """Votes as whole numbers, then divided by their sum."""
-        counts = _whole_numbers(self.branch_weights or [1.0] * len(inputs))
+        weights = self.weights_given
+        counts = combine.whole_numbers(weights if isinstance(weights, tuple) else [1.0] * len(inputs))
         if single:
             ballots = [ops.cast(ops.greater(x, 0.0 if self.from_logits else 0.5), "int32") for x in inputs]
         else:
-            ballots = [ops.one_hot(_first_highest(x), x.shape[-1], dtype="int32") for x in inputs]
+            ballots = [ops.one_hot(combine.first_highest(x), x.shape[-1], dtype="int32") for x in inputs]
         cast = [ops.multiply(ballot, count) for ballot, count in zip(ballots, counts, strict=True) if count]
         votes = ops.cast(ops.sum(ops.stack(cast, 1), 1), self.compute_dtype)
         return ops.multiply(votes, 1.0 / sum(counts))
@@ -240,7 +207,7 @@ class VotingFusion(_Fusion):
         return {
             **super().get_config(),
             "kind": self.kind,
-            "weights": self.branch_weights,
+            "weights": self.weights_given,
             "from_logits": self.from_logits,
             "multi_label": self.multi_label,
         }
@@ -264,6 +231,7 @@ class GatedFusion(_Fusion):
     Source: the gating network of Jacobs et al. 1991, https://doi.org/10.1162/neco.1991.3.1.79.
 
     Example:
+        >>> import numpy as np
         >>> GatedFusion()([np.ones((1, 4)), np.ones((1, 4))]).numpy().round(4).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
@@ -280,9 +248,7 @@ class GatedFusion(_Fusion):
     def create(self, shapes):
         self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
         near_zero = keras.initializers.RandomNormal(stddev=0.01)
-        self.gate = kl.Dense(
-            len(shapes), "softmax", kernel_initializer=near_zero, name="gate", dtype=self.dtype_policy
-        )
+        self.gate = kl.Dense(len(shapes), "softmax", kernel_initializer=near_zero, name="gate", dtype=self.dtype_policy)
         self.gate.build((None, shapes[0][-1] * len(shapes) if self.project else sum(shape[-1] for shape in shapes)))
 
     def call(self, inputs):
@@ -293,7 +259,7 @@ class GatedFusion(_Fusion):
         weights = self.gate(ops.concatenate(seen, -1))
         if grid:
             weights = ops.reshape(weights, (-1, *[1] * len(grid), len(branches)))
-        return _weighted(branches, [weights[..., i : i + 1] for i in range(len(branches))])
+        return combine.weighted(branches, [weights[..., i : i + 1] for i in range(len(branches))])
 
     def get_config(self):
         return {**super().get_config(), "project": self.project}
@@ -318,6 +284,7 @@ class StackedFusion(_Fusion):
     Source: Wolpert 1992, https://doi.org/10.1016/S0893-6080(05)80023-1.
 
     Example:
+        >>> import numpy as np
         >>> StackedFusion(outputs=10)([np.ones((2, 3, 3, 8)), np.ones((2, 16))]).shape
         TensorShape([2, 10])
     """
@@ -391,10 +358,10 @@ class SerialFusion(ComposedLayer):
     Raises:
         InvalidArgumentError: no stages, or anything but layers in them; an unknown `how`; grids that cannot be aligned.
 
-    Source: cascade-correlation is the first of such networks, Fahlman and Lebiere 1990; the form is that of stacked
-    classifiers in sequence.
+    Source: `"concat"` has the form of cascade-correlation, Fahlman and Lebiere 1990, Advances in NIPS 2.
 
     Example:
+        >>> import numpy as np
         >>> SerialFusion([kl.Dense(3), kl.Dense(2)], how="concat")(np.ones((1, 4))).shape
         TensorShape([1, 2])
     """
@@ -417,7 +384,6 @@ class SerialFusion(ComposedLayer):
             if chain:
                 self.adapters[str(index)] = chain
             shape = build_chain([stage], shape if target is None or not chain else target)
-        self.built = True
 
     def call(self, inputs):
         values = inputs
@@ -428,11 +394,6 @@ class SerialFusion(ComposedLayer):
                 values = layer(values)
             values = stage(values)
         return values
-
-    def compute_output_spec(self, inputs):
-        if not self.built:
-            self.build(inputs.shape)
-        return super().compute_output_spec(inputs)
 
     def get_config(self):
         stages = [keras.saving.serialize_keras_object(stage) for stage in self.stages]
@@ -474,49 +435,3 @@ def _with_layers(config: dict, key: str, custom_objects) -> dict:
         for layer in config[key]
     ]
     return {**config, key: layers}
-
-
-def _mean(branches: list):
-    return ops.multiply(functools.reduce(ops.add, branches), 1.0 / len(branches)) if len(branches) > 1 else branches[0]
-
-
-def _weighted(branches, weights):
-    """The sum of the branches times their weights; a branch of weight 0, whose products would have no range, is out."""
-    given = isinstance(weights, tuple)
-    parts = [
-        ops.multiply(branch, weights[i]) for i, branch in enumerate(branches) if not given or weights[i] != 0
-    ]
-    return functools.reduce(ops.add, parts)
-
-
-def _product(branches: list, from_logits: bool, multi_label: bool):
-    """The product of probabilities, normalised: the softmax of the sum of logits, of which logarithms are a form."""
-    single = multi_label or branches[0].shape[-1] == 1
-    if not from_logits:
-        logarithms = [ops.log(ops.maximum(x, _SMALLEST)) for x in branches]
-        if single:
-            others = [ops.log(ops.maximum(1.0 - x, _SMALLEST)) for x in branches]
-            logarithms = [ops.subtract(x, other) for x, other in zip(logarithms, others, strict=True)]
-        branches = logarithms
-    total = functools.reduce(ops.add, branches)
-    return ops.sigmoid(total) if single else ops.softmax(total, -1)
-
-
-def _first_highest(scores):
-    """Index of the highest score on the last axis, the lowest of equal ones; in operations that LiteRT has."""
-    highest = ops.greater_equal(scores, ops.max(scores, -1, keepdims=True))
-    return ops.argmax(ops.cast(highest, "int32"), -1)
-
-
-def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the ratio of the weights.
-
-    Example:
-        >>> _whole_numbers([0.5, 1 / 3, 1 / 6])
-        [3, 2, 1]
-    """
-    fractions = [Fraction(weight).limit_denominator(_DENOMINATOR) for weight in weights]
-    common = math.lcm(*(fraction.denominator for fraction in fractions))
-    if common > 2**20:  # weights of no common measure, as fitted ones are: they tie by chance only
-        return [round(weight * 2**20) for weight in weights]
-    return [int(fraction * common) for fraction in fractions]

@@ -1,0 +1,442 @@
+"""The verb `fuse`: several models, one model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
+from tfopt.core.graph import check_finite, check_model
+from tfopt.core.keras_internals import functional_of
+from tfopt.core.modes import check_not_quantized
+from tfopt.core.rewrite import rewrite, transfer_settings, transfer_values
+from tfopt.fusion.combine import as_weights
+from tfopt.fusion.endings import LINEAR, SIGMOID, SOFTMAX, Ending, ending_of, logits_of
+from tfopt.fusion.layers import (
+    KINDS,
+    SERIAL_WAYS,
+    WAYS,
+    GatedFusion,
+    ParallelFusion,
+    SerialFusion,
+    StackedFusion,
+    VotingFusion,
+    as_chain,
+)
+
+# How models are fused -> the arguments that say more about it.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "parallel": ("combine", "weights"),
+    "serial": ("combine",),
+    "stacked": ("meta",),
+    "vote": ("kind", "weights"),
+    "gated": (),
+    "cascade": ("thresholds",),
+}
+_SHARED, _SEPARATE = "shared", "separate"
+
+
+def fuse(
+    models: Sequence[keras.Model],
+    how: str = "parallel",
+    *,
+    combine: str | None = None,
+    weights: Sequence[float] | str | None = None,
+    kind: str | None = None,
+    meta: Any = None,
+    inputs: str = _SHARED,
+    layers: str | Sequence[str] | None = None,
+    head: Any = None,
+    trainable: bool = False,
+    thresholds: Any = None,
+    name: str = "fused",
+) -> keras.Model:
+    """Returns one model that holds a copy of each of `models` as a branch, and fuses what they give.
+
+    Each branch is a nested model of its own name (numbered where names repeat), frozen unless `trainable`. By default
+    the outputs of the models are fused, each with its like where they have several. They are averaged as they are:
+    probabilities where the models end in a softmax or sigmoid, logits or numbers where they do not. Models that end
+    differently are refused, as the mean of a probability and a logit means nothing.
+
+    Args:
+        models: two or more built Sequential or Functional models. The same model twice gives two copies.
+        how: `"parallel"`, see `ParallelFusion`; its `combine` may stand here too, as in `"mean"`. `"serial"`: each
+            model reads what the one before gives, through a learned projection where shapes differ, see
+            `SerialFusion`. `"stacked"`: a head reads all outputs side by side, see `StackedFusion`; train it, or use
+            `tfopt.stack`. `"vote"`: see `VotingFusion`; linear outputs are taken as logits of classes. `"gated"`: the
+            weights depend on the outputs, see `GatedFusion`; train the gate. `"cascade"`: the first model answers
+            where it is sure, else the next.
+        combine: for `"parallel"`: `"mean"` (default), `"weighted"` (default where there are weights), `"max"`,
+            `"product"` or `"concat"`. The product is taken of logits, a softmax behind their sum, which is the
+            normalised product of the probabilities. For `"serial"`: `"chain"` (default) or `"concat"`.
+        weights: of the models for `"weighted"` and `"vote"`: numbers of at least 0 that sum to 1, None for equal ones,
+            or, for `"weighted"`, `"learned"`. With `inputs="shared"` a model of weight 0 is left out.
+        kind: for `"vote"`: `"soft"` (default) or `"hard"`.
+        meta: for `"stacked"`: the head. By default Dense 64 with a rectifier, then Dense as wide as one model's
+            output, with its softmax or sigmoid.
+        inputs: `"shared"`: all models read the same inputs. `"separate"`: each has inputs of its own, in the order of
+            the models.
+        layers: for fusion of features: the name of the layer whose output is fused, one for all models or one each.
+            What lies behind it is left out. Other widths are brought to that of the first model by a learned matrix.
+        head: a layer, a model or a list of layers to put behind the fusion, for instance behind fused features. As
+            with `meta`, copies are used.
+        trainable: True trains the branches on too; their layers that are frozen stay so.
+        thresholds: for `"cascade"`.
+        name: of the new model.
+
+    Returns:
+        A new, uncompiled model. Weights and weight constraints are those of the models, which are not changed. Layers
+        named `"fusion"` (`"fusion_1"`, ... for several outputs) do the fusing.
+
+    Raises:
+        InvalidArgumentError: unknown or contradictory arguments; weights out of range; fewer than two models; outputs
+            or inputs that do not fit together, as models of different classes.
+        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        NonFiniteError: NaN or infinity in the weights of a model.
+
+    Source: mean, product and maximum: Kittler et al. 1998, https://doi.org/10.1109/34.667881. Stacking: Wolpert 1992,
+    https://doi.org/10.1016/S0893-6080(05)80023-1.
+
+    Example:
+        >>> def classifier(units):
+        ...     dense = keras.layers.Dense
+        ...     return keras.Sequential([keras.Input((8,)), dense(units, "relu"), dense(3, "softmax")], name="net")
+        >>> fused = fuse([classifier(4), classifier(16)], "weighted", weights=[0.25, 0.75])
+        >>> [layer.name for layer in fused.layers]
+        ['input', 'net', 'net_1', 'fusion']
+    """
+    given = {"combine": combine, "weights": weights, "kind": kind, "meta": meta, "thresholds": thresholds}
+    plan = _plan(how, given, layers is not None)
+    models = _checked(models)
+    if plan.how == "cascade":
+        from tfopt.fusion.cascade import cascade
+
+        _check_plain(inputs, layers, head, trainable)
+        return cascade(models, thresholds=thresholds, name=name)
+    _check_choices(inputs, trainable, plan)
+    kept = _with_weight(plan, models, inputs)
+    names = _Names(name)
+    specs = _new_inputs([models[i] for i in kept], inputs, plan, names)
+    branches = [_branch(models[i], _layer_for(layers, i, len(models)), names, trainable) for i in kept]
+    with _as_argument_error(plan):
+        outputs = _fused(plan, branches, specs, names)
+        return keras.Model(specs.structure, _behind(outputs, head, names), name=name)
+
+
+@dataclass
+class _Plan:
+    """How to fuse, arguments checked; `weights` are those of the branches that stay."""
+
+    how: str
+    combine: str
+    kind: str
+    meta: Any
+    weights: tuple[float, ...] | str | None
+    of_features: bool
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Inputs of the new model: in their structure, and as each branch takes them."""
+
+    structure: Any
+    per_branch: list[Any]
+
+
+class _Names:
+    """Gives each layer of the new model a name of its own."""
+
+    def __init__(self, *taken: str):
+        self.taken = set(taken)
+
+    def unique(self, name: str) -> str:
+        found, number = name, 0
+        while found in self.taken:
+            number += 1
+            found = f"{name}_{number}"
+        self.taken.add(found)
+        return found
+
+
+def _plan(how: Any, given: dict[str, Any], of_features: bool) -> _Plan:
+    if isinstance(how, str) and how in WAYS:
+        if given["combine"] is not None:
+            raise InvalidArgumentError(
+                f"how='{how}' says how to combine.", received=f"combine={given['combine']!r} too"
+            )
+        how, given = "parallel", {**given, "combine": how}
+    if not isinstance(how, str) or how not in _ARGUMENTS:
+        raise InvalidArgumentError(f"`how` is one of {', '.join((*_ARGUMENTS, *WAYS))}.", received=repr(how))
+    idle = [key for key, value in given.items() if value is not None and key not in _ARGUMENTS[how]]
+    if idle:
+        raise InvalidArgumentError(
+            f"how='{how}' takes " + (f"`{'` and `'.join(_ARGUMENTS[how])}`." if _ARGUMENTS[how] else "none of these."),
+            received=f"`{'`, `'.join(idle)}`",
+            fix="Leave them out, or choose another `how`.",
+        )
+    weights = as_weights(given["weights"])
+    usual = "chain" if how == "serial" else "mean" if weights is None else "weighted"
+    combine = usual if given["combine"] is None else given["combine"]
+    ways = SERIAL_WAYS if how == "serial" else WAYS
+    if combine not in ways:
+        raise InvalidArgumentError(f"`combine` is one of {', '.join(ways)}.", received=repr(combine))
+    if how == "parallel" and weights is not None and combine != "weighted":
+        raise InvalidArgumentError("`weights` go with 'weighted'.", received=f"combine='{combine}' and weights")
+    kind = "soft" if given["kind"] is None else given["kind"]
+    if kind not in KINDS:
+        raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
+    return _Plan(how, combine, kind, given["meta"], weights, of_features)
+
+
+def _checked(models: Any) -> list[keras.Model]:
+    if not isinstance(models, (list, tuple)) or len(models) < 2:
+        raise InvalidArgumentError(
+            "`models` is a list of two or more Keras models.",
+            received=f"{len(models)} of them" if isinstance(models, (list, tuple)) else type(models).__name__,
+        )
+    for model in models:
+        check_model(model)
+        check_not_quantized(model, "fuse")
+        check_finite(model)
+    return list(models)
+
+
+def _check_plain(inputs, layers, head, trainable) -> None:
+    if (inputs, layers, head, trainable) != (_SHARED, None, None, False):
+        raise InvalidArgumentError(
+            "A cascade takes whole models that read the same inputs.",
+            received=f"inputs={inputs!r}, layers={layers!r}, head={head!r}, trainable={trainable!r}",
+        )
+
+
+def _check_choices(inputs, trainable, plan: _Plan) -> None:
+    if inputs not in (_SHARED, _SEPARATE):
+        raise InvalidArgumentError("`inputs` is 'shared' or 'separate'.", received=repr(inputs))
+    if not isinstance(trainable, bool):
+        raise InvalidArgumentError("`trainable` is True or False.", received=repr(trainable))
+    if plan.how == "serial" and inputs == _SEPARATE:
+        raise InvalidArgumentError("In a serial fusion only the first model reads the inputs.", received=repr(inputs))
+
+
+def _with_weight(plan: _Plan, models: list, inputs: str) -> list[int]:
+    """Numbers of the models that stay: without those that share their inputs and have weight 0."""
+    weights = plan.weights
+    if not isinstance(weights, tuple):
+        return list(range(len(models)))
+    if len(weights) != len(models):
+        raise InvalidArgumentError(
+            "There is one weight a model.", received=f"{len(weights)} weights, {len(models)} models"
+        )
+    kept = [i for i, weight in enumerate(weights) if weight != 0 or inputs == _SEPARATE]
+    plan.weights = tuple(weights[i] for i in kept)
+    return kept
+
+
+def _layer_for(layers: Any, index: int, count: int) -> str | None:
+    if layers is None or isinstance(layers, str):
+        return layers
+    if not isinstance(layers, (list, tuple)) or len(layers) != count or not all(isinstance(x, str) for x in layers):
+        raise InvalidArgumentError(
+            "`layers` is the name of a layer, or a list of names, one a model.",
+            received=f"{layers!r} for {count} models",
+        )
+    return layers[index]
+
+
+def _new_inputs(models: list[keras.Model], inputs: str, plan: _Plan, names: _Names) -> _Inputs:
+    first = models[0]
+    if plan.how == "serial":
+        structure = _like(first, names)
+        return _Inputs(structure, [structure])
+    if inputs == _SEPARATE:
+        own = [_like(model, names) for model in models]
+        return _Inputs(keras.tree.flatten(own), own)
+    for model in models[1:]:
+        if _specs(model) != _specs(first):
+            raise InvalidArgumentError(
+                "Models with shared inputs take the same inputs.",
+                received=f"{_specs(first)} for '{first.name}', {_specs(model)} for '{model.name}'",
+                fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
+            )
+    structure = _like(first, names)
+    flat = keras.tree.flatten(structure)
+    return _Inputs(structure, [keras.tree.pack_sequence_as(functional_of(model).input, flat) for model in models])
+
+
+def _like(model: keras.Model, names: _Names) -> Any:
+    """New inputs in the structure of a model's."""
+    return keras.tree.map_structure(
+        lambda tensor: keras.Input(
+            batch_shape=tensor.shape, dtype=tensor.dtype, name=names.unique(_plain(tensor._keras_history.operation))
+        ),
+        functional_of(model).input,
+    )
+
+
+def _plain(layer: keras.layers.InputLayer) -> str:
+    """The name of an input; `"input"` for one that Keras has numbered."""
+    return "input" if layer.name.startswith("input_layer") else layer.name
+
+
+def _specs(model: keras.Model) -> list:
+    return [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in functional_of(model).inputs]
+
+
+def _branch(model: keras.Model, layer: str | None, names: _Names, trainable: bool) -> keras.Model:
+    copied = _renamed(model, names.unique(model.name), None if layer is None else _features(model, layer))
+    if not (trainable and model.trainable):
+        copied.trainable = False
+    return copied
+
+
+def _renamed(model: keras.Model, name: str, outputs: Any = None) -> keras.Model:
+    """A copy of another name, of the whole model or as far as some tensors of it."""
+    graph = functional_of(model)
+    return rewrite(keras.Model(graph.input, graph.output if outputs is None else outputs, name=name))
+
+
+def _features(model: keras.Model, layer: str):
+    """The output of a layer."""
+    try:
+        return model.get_layer(layer).output
+    except (ValueError, AttributeError) as error:
+        raise InvalidArgumentError(
+            "`layers` names layers of the models, each called once and not within a nested model.",
+            received=f"'{layer}' for '{model.name}': {first_line(error)}",
+            fix=f"The layers are: {', '.join(own.name for own in model.layers)}.",
+        ) from error
+
+
+def _fused(plan: _Plan, branches: list[keras.Model], inputs: _Inputs, names: _Names) -> Any:
+    """The fused outputs, in the structure of the first branch's."""
+    if plan.how == "serial":
+        return _in_series(plan, branches, inputs.structure)
+    for branch in branches[1:]:
+        keras.tree.assert_same_structure(branches[0].output, branch.output)
+    kinds = [_kind_of(plan, branches, i) for i in range(len(branches[0].outputs))]
+    if plan.how == "parallel" and plan.combine == "product":
+        branches = [_without_ending(branch) for branch in branches]
+    called = [branch(own) for branch, own in zip(branches, inputs.per_branch, strict=True)]
+    columns = zip(*(keras.tree.flatten(outputs) for outputs in called), strict=True)
+    outputs = [_layer(plan, kind, names, column[0])(list(column)) for kind, column in zip(kinds, columns, strict=True)]
+    return keras.tree.pack_sequence_as(called[0], outputs)
+
+
+def _in_series(plan: _Plan, branches: list[keras.Model], inputs: Any) -> Any:
+    for place, branch in enumerate(branches):
+        if len(branch.outputs) != 1 or (place and len(branch.inputs) != 1) or keras.tree.is_nested(inputs):
+            raise InvalidArgumentError(
+                "Models in series have one input and one output.",
+                received=f"'{branch.name}' with {len(branch.inputs)} and {len(branch.outputs)}",
+            )
+    chain = SerialFusion(branches, plan.combine, name="fusion")
+    chain.build(inputs.shape)
+    return chain.call(inputs)
+
+
+def _kind_of(plan: _Plan, branches: list[keras.Model], index: int) -> str:
+    """The common ending of the branches' outputs of one number."""
+    if plan.of_features:
+        if plan.how == "vote" or plan.combine == "product":
+            raise InvalidArgumentError(
+                "Votes and products are of probabilities.", received="`layers`, whose outputs are features"
+            )
+        return LINEAR
+    kinds = [ending_of(branch, index).kind for branch in branches]
+    if len(set(kinds)) > 1 and plan.how != "stacked" and plan.combine != "concat":
+        listed = ", ".join(f"'{branch.name}' {kind}" for branch, kind in zip(branches, kinds, strict=True))
+        raise InvalidArgumentError(
+            "The outputs that are fused are of one kind: probabilities (softmax or sigmoid), or logits and numbers.",
+            received=listed,
+            fix="Add a `keras.layers.Softmax` behind the models that give logits.",
+        )
+    if plan.how == "vote" and kinds[0] == LINEAR and branches[0].outputs[index].shape[-1] == 1:
+        raise InvalidArgumentError(
+            "Models vote on classes.",
+            received="a single linear output, which is a logit or a number",
+            fix="Add a `keras.layers.Activation('sigmoid')` to classifiers; average others by how='mean'.",
+        )
+    return kinds[0] if len(set(kinds)) == 1 else LINEAR
+
+
+def _without_ending(branch: keras.Model) -> keras.Model:
+    """The branch with logits for probabilities, where its endings can be taken off."""
+    for index in range(len(branch.outputs)):
+        ending: Ending = ending_of(branch, index)
+        if ending.op is None and ending.kind != LINEAR:
+            raise InvalidArgumentError(
+                "The product takes logits: of models that end in a layer with a softmax or sigmoid, or before it.",
+                received=f"'{branch.name}', whose probabilities come about otherwise",
+                fix="Use `tfopt.fusion.ParallelFusion('product')` on its outputs.",
+            )
+        if ending.op is not None:
+            branch = logits_of(branch, ending)
+    return branch
+
+
+def _behind(outputs: Any, head: Any, names: _Names) -> Any:
+    """What the head gives for the fused output."""
+    chain = as_chain(head, "head")
+    if chain and keras.tree.is_nested(outputs):
+        raise InvalidArgumentError(
+            "A `head` stands behind one fused output.",
+            received=f"{len(keras.tree.flatten(outputs))} outputs",
+            fix="Name the layers to fuse by `layers`, or put the heads behind the fused model.",
+        )
+    for layer in chain:
+        outputs = _copied(layer, names)(outputs)
+    return outputs
+
+
+def _layer(plan: _Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
+    """A fusion layer; outputs are fused in float32, whatever the global policy."""
+    options: dict[str, Any] = {"name": names.unique("fusion")}
+    if not plan.of_features:
+        options["dtype"] = "float32"
+    multi_label, single = kind == SIGMOID, tensor.shape[-1] == 1
+    if plan.how == "vote":
+        logits = kind == LINEAR
+        return VotingFusion(plan.kind, plan.weights, from_logits=logits, multi_label=multi_label, **options)
+    if plan.how == "gated":
+        return GatedFusion(project=plan.of_features, **options)
+    if plan.how == "stacked":
+        if plan.meta is not None:
+            return StackedFusion([_copied(layer, names) for layer in as_chain(plan.meta, "meta")], **options)
+        return StackedFusion(activation=kind if kind in (SOFTMAX, SIGMOID) else None, **options)
+    if plan.combine == "product":
+        if kind == LINEAR and single:
+            raise InvalidArgumentError("The product is of probabilities.", received="a single linear output")
+        return ParallelFusion("product", from_logits=True, multi_label=multi_label, **options)
+    return ParallelFusion(plan.combine, plan.weights, project=plan.of_features and plan.combine != "concat", **options)
+
+
+def _copied(layer: keras.layers.Layer, names: _Names) -> keras.layers.Layer:
+    """A copy of a layer or model with its weights, if it has any yet."""
+    if isinstance(layer, keras.Model) and layer.built:
+        check_model(layer)
+        return _renamed(layer, names.unique(layer.name))
+    copied = type(layer).from_config({**layer.get_config(), "name": names.unique(layer.name)})
+    if layer.built:
+        copied.build_from_config(layer.get_build_config())
+        transfer_values(layer, copied)
+        transfer_settings(layer, copied, {})
+    return copied
+
+
+@contextlib.contextmanager
+def _as_argument_error(plan: _Plan) -> Iterator[None]:
+    """What Keras says where tensors do not fit together, as an error that names `fuse`."""
+    try:
+        yield
+    except TfoptError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(
+            "The models, `meta` and `head` fit together.",
+            received=first_line(error),
+            fix=f"how='{plan.how}' joins the tensors that `models`, or their `layers`, give.",
+        ) from error
