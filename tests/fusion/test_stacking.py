@@ -171,7 +171,7 @@ def test_a_model_that_memorises_is_not_trusted():
     leaking = LogisticRegression().fit(in_fold, y)
     trust = {
         "in-fold": np.abs(leaking.coef_).reshape(2, 2).sum(1),
-        "out-of-fold": np.abs(result.model.get_layer("stacked_meta").get_weights()[0]).reshape(2, 2, 2).sum((1, 2)),
+        "out-of-fold": np.abs(result.model.get_layer("fusion").get_weights()[0]).reshape(2, 2, 2).sum((1, 2)),
     }
     print({name: (both / both.sum()).round(3).tolist() for name, both in trust.items()})
     assert trust["in-fold"][1] > 3 * trust["in-fold"][0]
@@ -313,7 +313,7 @@ def test_two_classes_told_by_one_number(tmp_path):
     nets = [small_net(1, "sigmoid", "binary_crossentropy", "net", dtype) for dtype in (None, "mixed_float16")]
     result = stack(nets, X, y, **FEW)
     oracle = LogisticRegression().fit(result.out_of_fold.astype("float32"), y)
-    got = result.model.get_layer("stacked_meta").get_weights()
+    got = result.model.get_layer("fusion").get_weights()
     np.testing.assert_allclose(got[0], oracle.coef_.T, atol=1e-3)
     np.testing.assert_allclose(got[1], oracle.intercept_, atol=1e-3)
     assert result.models == ("net", "net_2")
@@ -329,7 +329,7 @@ def test_regression_of_two_numbers_with_the_inputs_beside():
     result = stack([small_net(2, None, "mse", "a"), small_net(2, None, "mse", "b")], X, y, passthrough=True, **FEW)
     features = np.concatenate([result.out_of_fold, X], 1)
     oracle = RidgeCV().fit(features, y)
-    got = result.model.get_layer("stacked_meta").get_weights()
+    got = result.model.get_layer("fusion").get_weights()
     np.testing.assert_allclose(got[0], oracle.coef_.T, atol=1e-3)
     branches = [result.model.get_layer(name).predict(X, verbose=0) for name in ("a", "b")]
     wanted = oracle.predict(np.concatenate([*branches, X], 1))
@@ -355,7 +355,7 @@ def test_own_meta_model_and_several_inputs():
     result = stack([two_inputs(), two_inputs()], x, y, meta=meta, **options, **FEW)
     assert watch.epochs == [6, 6, 6]  # on all, and without each of the two folds
     assert not meta.built
-    assert result.model.get_layer("stacked_meta").get_weights()[0].shape == (3 + 3 + 4, 8)
+    assert result.model.get_layer("fusion").get_weights()[0].shape == (3 + 3 + 4, 8)
     assert set(result.model.input) == {"left", "right"}
     assert result.model.predict(x, verbose=0).shape == (48, 3)
     assert len(result.model.evaluate(x, y, verbose=0)) == 2

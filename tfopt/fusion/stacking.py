@@ -13,7 +13,7 @@ import numpy as np
 
 from tfopt.core.errors import NonFiniteError
 from tfopt.core.fingerprints import fingerprint
-from tfopt.core.goals import Goal, as_goal, drop
+from tfopt.core.goals import as_goal
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.progress import progress
 from tfopt.core.rewrite import rewrite
@@ -22,14 +22,12 @@ from tfopt.core.scores import score
 from tfopt.core.training import compile_alike
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
 from tfopt.fusion.checkpoints import Checkpoints
-from tfopt.fusion.heads import GivenHead, LinearHead, head_of
+from tfopt.fusion.heads import head_of
 from tfopt.fusion.layers import StackedFusion
 from tfopt.fusion.predictions import check_in_memory, names_of
+from tfopt.fusion.second_level import SecondLevel
 from tfopt.fusion.splits import Fold, make_folds
 from tfopt.fusion.stack_result import INPUTS, StackResult
-
-ROWS = 8192  # that a meta-model predicts at once
-SHUFFLES = 3  # over which the contribution of a model is averaged
 
 
 def stack(
@@ -121,12 +119,13 @@ def stack(
     goal = as_goal(("mse" if classes is None else "accuracy") if metric is None else metric, mode)
     widths = [base.width for base in bases] + ([inputs.shape[1]] if passthrough else [])
     head = head_of(meta, sum(widths), y, classes, meta_fit, seed)
-    checkpoints = Checkpoints(directory, _settings(bases, samples[0], splits, training))
+    settings = {} if directory is None else _settings(bases, samples[0], splits, training)
+    checkpoints = Checkpoints(directory, settings)
     with progress("stack", (len(splits) + 1) * len(bases) + 1, verbose) as step:
         work = _Work(bases, samples, training, checkpoints, step)
         out_of_fold, epochs_run = work.out_of_fold(splits)
         refitted = work.refitted()
-        level = _Level(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal)
+        level = SecondLevel(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal)
         scored = level.scored(splits)
         stack_scores = level.stack_scores(head, scored)
         trained = head.trained(level.features[level.seen], y[level.seen])
@@ -206,80 +205,6 @@ class _Work:
         return {f"weight_{place}": weight for place, weight in enumerate(model.get_weights())}
 
 
-@dataclass(frozen=True)
-class _Level:
-    """The second level: what the meta-model is trained and scored on.
-
-    Args:
-        features: float32, shape (samples, sum of widths); NaN where a sample was never held out.
-        y: labels.
-        widths: columns of each model, and of the inputs if they are passed through.
-        goal: gives the scores.
-    """
-
-    features: np.ndarray
-    y: np.ndarray
-    widths: list[int]
-    goal: Goal
-
-    @property
-    def seen(self) -> np.ndarray:
-        """Numbers of the samples that have predictions."""
-        return np.flatnonzero(~np.isnan(self.features).any(1))
-
-    def scored(self, splits: Sequence[Fold]) -> list[Fold]:
-        """The folds to score on: those with predictions for other folds to train on; all if there are none such."""
-        folds = [Fold(np.intersect1d(split.train, self.seen), split.held_out) for split in splits]
-        return [fold for fold in folds if len(fold.train)] or folds
-
-    def block(self, place: int) -> np.ndarray:
-        start = sum(self.widths[:place])
-        return self.features[:, start : start + self.widths[place]]
-
-    def base_scores(self, place: int, folds: Sequence[Fold]) -> tuple[float, ...]:
-        return tuple(self.goal(self.y[fold.held_out], self.block(place)[fold.held_out]) for fold in folds)
-
-    def mean_scores(self, models: int, folds: Sequence[Fold]) -> tuple[float, ...]:
-        """Of the plain mean; empty for models of different widths."""
-        if len(set(self.widths[:models])) > 1:
-            return ()
-        mean = np.mean([self.block(place) for place in range(models)], 0)
-        return tuple(self.goal(self.y[fold.held_out], mean[fold.held_out]) for fold in folds)
-
-    def stack_scores(self, head: GivenHead | LinearHead, folds: Sequence[Fold]) -> tuple[float, ...]:
-        """Of meta-models trained without the fold; empty if there is nothing to train them on."""
-        scores = []
-        for place, fold in enumerate(fold for fold in folds if len(fold.train)):
-            model = head.trained(self.features[fold.train], self.y[fold.train], place)
-            scores.append(self.goal(self.y[fold.held_out], _predict(model, self.features[fold.held_out])))
-        return tuple(scores)
-
-    def contributions(self, model: keras.Model, seed: int) -> tuple[float, ...]:
-        """How much worse the score gets when the columns of one model are shuffled among the samples.
-
-        Source: Breiman 2001, "Random Forests", Machine Learning 45, section 10.
-        """
-        generator = np.random.default_rng(seed)
-        features, y = self.features[self.seen], self.y[self.seen]
-        before = self.goal(y, _predict(model, features))
-        found = []
-        for place, width in enumerate(self.widths):
-            start, drops = sum(self.widths[:place]), []
-            for _ in range(SHUFFLES):
-                shuffled = features.copy()
-                order = generator.permutation(len(features))
-                shuffled[:, start : start + width] = features[order, start : start + width]
-                drops.append(drop(self.goal.mode, before, self.goal(y, _predict(model, shuffled))))
-            found.append(float(np.mean(drops)))
-        return tuple(found)
-
-
-def _predict(model: keras.Model, features: np.ndarray) -> np.ndarray:
-    """Without the set-up of `Model.predict`, which takes longer than a small model does."""
-    parts = [features[start : start + ROWS] for start in range(0, len(features), ROWS)]
-    return np.concatenate([keras.ops.convert_to_numpy(model(part, training=False)) for part in parts])
-
-
 def _flat(x: Any) -> np.ndarray:
     """All inputs of a sample in a row."""
     return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in keras.tree.flatten(x)], 1)
@@ -305,7 +230,8 @@ def _fused(
 ) -> keras.Model:
     """One model: the frozen base models side by side, their outputs into the head; copies, which are not compiled."""
     models, head = [rewrite(model) for model in models], rewrite(head)
-    for model, unique in zip(models, names_of(models), strict=True):
+    names = names_of(models)
+    for model, unique in zip(models, names, strict=True):
         model.name, model.trainable = unique, False
     functional = functional_of(models[0])
     named = zip(functional.inputs, input_names(models[0]), strict=True)
@@ -314,7 +240,9 @@ def _fused(
     branches = [model(keras.tree.pack_sequence_as(functional_of(model).input, flat)) for model in models]
     if passthrough:
         branches += [keras.ops.cast(tensor, "float32") for tensor in flat]
-    outputs = StackedFusion(head, name=f"{name}_meta")(branches)
+    chain = head.layers if isinstance(head, keras.Sequential) else head
+    fusion = StackedFusion(chain, name="fusion" if "fusion" not in names else f"{name}_fusion", dtype="float32")
+    outputs = fusion(branches)
     model = keras.Model(inputs, outputs, name=name)
     compile_alike(model, options)
     model.optimizer.build(model.trainable_variables)  # a file of the model is then whole
