@@ -288,6 +288,9 @@ def test_goes_on_after_kill_9(tmp_path):
     (folder / "fold_0_model_0.npz").write_bytes(b"cut off")
     with pytest.raises(FileError, match="has to be whole.*fold_0_model_0.npz.*Delete it"):
         resumable(Watch(), folder)
+    (folder / "stack.json").write_text("{")
+    with pytest.raises(FileError, match="say what it holds"):
+        resumable(Watch(), folder)
     (folder / "stack.json").unlink()
     with pytest.raises(FileError, match="is an empty folder"):
         resumable(Watch(), folder)
@@ -441,6 +444,12 @@ def test_errors_come_before_any_training(case):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_function_that_gives_one_model_again_and_again():
+    model = net()
+    with pytest.raises(InvalidArgumentError, match="a new one each time. Received: 'net' twice"):
+        stack([lambda: model], X, Y, **FEW)
 
 
 def test_a_model_that_diverges():

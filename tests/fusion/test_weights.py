@@ -155,6 +155,15 @@ def test_pictures_of_labels():
     assert (maps.samples, maps.score) == (5, pytest.approx(flat.score))
 
 
+def test_numbers_without_an_axis_of_outputs():
+    y = np.array([0, 1, 1, 0])
+    columns = [np.array([[0.2], [0.9], [0.4], [0.1]]), np.array([[0.7], [0.6], [0.8], [0.3]])]
+    for method in METHODS:
+        flat = fit_weights([column[:, 0] for column in columns], None, y, method=method)
+        assert flat == fit_weights(columns, None, y[:, None], method=method)
+        assert flat.score == 1.0
+
+
 # The guard.
 
 
@@ -227,6 +236,15 @@ def test_models_are_their_predictions():
     assert [single.name for single in by_models.singles] == ["a", "b", "a_3"]
     for model, before in zip(models, weights, strict=True):
         assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), before, strict=True))
+
+
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_the_fused_model_has_the_score_that_was_promised(activation):
+    models = nets("a", "b", "c", activation=activation)
+    for method in ("greedy", "logloss"):
+        result = fit_weights(models, X, Y, method=method)
+        fused = tfopt.fuse(models, "weighted", weights=result.weights)
+        assert (fused.predict(X, verbose=0).argmax(1) == Y).mean() == pytest.approx(result.score)
 
 
 def test_one_model_twice():

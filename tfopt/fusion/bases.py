@@ -84,7 +84,14 @@ class Trainee:
     def fresh(self, seed: int) -> keras.Model:
         """Another model, with the same initial values."""
         with _initial_values(seed):
-            return self._build()
+            model = self._build()
+        if model is self.model:
+            raise InvalidArgumentError(
+                "A function that builds a base model gives a new one each time.",
+                received=f"'{model.name}' twice",
+                fix="Build it inside the function, or pass the model itself.",
+            )
+        return model
 
 
 class Base(Trainee):

@@ -36,7 +36,7 @@ class Checkpoints:
         path = self._folder / SETTINGS
         if path.exists():
             _check_same(path, settings)
-        elif any(self._folder.iterdir()):
+        elif any(not file.name.startswith(".") for file in self._folder.iterdir()):
             raise FileError(
                 "`directory` is an empty folder, or one that an earlier call wrote.",
                 received=f"'{self._folder}' with files, but without '{SETTINGS}'",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INPUTS = "inputs"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StackResult(Report):
     """A stack and its scores. Prints as a table, shows in Jupyter, `save`s as HTML, Markdown, JSON.
 
