@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from tfopt.editing.depth import drop_layers as drop_layers
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.fusion.fuse import fuse as fuse
+    from tfopt.fusion.soup import average_weights as average_weights
+    from tfopt.fusion.stacking import stack as stack
     from tfopt.fusion.thresholds import fit_thresholds as fit_thresholds
+    from tfopt.fusion.weights import fit_weights as fit_weights
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -84,6 +87,7 @@ _PUBLIC = {
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
     "cache_teacher": "tfopt.distillation.cache",
+    "average_weights": "tfopt.fusion.soup",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
@@ -96,6 +100,7 @@ _PUBLIC = {
     "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
     "init_from": "tfopt.distillation.initialization",
+    "fit_weights": "tfopt.fusion.weights",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
@@ -105,6 +110,7 @@ _PUBLIC = {
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
+    "stack": "tfopt.fusion.stacking",
     "strip": "tfopt.stripping",
     "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",

@@ -84,6 +84,11 @@ def holds_shared_values(variable: keras.Variable) -> bool:
     return any(isinstance(part, WeightConstraint) and part.shares_values for part in _parts(variable))
 
 
+def holds_zeros_only(variable: keras.Variable) -> bool:
+    """True if no constraint of tfopt on the variable does more than keep weights at zero."""
+    return all(part.makes_zeros for part in _parts(variable) if isinstance(part, WeightConstraint))
+
+
 def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:
     """The constraint of class `kind` on the variable, or None."""
     return next((part for part in _parts(variable) if isinstance(part, kind)), None)

@@ -218,7 +218,13 @@ class Graph:
         return producer.op if producer else None
 
 
-def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], None]) -> list:
+def compute(
+    model: keras.Model,
+    inputs: list,
+    visit: Callable[[dict[int, Any]], None] = lambda values: None,
+    *,
+    before: Callable[[Call, dict[int, Any]], None] = lambda call, values: None,
+) -> list:
     """Runs a model call by call in inference mode; gives the outputs, flat.
 
     Args:
@@ -226,6 +232,7 @@ def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], 
         inputs: arrays in the order of its inputs.
         visit: called after each run of the model, and of the models nested in it, with `{id(tensor): value}` of all
             tensors of its graph.
+        before: called before each call of a layer or op, with the values so far.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(), keras.layers.Flatten()])
@@ -240,8 +247,9 @@ def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], 
     }
     for call in graph.calls:
         if isinstance(call.op, keras.Model):
-            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit)
+            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit, before=before)
         else:
+            before(call, values)
             args, kwargs = call.arguments(values)
             outputs = keras.tree.flatten(call.op(*args, **kwargs))
         values.update((id(tensor), value) for tensor, value in zip(call.outputs, outputs, strict=True))

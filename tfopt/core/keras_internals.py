@@ -143,9 +143,10 @@ def updates_done(optimizer: keras.optimizers.Optimizer):
     return (optimizer._iterations.value + 1) // (optimizer.gradient_accumulation_steps or 1)
 
 
-def compile_options(model: keras.Model) -> dict:
-    """The arguments that a compiled model was last compiled with, metrics left out, as the user gave them."""
-    names = ("optimizer", "loss", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
+def compile_options(model: keras.Model, metrics: bool = False) -> dict:
+    """The arguments that a compiled model was last compiled with, as the user gave them; metrics only if asked for."""
+    names = ["optimizer", "loss", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile"]
+    names += ["metrics", "weighted_metrics"] if metrics else []
     return {name: model._compile_config.config[name] for name in names}
 
 

@@ -78,6 +78,34 @@ def rewrite(
     return clone
 
 
+def untrained(model: keras.Model) -> keras.Model:
+    """A copy with new initial values, to train from the start.
+
+    Layers with `trainable=False`, as a pretrained backbone, and adapted ones, as `Normalization`, keep their values:
+    training would not bring them back. Weight constraints are left behind.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+        >>> model.layers[0].trainable = False
+        >>> [bool((new.kernel == old.kernel).numpy().all()) for new, old in zip(untrained(model).layers, model.layers)]
+        [True, False]
+    """
+    check_model(model)
+    state = Rewrite(lambda op, rewrite: None)
+    with _collector_paused():
+        clone = state.model(model)
+        pairs = [
+            pair for source, target in state.copies for pair in zip(sublayers(source), sublayers(target), strict=True)
+        ]
+        for source, target in pairs:
+            if not source.trainable or hasattr(source, "adapt"):
+                transfer_values(source, target)
+        create_values()
+    for source, target in state.copies:
+        transfer_settings(source, target, None)
+    return clone
+
+
 def in_float32(model: keras.Model) -> keras.Model:
     """The model itself, or a copy of it that computes in float32 where it has layers of another policy.
 
