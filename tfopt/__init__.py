@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
     from tfopt.editing.depth import drop_layers as drop_layers
+    from tfopt.editing.pooling import AdaptiveAveragePooling1D as AdaptiveAveragePooling1D
+    from tfopt.editing.pooling import AdaptiveAveragePooling2D as AdaptiveAveragePooling2D
+    from tfopt.editing.pooling import AdaptiveMaxPooling1D as AdaptiveMaxPooling1D
+    from tfopt.editing.pooling import AdaptiveMaxPooling2D as AdaptiveMaxPooling2D
+    from tfopt.editing.swap import swap_activation as swap_activation
+    from tfopt.editing.swap import swap_kernel_size as swap_kernel_size
+    from tfopt.editing.swap import swap_pooling as swap_pooling
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
@@ -59,6 +66,10 @@ __version__ = VERSION
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
+    "AdaptiveAveragePooling1D": "tfopt.editing.pooling",
+    "AdaptiveAveragePooling2D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling1D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling2D": "tfopt.editing.pooling",
     "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
     "ExportError": "tfopt.core.errors",
@@ -92,6 +103,9 @@ _PUBLIC = {
     "strip": "tfopt.stripping",
     "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",
+    "swap_activation": "tfopt.editing.swap",
+    "swap_kernel_size": "tfopt.editing.swap",
+    "swap_pooling": "tfopt.editing.swap",
     "xnnpack_layers": "tfopt.pruning.policies",
 }
 
