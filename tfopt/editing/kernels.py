@@ -96,7 +96,7 @@ def plan_kernels(model: keras.Model, places: list[Place], size: int) -> tuple[Pl
             plan |= _plan_one(place, resize, places)
             outcome.swapped[place.path] = f"{_spelled(op.kernel_size)} -> {_spelled((size,) * op.rank)}"
             if not resize.exact:
-                outcome.notes[place.path] = "its outputs shift by a part of a stride"
+                outcome.notes[place.path] = "its outputs move, as the old kernel fits nowhere in the new one"
     return plan, outcome
 
 
@@ -205,11 +205,11 @@ def _axes(place: Place) -> list[Axis]:
 def _fit_same(axis: Axis, size: int, transposed: bool) -> tuple[int, bool]:
     """Offset of the old kernel with padding "same", and whether each weight then reads the input that it read.
 
-    A kernel smaller than the stride is not padded at all: the old centre is kept, though it moves.
+    A kernel smaller than the stride is not padded at all: the centre of a larger one is kept, though it moves.
     """
     new = replace(axis, size=size)
     if size < axis.size and new.reach < axis.stride:
-        return (size - axis.size) // 2, False
+        return (size - axis.size) // 2, True
     old_before, new_before = axis.before(transposed), new.before(transposed)
     if old_before is None or new_before is None:
         added = new.reach - axis.reach
