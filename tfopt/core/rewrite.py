@@ -176,6 +176,8 @@ class Rewrite:
                 if id(call.op) not in new_ops:
                     new_ops[id(call.op)] = self._ops(call.op, prefix)
                 args, kwargs = call.arguments(values)
+                if not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
+                    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # it may not know them
                 if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
                     args, kwargs = call.op.arguments_inside(args, kwargs)
                 outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))

@@ -10,6 +10,7 @@ from keras import layers as kl
 
 from tfopt.core.catalog import layers_named, register_layer
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.graph import Call
 from tfopt.core.keras_internals import op_class, sublayers
 from tfopt.core.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, policy_of
@@ -115,6 +116,8 @@ def plan_pooling(model: keras.Model, places: list[Place], to: str) -> tuple[Plan
             outcome.left[place.path] = "its output grid is fixed already"
         elif wanted == facts:
             outcome.left[place.path] = f"it is {to} pooling already"
+        elif family == "Global" and any(_mask(call) is not None for call in place.calls):
+            outcome.missed[place.path] = "it leaves out masked steps, as max pooling cannot"
         elif to == "adaptive" and _grid(place, rank) is None:
             outcome.missed[place.path] = "its output grid is not known, or not the same at each call"
         else:
@@ -127,6 +130,11 @@ def _facts(place: Place) -> tuple[str, str, int] | None:
     """Family, kind and number of spatial axes of a pooling layer or op; None for another."""
     kind = _OPS.get(type(place.op))
     return ("", kind, len(place.calls[0].inputs[0].shape) - 2) if kind else _FACTS.get(type(place.op))
+
+
+def _mask(call: Call) -> Any:
+    """The mask that a layer is called with."""
+    return call.node.arguments.kwargs.get("mask")
 
 
 def _put(place: Place, cls: type, state: Rewrite) -> list[keras.Operation]:
