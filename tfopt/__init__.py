@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
     from tfopt.stripping import strip as strip
+    from tfopt.training.recipes import recipe as recipe
+    from tfopt.training.transfer import fine_tune as fine_tune
 
 __version__ = VERSION
 
@@ -91,11 +93,13 @@ _PUBLIC = {
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
     "find_sparsity": "tfopt.pruning.find",
+    "fine_tune": "tfopt.training.transfer",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
     "quantize": "tfopt.quantization.quantize",
     "rank_features": "tfopt.pruning.features",
+    "recipe": "tfopt.training.recipes",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",

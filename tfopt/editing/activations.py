@@ -13,9 +13,8 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Graph
+from tfopt.core.graph import Call, trace_back
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
 # Those that turn a value into a probability, a gate or an exponent: what reads them counts on their range.
@@ -65,7 +64,7 @@ def as_target(to: Any) -> Target:
 def plan_activations(model: keras.Model, places: list[Place], target: Target) -> tuple[Plan, Outcome]:
     """What to put where, and what is said of it and of the rest."""
     outcome = Outcome("swap_activation")
-    heads, _ = _heads(model)
+    heads = _heads(model)
     plan: Plan = {}
     for place in places:
         name = activation_of(place.op)
@@ -126,41 +125,17 @@ def _hides_activation(op: keras.Operation) -> bool:
     )
 
 
-def _heads(model: keras.Model) -> tuple[set[int], bool]:
-    """Ids of the ops whose activation gives an output of the model, and whether an input of it does."""
-    graph = Graph(model)
-    heads: set[int] = set()
-    from_input = False
-    tensors, seen = list(graph.outputs), set()
-    while tensors:
-        tensor = tensors.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        call = graph.producer(tensor)
-        if call is None:
-            from_input = True
-        elif isinstance(call.op, keras.Model):
-            inner, passes = _heads(call.op)
-            heads |= inner
-            tensors.extend(call.inputs if passes else [])
-        elif activation_of(call.op) is not None:
+def _heads(model: keras.Model) -> set[int]:
+    """Ids of the ops whose activation gives an output of the model."""
+    heads = set()
+
+    def goes_on(call: Call) -> bool:
+        if activation_of(call.op) is not None:
             heads.add(id(call.op))
-        elif isinstance(call.op, _PASSING):
-            tensors.extend(call.inputs)
-    return heads, from_input
+        return id(call.op) not in heads and isinstance(call.op, _PASSING)
 
-
-def _put(place: Place, target: Target, behind: str, state: Rewrite) -> list[keras.Operation]:
-    """The ops for the place; a layer with an activation of its own is copied, and a new one comes `behind` it."""
-    rank = len(place.calls[0].outputs[0].shape)
-    if not _is_inline(place.op):
-        if target.layer is not None:
-            return [_named(target.layer(rank), place.op.name, place)]
-        return [kl.Activation(target.function, name=place.op.name, dtype=policy_of(place))]
-    copied: Any = state.copy(place.op)
-    copied.activation = target.function or keras.activations.linear
-    return [copied] if target.layer is None else [copied, _named(target.layer(rank), behind, place)]
+    trace_back(model, goes_on)
+    return heads
 
 
 def _by_name(name: str) -> Callable:
