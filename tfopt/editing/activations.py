@@ -138,6 +138,18 @@ def _heads(model: keras.Model) -> set[int]:
     return heads
 
 
+def _put(place: Place, target: Target, behind: str, state: Rewrite) -> list[keras.Operation]:
+    """The ops for the place; a layer with an activation of its own is copied, and a new one comes `behind` it."""
+    rank = len(place.calls[0].outputs[0].shape)
+    if not _is_inline(place.op):
+        if target.layer is not None:
+            return [_named(target.layer(rank), place.op.name, place)]
+        return [kl.Activation(target.function, name=place.op.name, dtype=policy_of(place))]
+    copied: Any = state.copy(place.op)
+    copied.activation = target.function or keras.activations.linear
+    return [copied] if target.layer is None else [copied, _named(target.layer(rank), behind, place)]
+
+
 def _by_name(name: str) -> Callable:
     try:
         return keras.activations.get(name)

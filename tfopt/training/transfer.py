@@ -161,7 +161,7 @@ def _train_only(model: keras.Model, paths: list[str], freeze_batch_norm: bool) -
     model.trainable = True
     trained = {id(layer) for path, layer in _leaves(model) if path in paths}
     for _, layer in _leaves(model):
-        layer.trainable = id(layer) in trained
+        layer.trainable = id(layer) in trained or not layer.weights
     for layer in sublayers(model):
         if freeze_batch_norm and isinstance(layer, kl.BatchNormalization):
             layer.trainable = False
