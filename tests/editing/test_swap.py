@@ -146,8 +146,8 @@ def test_half_precision_stays():
 
 def test_masks_and_frozen_layers_are_carried():
     model = zoo.build("sequential")
-    model.get_layer("hidden").trainable = False
     pruned = tfopt.prune(model, sparsity=0.5)
+    pruned.get_layer("hidden").trainable = False
     for swapped in (swap_activation(pruned, "prelu"), tfopt.swap_pooling(pruned, "average")):
         kernel = swapped.get_layer("conv").kernel
         zeros = kernel.numpy() == 0
