@@ -164,7 +164,9 @@ def test_what_cannot_be_swapped_is_said():
     x = kl.TimeDistributed(kl.Dense(4, "relu"), name="steps")(inputs)
     x = kl.LSTM(4, name="lstm")(kl.Dense(4, "relu", name="dense")(x))
     model = keras.Model(inputs, kl.Dense(2)(x))
-    with pytest.warns(UserWarning, match=r"leaves as they are: 'steps' \(its activation is inside a wrapper\)\.$"):
+    with pytest.warns(
+        UserWarning, match=r"leaves as they are: 'steps' \(its activation is inside of another layer\)\.$"
+    ):
         swap_activation(model, "elu")
     with pytest.raises(NothingToDoError, match="At least one layer has to change"):
         swap_activation(model, "elu", "lstm")

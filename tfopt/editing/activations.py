@@ -73,7 +73,7 @@ def plan_activations(model: keras.Model, places: list[Place], target: Target) ->
             continue
         if name is None:
             if _hides_activation(place.op):
-                outcome.missed[place.path] = "its activation is inside a wrapper"
+                outcome.missed[place.path] = "its activation is inside of another layer"
         elif name == target.name:
             outcome.left[place.path] = f"it is {name} already"
         elif id(place.op) in heads and not place.named:

@@ -80,11 +80,6 @@ def _adaptive(kind: str, rank: int) -> type:
     return of_keras[0] if of_keras else keras.saving.register_keras_serializable("tfopt")(adaptive_layer(kind, rank))
 
 
-AdaptiveAveragePooling1D = _adaptive("Average", 1)
-AdaptiveAveragePooling2D = _adaptive("Average", 2)
-AdaptiveMaxPooling1D = _adaptive("Max", 1)
-AdaptiveMaxPooling2D = _adaptive("Max", 2)
-
 # (family, kind, rank) -> class.
 _CLASSES = {
     (family, kind, rank): getattr(kl, f"{family}{kind}Pooling{rank}D")
@@ -93,6 +88,10 @@ _CLASSES = {
     for rank in (1, 2, 3)
 } | {("Adaptive", kind, rank): _adaptive(kind, rank) for kind in KINDS.values() for rank in (1, 2, 3)}
 _FACTS = {cls: facts for facts, cls in _CLASSES.items()}
+AdaptiveAveragePooling1D = _CLASSES["Adaptive", "Average", 1]
+AdaptiveAveragePooling2D = _CLASSES["Adaptive", "Average", 2]
+AdaptiveMaxPooling1D = _CLASSES["Adaptive", "Max", 1]
+AdaptiveMaxPooling2D = _CLASSES["Adaptive", "Max", 2]
 _OPS = {op_class("MaxPool"): "Max", op_class("AveragePool"): "Average"}
 
 

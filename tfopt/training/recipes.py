@@ -69,7 +69,7 @@ class Recipe:
         Raises:
             InvalidArgumentError: batches instead of arrays with a growing batch size.
         """
-        in_arrays = hasattr(x, "shape") or isinstance(x, (list, dict))
+        in_arrays = hasattr(x, "shape") or isinstance(x, (list, tuple, dict))
         if len(self.batch_sizes) > 1 and not in_arrays:
             raise InvalidArgumentError("A growing batch size needs arrays of samples.", received=type(x).__name__)
         before = before or {}
@@ -166,10 +166,10 @@ def recipe(
     sizes = _batch_sizes(batch_size, batch_growth, epochs)
     if ema is not None and len(sizes) > 1:
         raise InvalidArgumentError("A moving average of the weights goes with one batch size.", received=f"{sizes}")
-    given = keras.optimizers.get(optimizer)
+    given = _as_optimizer(optimizer)
     config = given.get_config()
     if learning_rate is not None:
-        config["learning_rate"] = learning_rate
+        config["learning_rate"] = _positive(learning_rate=learning_rate)
     config |= _clipping(clipnorm, global_clipnorm, clipvalue, adaptive_clip)
     config |= {} if ema is None else {"use_ema": True, "ema_momentum": ema}
     callbacks: list[keras.callbacks.Callback] = [] if ema is None else [keras.callbacks.SwapEMAWeights()]
@@ -188,6 +188,17 @@ def recipe(
         epochs=epochs,
         batch_sizes=sizes,
     )
+
+
+def _as_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
+    try:
+        return keras.optimizers.get(optimizer)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(
+            "`optimizer` is an optimizer of Keras or its name.",
+            received=repr(optimizer),
+            fix="Such as 'adam' or 'sgd'.",
+        ) from error
 
 
 def _first_steps(samples: int, sizes: dict[int, int], epochs: int) -> list[int]:
@@ -234,8 +245,7 @@ def _clipping(clipnorm, global_clipnorm, clipvalue, adaptive_clip) -> dict[str, 
     if len(asked) > 1:
         raise InvalidArgumentError("Gradients are clipped in one way.", received=", ".join(asked))
     for name, value in asked.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise InvalidArgumentError(f"`{name}` is a number above 0.", received=repr(value))
+        _positive(**{name: value})
     return own if asked else {}
 
 
@@ -263,6 +273,13 @@ def _check_whole(**values) -> None:
             continue
         if type(value) is not int or value < 1:
             raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
+
+
+def _positive(**named) -> float:
+    ((name, value),) = named.items()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InvalidArgumentError(f"`{name}` is a finite number above 0.", received=repr(value))
+    return value
 
 
 def _check_fractions(**values) -> None:
