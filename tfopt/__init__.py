@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     from tfopt.distillation.initialization import init_from as init_from
     from tfopt.distillation.stopping import StopAtTarget as StopAtTarget
     from tfopt.editing.depth import drop_layers as drop_layers
+    from tfopt.editing.pooling import AdaptiveAveragePooling1D as AdaptiveAveragePooling1D
+    from tfopt.editing.pooling import AdaptiveAveragePooling2D as AdaptiveAveragePooling2D
+    from tfopt.editing.pooling import AdaptiveMaxPooling1D as AdaptiveMaxPooling1D
+    from tfopt.editing.pooling import AdaptiveMaxPooling2D as AdaptiveMaxPooling2D
+    from tfopt.editing.swap import swap_activation as swap_activation
+    from tfopt.editing.swap import swap_kernel_size as swap_kernel_size
+    from tfopt.editing.swap import swap_pooling as swap_pooling
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.fusion.fuse import fuse as fuse
     from tfopt.fusion.soup import average_weights as average_weights
@@ -65,11 +72,17 @@ if TYPE_CHECKING:
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
     from tfopt.stripping import strip as strip
+    from tfopt.training.recipes import recipe as recipe
+    from tfopt.training.transfer import fine_tune as fine_tune
 
 __version__ = VERSION
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
+    "AdaptiveAveragePooling1D": "tfopt.editing.pooling",
+    "AdaptiveAveragePooling2D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling1D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling2D": "tfopt.editing.pooling",
     "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
     "Distiller": "tfopt.distillation.distiller",
@@ -101,11 +114,13 @@ _PUBLIC = {
     "find_sparsity": "tfopt.pruning.find",
     "init_from": "tfopt.distillation.initialization",
     "fit_weights": "tfopt.fusion.weights",
+    "fine_tune": "tfopt.training.transfer",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
     "quantize": "tfopt.quantization.quantize",
     "rank_features": "tfopt.pruning.features",
+    "recipe": "tfopt.training.recipes",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",
@@ -114,6 +129,9 @@ _PUBLIC = {
     "strip": "tfopt.stripping",
     "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",
+    "swap_activation": "tfopt.editing.swap",
+    "swap_kernel_size": "tfopt.editing.swap",
+    "swap_pooling": "tfopt.editing.swap",
     "xnnpack_layers": "tfopt.pruning.policies",
 }
 

@@ -218,6 +218,40 @@ class Graph:
         return producer.op if producer else None
 
 
+def trace_back(model: keras.Model, goes_on: Callable[[Call], bool]) -> bool:
+    """Visits calls from the outputs back towards the inputs, those of nested models instead of the models.
+
+    Args:
+        goes_on: told of each call, says whether to visit what the call reads.
+
+    Returns:
+        True if an input of the model was reached.
+
+    Example:
+        >>> layers = [keras.layers.Dense(2, name="a"), keras.layers.Dense(3, name="b"), keras.layers.Softmax(name="c")]
+        >>> seen = []
+        >>> def until_dense(call):
+        ...     seen.append(call.op.name)
+        ...     return not isinstance(call.op, keras.layers.Dense)
+        >>> trace_back(keras.Sequential([keras.Input((4,)), *layers]), until_dense), seen
+        (False, ['c', 'b'])
+    """
+    graph = Graph(model)
+    reached = False
+    tensors, seen = list(graph.outputs), set()
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        call = graph.producer(tensor)
+        if call is None:
+            reached = True
+        elif trace_back(call.op, goes_on) if isinstance(call.op, keras.Model) else goes_on(call):
+            tensors.extend(call.inputs)
+    return reached
+
+
 def compute(
     model: keras.Model,
     inputs: list,

@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 from keras.src import ops as keras_ops
+from keras.src.activations import activations
 from keras.src.applications import convnext, inception_resnet_v2
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
@@ -81,7 +82,7 @@ def children(op: keras.Operation) -> list[keras.layers.Layer]:
 
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
-    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math
+    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math, activations
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
