@@ -1,11 +1,12 @@
 """Cost of a distillation step: `tfopt.Distiller` against `keras.distillation.Distiller`, and with cached answers.
 
 Fashion-MNIST, batches of 128, Adam. The teacher is a residual network of three stages with batch normalization, the
-student three convolutions, about a tenth of the multiply-accumulates. "logits": soft targets at temperature 4 (Keras is
-given the right loss, `KLDivergence()`; its default is not softened). "feature": the mean squared difference of two layers
-in the middle (FitNets), of the same shape, as Keras has no projection. "cached": soft targets that `cache_teacher` kept.
-All with a loss of the labels too. After a warm-up with `fit`, the Distillers train in turn, some steps at a time, through
-the function that `fit` compiled. Ratios are of medians. "student alone" is its own training step, without a teacher.
+student three convolutions, about a tenth of the multiply-accumulates. "logits": soft targets at temperature 4 (Keras
+is given the right loss, `KLDivergence()`; its default is not softened). "feature": the mean squared difference of two
+layers in the middle (FitNets), of the same shape, as Keras has no projection. "cached": soft targets that
+`cache_teacher` kept. All with a loss of the labels too. After a warm-up with `fit`, the Distillers train in turn, some
+steps at a time, through the function that `fit` compiled. Ratios are of medians. "student alone" is its own training
+step, without a teacher.
 """
 
 import os

@@ -321,7 +321,7 @@ def test_grids_of_unknown_size():
         (
             fl.feature_matching,
             ((4, 8, 8, 3), (4, 8, 8, 5)),
-            r"student \(3,\), teacher \(5,\).*FeatureMatching projects",
+            r"student \(4, 8, 8, 3\), teacher \(4, 8, 8, 5\)\. Use",
         ),
         (fl.feature_matching, ((4, 8, 8, 3), (4, 3)), r"student \(4, 8, 8, 3\), teacher \(4, 3\)\. Name layers"),
         (fl.feature_matching, ((4,), (4,)), r"student \(4,\), teacher \(4,\)"),

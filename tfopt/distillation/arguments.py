@@ -78,22 +78,10 @@ def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teacher
             found.append(_between_layers(loss, name, student, teachers))
         else:
             found.extend(_between_outputs(loss, name, student, teachers))
-    for objective in found:
-        check_shapes(objective, student, teachers)
+    if teachers is not None:
+        for mine, theirs in [objective.outputs for objective in found if objective.outputs]:
+            _check_shapes(output_names(student)[mine], output_shapes(student)[mine], teachers.shapes[theirs])
     return found
-
-
-def check_shapes(objective: Objective, student: keras.Model, teachers: Teachers | None) -> None:
-    """Raises where two outputs differ; what layers may differ in, their losses know."""
-    if teachers is None or objective.outputs is None:
-        return
-    mine, theirs = _shapes(objective, student, teachers)
-    if len(mine) != len(theirs) or any(None not in (a, b) and a != b for a, b in zip(mine, theirs, strict=True)):
-        raise InvalidArgumentError(
-            "A student learns outputs of the shape of its own, of as many classes.",
-            received=f"'{output_names(student)[objective.outputs[0]]}' {mine}, of the teacher {theirs}",
-            fix="Give the student the teacher's outputs, or distil from features alone.",
-        )
 
 
 def build_losses(found: Sequence[Objective], student: keras.Model, teachers: Teachers | None) -> None:
@@ -121,6 +109,8 @@ def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
             received=f"outputs {names} of the student, {teachers.names} of the teacher",
             fix="Name outputs alike, as keys of a dict, or pass `losses=[SoftTargets(output='...')]`.",
         )
+    for name, mine, theirs in zip(names, output_shapes(student), teachers.shapes, strict=True):
+        _check_shapes(name, mine, theirs)
 
 
 def _between_layers(loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None) -> Objective:
@@ -163,6 +153,15 @@ def _log_names(losses: Sequence[DistillationLoss]) -> list[str]:
         count = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", known) is not None for known in names)
         names.append(f"{name}_{count}" if name in names else name)
     return names
+
+
+def _check_shapes(name: str, mine: tuple, theirs: tuple) -> None:
+    if len(mine) != len(theirs) or any(None not in (a, b) and a != b for a, b in zip(mine, theirs, strict=True)):
+        raise InvalidArgumentError(
+            "A student learns outputs of the shape of its own, of as many classes.",
+            received=f"'{name}' {mine}, of the teacher {theirs}",
+            fix="Give the student the teacher's outputs, or distil from features alone.",
+        )
 
 
 def _shapes(objective: Objective, student: keras.Model, teachers: Teachers) -> tuple[tuple, tuple]:

@@ -11,8 +11,16 @@ from typing import Any
 
 from keras import ops
 
+from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation.losses import huber
-from tfopt.distillation.shapes import check_features, check_same_shape, common_grid, sample_mean, without_padding
+from tfopt.distillation.shapes import (
+    both_shapes,
+    check_features,
+    check_same_shape,
+    common_grid,
+    sample_mean,
+    without_padding,
+)
 
 COINCIDENT = 1e-6  # squared distance of two samples over their squared norms, below which float32 sees no direction
 
@@ -40,7 +48,12 @@ def feature_matching(student: Any, teacher: Any, mask: Any = None) -> Any:
         [1.0]
     """
     check_features(student.shape, teacher.shape)
-    check_same_shape(student.shape[-1:], teacher.shape[-1:], "FeatureMatching projects to the teacher's channels.")
+    if student.shape[-1] != teacher.shape[-1]:
+        raise InvalidArgumentError(
+            "Features are compared channel by channel.",
+            received=both_shapes(student.shape, teacher.shape),
+            fix="Use the layer FeatureMatching, which projects to the teacher's channels.",
+        )
     student, teacher = common_grid(*without_padding(_float(student), _float(teacher), mask))
     return sample_mean(ops.square(student - teacher), mask)
 

@@ -12,7 +12,7 @@ from typing import Any
 from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.distillation.shapes import check_classes, check_same_shape, sample_mean
+from tfopt.distillation.shapes import check_classes, check_same_shape, fits, sample_mean
 
 INFINITE = 1e20  # stands for infinity in logits: differences and products with a squared temperature stay finite
 ABSENT = -1e30  # logit of a class that is left out, below any other
@@ -186,7 +186,12 @@ def bounded_targets(student: Any, teacher: Any, labels: Any, margin: float = 0.0
     check_same_shape(student.shape, teacher.shape, "Give both as many outputs.")
     if len(labels.shape) == len(student.shape) - 1 and student.shape[-1] == 1:
         labels = ops.expand_dims(labels, -1)
-    check_same_shape(labels.shape, teacher.shape, "The first of the two are the labels: give one for each output.")
+    if not fits(labels.shape, student.shape):
+        raise InvalidArgumentError(
+            "Labels are numbers in the shape of the outputs.",
+            received=f"labels {tuple(labels.shape)}, outputs {tuple(student.shape)}",
+            fix="Give one label for each output.",
+        )
     labels = ops.cast(labels, "float32")
     own, bound = (sample_mean(ops.square(ops.cast(x, "float32") - labels), mask) for x in (student, teacher))
     return ops.where(own + margin > bound, own, 0.0)

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from tfopt.core.keras_internals import compiled_loss
-from tfopt.distillation.arguments import check_shapes
 from tfopt.distillation.choice import chosen_loss, task_of, task_of_objective
 from tfopt.distillation.heads import heads_of
 from tfopt.distillation.outputs import output_names, part_of
@@ -36,7 +35,7 @@ def planned(
         compares: whether the logs show how far the student is from the teacher.
 
     Raises:
-        InvalidArgumentError: where it cannot be told which loss fits, or student and teacher do not fit together.
+        InvalidArgumentError: where it cannot be told which loss fits.
     """
     names, heads = output_names(student), heads_of(student)
     taught = [] if teachers is None else teachers.heads
@@ -48,7 +47,6 @@ def planned(
             weight = part_of(1.0 if loss_weights is None else loss_weights, i, names)
             chosen = chosen_loss(heads[i], taught[i], losses[i], temperature, weight, name)
             found.append(Objective(chosen, f"{name}_distillation", outputs=(i, i)))
-            check_shapes(found[-1], student, teachers)
     tasks = [task_of(*facts) for facts in zip(heads, taught, losses, strict=True)]
     for objective in found:
         if objective.outputs:

@@ -24,12 +24,12 @@ def check_same_shape(student: Any, teacher: Any, fix: str) -> None:
         >>> check_same_shape((None, 10), (None, 100), "Give both as many classes.")
         Traceback (most recent call last):
         ...
-        tfopt.core.errors.InvalidArgumentError: Student and teacher have outputs of one shape.
+        tfopt.core.errors.InvalidArgumentError: Student and teacher are of one shape.
         Received: student (None, 10), teacher (None, 100). Give both as many classes.
     """
-    if not _fit(student, teacher):
+    if not fits(student, teacher):
         raise InvalidArgumentError(
-            "Student and teacher have outputs of one shape.", received=both_shapes(student, teacher), fix=fix
+            "Student and teacher are of one shape.", received=both_shapes(student, teacher), fix=fix
         )
 
 
@@ -75,6 +75,18 @@ def check_features(student: Any, teacher: Any, positions: bool = False) -> None:
         )
 
 
+def fits(one: Any, other: Any) -> bool:
+    """True for equal shapes, as far as they are known.
+
+    Example:
+        >>> fits((None, 10), (32, 10)), fits((None, 10), (None, 1))
+        (True, False)
+    """
+    return len(one) == len(other) and all(
+        m is None or n is None or m == n for m, n in zip(tuple(one), tuple(other), strict=True)
+    )
+
+
 def both_shapes(student: Any, teacher: Any) -> str:
     """Two shapes for an error message.
 
@@ -95,6 +107,9 @@ def sample_mean(values: Any, mask: Any = None) -> Any:
     Returns:
         A tensor (batch,).
 
+    Raises:
+        InvalidArgumentError: if the mask is of other positions.
+
     Example:
         >>> import numpy as np
         >>> sample_mean(np.array([[1.0, 3.0], [2.0, 9.0]]), np.array([[True, True], [True, False]])).numpy().tolist()
@@ -102,6 +117,12 @@ def sample_mean(values: Any, mask: Any = None) -> Any:
     """
     if mask is None:
         return _mean(values, 1)
+    if not fits(mask.shape, values.shape[: len(mask.shape)]):
+        raise InvalidArgumentError(
+            "A mask is of the positions that are compared.",
+            received=f"mask {tuple(mask.shape)}, positions {tuple(values.shape)}",
+            fix="The layer that ends the sequence must not hand on its mask: see its `compute_mask`.",
+        )
     values = _mean(values, len(mask.shape))
     inside = ops.cast(mask, values.dtype)
     axes = tuple(range(1, len(values.shape)))
@@ -129,7 +150,7 @@ def without_padding(student: Any, teacher: Any, mask: Any) -> tuple[Any, Any]:
         return student, teacher
     rank = len(mask.shape)
     shapes = [tuple(x.shape[:rank]) for x in (student, teacher, mask)]
-    if min(len(student.shape), len(teacher.shape)) <= rank or not _fit(*shapes[:2]) or not _fit(*shapes[1:]):
+    if min(len(student.shape), len(teacher.shape)) <= rank or not fits(*shapes[:2]) or not fits(*shapes[1:]):
         raise InvalidArgumentError(
             "Features of padded steps are compared at the same steps.",
             received=f"{both_shapes(student.shape, teacher.shape)}, mask {tuple(mask.shape)}",
@@ -190,10 +211,3 @@ def _windows(width: Any, size: Any) -> Any:
     start, end = output * width // size, -((output + 1) * -width // size)
     inside = ops.cast(ops.logical_and(column >= start, column < end), "float32")
     return inside / ops.cast(end - start, "float32")
-
-
-def _fit(one: Any, other: Any) -> bool:
-    """True for equal shapes, as far as they are known."""
-    return len(one) == len(other) and all(
-        m is None or n is None or m == n for m, n in zip(tuple(one), tuple(other), strict=True)
-    )
