@@ -61,7 +61,7 @@ class ParallelFusion(_Fusion):
             or `"product"`, which takes probabilities: their product over the branches, computed as a sum of logarithms
             and divided by its sum over the classes (last axis), so that it is a probability again.
         weights: for `"weighted"`: n numbers of at least 0 that sum to 1, None for equal ones, or `"learned"`: trained
-            with the model as the softmax of n values that start at 0.
+            with the model as the softmax of n values that start at 0. `quantize` makes constants of them.
         project: True brings branches of another width to that of the first by a learned matrix.
         from_logits: for `"product"`: the branches give logits in place of probabilities.
         multi_label: for `"product"`: each value is a probability of its own (sigmoid) rather than one of several
@@ -90,6 +90,11 @@ class ParallelFusion(_Fusion):
         if weights is not None and how != "weighted":
             raise InvalidArgumentError(
                 "`weights` go with how='weighted'.", received=f"how='{how}', weights={weights!r}"
+            )
+        if (from_logits or multi_label) and how != "product":
+            raise InvalidArgumentError(
+                "`from_logits` and `multi_label` go with how='product'.",
+                received=f"how='{how}', from_logits={from_logits!r}, multi_label={multi_label!r}",
             )
 
     def weights_of(self, count):
@@ -428,6 +433,13 @@ def as_chain(layers: Any, argument: str) -> list[keras.layers.Layer]:
             raise InvalidArgumentError(
                 f"`{argument}` is a Keras layer, a model, or a list of them.", received=repr(layers)
             )
+    names = [layer.name for layer in chain]
+    if len(set(names)) < len(names):
+        raise InvalidArgumentError(
+            f"The layers in `{argument}` have names of their own.",
+            received=", ".join(names),
+            fix="Pass `name=` where you make them; one layer in two places is a Functional model.",
+        )
     return chain
 
 
