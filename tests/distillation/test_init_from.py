@@ -355,3 +355,34 @@ def test_the_report_says_what_was_taken(capsys, tmp_path):
     assert "3 of 4" in report._repr_html_()
     assert '"block": [\n        3,\n        4\n      ]' in report.to_json()
     assert report.save(tmp_path / "report.md").read_text().count("| 3 of 4 |") == 3
+
+
+def test_flatten_of_another_grid_says_so():
+    def net(size, width, name):
+        layers = [kl.Conv2D(width, 3, name="conv"), kl.Flatten(), kl.Dense(2, name="head")]
+        return randomised(keras.Sequential([keras.Input((size, size, 1)), *layers], name=name))
+
+    result = init_from(net(5, 2, "student"), net(8, 4, "teacher"), verbose=0)
+    assert taken(result)["conv"].how == "sliced"
+    assert result.init_report.kept == {
+        "head": "of 'head': a channel has another number of values in the teacher, as of another grid"
+    }
+
+
+def test_classes_are_not_picked_but_features_are():
+    result = init_from(mlp(4, 2, name="student"), mlp(8, 3, name="teacher"), by="order", verbose=0)
+    first, second = result.init_report.layers
+    assert (first.how, second.how) == ("sliced", "own init")
+    assert "it gives an output of the model, which is of another width in the teacher" in second.reason
+
+    def backbone(width, name):
+        inputs = keras.Input((6,))
+        x = kl.Dense(width, name="stem")(inputs)
+        return randomised(keras.Model(inputs, x + kl.Dense(width, name="branch")(x), name=name))
+
+    teacher = backbone(4, "teacher")
+    result = init_from(backbone(2, "student"), teacher, verbose=0)
+    stem, branch = (teacher.get_layer(name).kernel.numpy() for name in ("stem", "branch"))
+    kept = best(sums(stem, 1) + sums(branch, 0) + sums(branch, 1), 2)
+    np.testing.assert_array_equal(result.get_layer("stem").kernel, stem[:, kept])
+    np.testing.assert_array_equal(result.get_layer("branch").kernel, branch[np.ix_(kept, kept)])

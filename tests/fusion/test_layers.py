@@ -76,6 +76,12 @@ def test_product_does_not_underflow_where_the_plain_product_does():
     np.testing.assert_allclose(got, [[1.0, 0.0, 0.0]], atol=1e-6)
 
 
+def test_product_in_half_precision_is_finite():
+    certain = [np.array([[1.0, 0.0]], "float16"), np.array([[0.0, 1.0]], "float16")]
+    got = run(ParallelFusion("product", dtype="float16"), certain)
+    np.testing.assert_allclose(got, [[0.5, 0.5]], atol=1e-2)
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (6, 1)])
 def test_product_of_independent_probabilities(shape):
     logits = [RNG.normal(size=shape).astype("float32") for _ in range(3)]
@@ -402,6 +408,7 @@ def test_mixed_precision():
 BAD_OPTIONS = [
     (lambda: ParallelFusion("average"), "`how` is one of"),
     (lambda: ParallelFusion("mean", [0.5, 0.5]), "go with"),
+    (lambda: ParallelFusion("mean", from_logits=True), "go with how='product'"),
     (lambda: ParallelFusion("weighted", [0.5, 0.6]), "sum to 1"),
     (lambda: ParallelFusion("weighted", [-0.5, 1.5]), "at least 0"),
     (lambda: ParallelFusion("weighted", [np.nan, 1.0]), "at least 0"),
@@ -414,6 +421,7 @@ BAD_OPTIONS = [
     (lambda: StackedFusion(kl.Dense(3), outputs=3), "default head"),
     (lambda: SerialFusion([]), "at least one"),
     (lambda: SerialFusion([kl.Dense(2)], how="sum"), "`how` is one of"),
+    (lambda: SerialFusion([kl.Dense(2, name="a"), kl.Dense(2, name="a")]), "names of their own"),
     (lambda: ParallelFusion("weighted", [0.5, 0.5])(BRANCHES), "2 weights, 3 branches"),
     (lambda: VotingFusion("hard", [0.5, 0.5])(BRANCHES), "2 weights, 3 branches"),
     (lambda: ParallelFusion()(BRANCHES[0]), "list of tensors"),

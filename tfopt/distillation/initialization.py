@@ -31,7 +31,8 @@ def init_from(student: keras.Model, teacher: keras.Model, *, by: str = "auto", v
     - A student with fewer repeated blocks takes every k-th of them: block `i` of `m` that of number `i * n // m` of
       the teacher's `n`, counted from 0.
 
-    Other layers (kernels of another size, wider ones, those without a counterpart) keep their own initialisation.
+    Other layers (kernels of another size, wider ones, outputs of another number of classes, those without a
+    counterpart) keep their own initialisation.
 
     Args:
         student: a built Sequential or Functional model. Pruning masks hold on the weights taken, a quantized model

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tfopt.core.channel_graph import ChannelGraph
+from tfopt.core.channel_graph import OUTPUT_STAYS, ChannelGraph
 from tfopt.core.channel_scores import channel_magnitudes
 from tfopt.core.channels import FIXED, Slot
 
 VariablePair = tuple[keras.Variable, keras.Variable]
+_NONE = -1  # in the place of a channel without a counterpart
 Place = tuple[int, int]  # id of a variable of the student, axis
 
 
@@ -38,6 +39,7 @@ class KeptChannels:
         self._teacher = _by_place(graph)
         self._scores = channel_magnitudes(teacher, graph)
         self._taken: dict[int, int] = {FIXED: FIXED}  # channel of the student -> that of the teacher
+        self._answers = _answers(student_graph)
         self._choose(pairs, ("out",))
         self._choose(pairs, ("out", "in", "each", "statistic"))
 
@@ -68,17 +70,20 @@ class KeptChannels:
 
         A channel may come several times, as behind Flatten or once a gate of an LSTM; then as often in both.
         """
+        wanted = np.array([self._taken.get(label, _NONE) for label in labels.tolist()])
+        if self._answers.intersection(labels[wanted == _NONE].tolist()):
+            raise DoesNotFit("it gives an output of the model, which is of another width in the teacher")
+        if _NONE in wanted:
+            raise DoesNotFit("channels that it reads or is tied to have no counterpart in the teacher")
+        found = np.flatnonzero(np.isin(teacher_labels, wanted))
+        found = found[np.argsort(teacher_labels[found], kind="stable")]
+        order = np.argsort(wanted, kind="stable")
+        if not np.isin(wanted, teacher_labels).all():
+            raise DoesNotFit("the teacher ties its channels to other layers")
+        if not np.array_equal(wanted[order], teacher_labels[found]):
+            raise DoesNotFit("a channel has another number of values in the teacher, as of another grid")
         places = np.zeros(len(labels), int)
-        for label in np.unique(labels):
-            own = np.flatnonzero(labels == label)
-            if label not in self._taken:
-                raise DoesNotFit("channels that it reads or is tied to have no counterpart in the teacher")
-            found = np.flatnonzero(teacher_labels == self._taken[label])
-            if not len(found):
-                raise DoesNotFit("the teacher ties its channels to other layers")
-            if len(found) != len(own):
-                raise DoesNotFit(f"it has {len(own)} values a channel, the teacher {len(found)}")
-            places[own] = found
+        places[order] = found
         return places
 
     def _choose(self, pairs: Sequence[VariablePair], roles: tuple[str, ...]) -> None:
@@ -95,7 +100,10 @@ class KeptChannels:
         for slots_of, channels in atoms.items():
             channels = [channel for channel in channels if channel not in self._taken]
             available = _counterparts(slots_of, teacher_atoms)
-            if len(channels) <= len(available):
+            fits = len(channels) <= len(available)
+            if self._answers.intersection(channels):  # what they stand for is not a matter of importance
+                fits = len(channels) == len(available)
+            if fits:
                 best = np.argsort(-self._scores[available], kind="stable")[: len(channels)]
                 self._taken.update(zip(channels, np.sort(available[best]).tolist(), strict=True))
 
@@ -107,6 +115,13 @@ def _counterparts(slots: frozenset[int], atoms: dict[frozenset[int], list[int]])
         closest = max(atoms, key=lambda key: len(key & slots))
         found = atoms[closest] if closest & slots else []
     return np.array(found, int)
+
+
+def _answers(graph: ChannelGraph) -> set[int]:
+    """The channels of the model's outputs that no layer reads: classes, for instance, but not features."""
+    outputs = {root for root, reason in graph.reasons.items() if reason == OUTPUT_STAYS}
+    read = [slot.labels for slot in graph.slots if slot.role == "in"]
+    return outputs.difference(np.concatenate(read).tolist() if read else [])
 
 
 def _by_place(graph: ChannelGraph) -> dict[Place, Slot]:

@@ -47,6 +47,9 @@ class CascadeSelection(keras.layers.Layer):
 
     fuses_branches = True
 
+    def weights_of(self, count: int) -> None:
+        """Answers are chosen, not weighted."""
+
     def __init__(self, thresholds, *, from_logits=False, **kwargs):
         super().__init__(**kwargs)
         self.thresholds, self.from_logits = as_thresholds(thresholds), from_logits
@@ -143,7 +146,8 @@ class Cascade(keras.Model):
 
     def _answers(self, arrays: list[np.ndarray], **options: Any) -> tuple[np.ndarray, np.ndarray]:
         def run(stage: keras.Model, inputs: list[np.ndarray]) -> np.ndarray:
-            return stage.predict(keras.tree.pack_sequence_as(functional_of(self).input, inputs), **options)
+            structured = keras.tree.pack_sequence_as(functional_of(self).input, inputs)
+            return stage.predict(structured, **options).astype(self.output.dtype)
 
         return in_turn(arrays, [partial(run, stage) for stage in self.stages], self.thresholds, self.from_logits)
 

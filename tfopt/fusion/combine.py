@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -15,7 +16,7 @@ from tfopt.core.errors import InvalidArgumentError
 
 LEARNED = "learned"
 _TOLERANCE = 1e-5  # of the sum of weights
-_SMALLEST = 1e-7  # probability, before its logarithm is taken
+_SMALLEST = {"float16": 1e-4}  # probability, before its logarithm is taken; 1e-7 in wider types
 _DENOMINATOR = 10_000  # of the fractions that votes are counted in
 
 
@@ -68,9 +69,10 @@ def product(branches: list, from_logits: bool, multi_label: bool):
     """The product of probabilities, normalised: the softmax of the sum of logits, of which logarithms are a form."""
     single = multi_label or branches[0].shape[-1] == 1
     if not from_logits:
-        logarithms = [ops.log(ops.maximum(x, _SMALLEST)) for x in branches]
+        smallest = _SMALLEST.get(keras.backend.standardize_dtype(branches[0].dtype), 1e-7)
+        logarithms = [ops.log(ops.maximum(x, smallest)) for x in branches]
         if single:
-            others = [ops.log(ops.maximum(1.0 - x, _SMALLEST)) for x in branches]
+            others = [ops.log(ops.maximum(1.0 - x, smallest)) for x in branches]
             logarithms = [ops.subtract(x, other) for x, other in zip(logarithms, others, strict=True)]
         branches = logarithms
     total = functools.reduce(ops.add, branches)

@@ -25,6 +25,12 @@ HIDDEN_UNITS = 64  # of the default head of a stacked fusion
 class _Fusion(ComposedLayer):
     """What the fusion layers share: a list of branches in."""
 
+    fuses_branches = True
+
+    def weights_of(self, count: int) -> tuple[float, ...] | None:
+        """The weights of so many branches as they are now; None where branches have none of their own."""
+        return None
+
     def check(self, shapes: list[align.Shape]) -> None:
         """Raises for branches that cannot be fused."""
 
@@ -55,7 +61,7 @@ class ParallelFusion(_Fusion):
             or `"product"`, which takes probabilities: their product over the branches, computed as a sum of logarithms
             and divided by its sum over the classes (last axis), so that it is a probability again.
         weights: for `"weighted"`: n numbers of at least 0 that sum to 1, None for equal ones, or `"learned"`: trained
-            with the model as the softmax of n values that start at 0.
+            with the model as the softmax of n values that start at 0. `quantize` makes constants of them.
         project: True brings branches of another width to that of the first by a learned matrix.
         from_logits: for `"product"`: the branches give logits in place of probabilities.
         multi_label: for `"product"`: each value is a probability of its own (sigmoid) rather than one of several
@@ -85,6 +91,14 @@ class ParallelFusion(_Fusion):
             raise InvalidArgumentError(
                 "`weights` go with how='weighted'.", received=f"how='{how}', weights={weights!r}"
             )
+        if (from_logits or multi_label) and how != "product":
+            raise InvalidArgumentError(
+                "`from_logits` and `multi_label` go with how='product'.",
+                received=f"how='{how}', from_logits={from_logits!r}, multi_label={multi_label!r}",
+            )
+
+    def weights_of(self, count):
+        return (self.branch_weights or _equal(count)) if self.how in ("mean", "weighted") else None
 
     @property
     def branch_weights(self) -> tuple[float, ...] | None:
@@ -174,6 +188,9 @@ class VotingFusion(_Fusion):
             )
         self.kind, self.weights_given = kind, combine.as_weights(weights)
         self.from_logits, self.multi_label = from_logits, multi_label
+
+    def weights_of(self, count):
+        return self.weights_given or _equal(count)
 
     def check(self, shapes):
         self._check_count(self.weights_given, shapes)
@@ -404,6 +421,10 @@ class SerialFusion(ComposedLayer):
         return cls(**_with_layers(config, "stages", custom_objects))
 
 
+def _equal(count: int) -> tuple[float, ...]:
+    return (1 / count,) * count
+
+
 def as_chain(layers: Any, argument: str) -> list[keras.layers.Layer]:
     """A layer, a model, a list of them or None as a list."""
     chain = [] if layers is None else list(layers) if isinstance(layers, (list, tuple)) else [layers]
@@ -412,6 +433,13 @@ def as_chain(layers: Any, argument: str) -> list[keras.layers.Layer]:
             raise InvalidArgumentError(
                 f"`{argument}` is a Keras layer, a model, or a list of them.", received=repr(layers)
             )
+    names = [layer.name for layer in chain]
+    if len(set(names)) < len(names):
+        raise InvalidArgumentError(
+            f"The layers in `{argument}` have names of their own.",
+            received=", ".join(names),
+            fix="Pass `name=` where you make them; one layer in two places is a Functional model.",
+        )
     return chain
 
 

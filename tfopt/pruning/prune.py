@@ -93,7 +93,8 @@ def prune(
 
     Returns:
         A new, uncompiled model with the same layer names; the input model is not changed. Depthwise kernels and
-        biases are not pruned (as in TFMOT's `prune_registry.py`), but with their channels.
+        biases are not pruned (as in TFMOT's `prune_registry.py`), but with their channels. For `"channel"`, nested
+        models of the same name stand in the place of layers made of Keras layers, as those of `tfopt.fusion`.
 
     Raises:
         InvalidArgumentError: an argument out of range or in contradiction to another, unknown layer name, schedule

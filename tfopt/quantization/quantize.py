@@ -79,7 +79,8 @@ def quantize(
 
     Returns:
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
-        original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. Pruning
+        original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. In the
+        place of a layer made of Keras layers, as those of `tfopt.fusion`, stands a nested model of its name. Pruning
         masks go with the weights. The input model is not changed.
 
     Raises:
