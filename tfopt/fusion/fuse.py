@@ -115,7 +115,7 @@ def fuse(
     plan = _plan(how, given, layers is not None)
     models = _checked(models)
     if plan.how == "cascade":
-        _check_plain(inputs, layers, head, trainable)
+        _check_plain(models, inputs, layers, head, trainable)
     _check_choices(inputs, trainable, plan)
     kept = _with_weight(plan, models, inputs)
     names = _Names(name)
@@ -206,7 +206,10 @@ def _checked(models: Any) -> list[keras.Model]:
     return list(models)
 
 
-def _check_plain(inputs, layers, head, trainable) -> None:
+def _check_plain(models, inputs, layers, head, trainable) -> None:
+    several = [model.name for model in models if len(functional_of(model).outputs) != 1]
+    if several:
+        raise InvalidArgumentError("The models of a cascade have one output.", received=f"several in {several}")
     if (inputs, layers, head, trainable) != (_SHARED, None, None, False):
         raise InvalidArgumentError(
             "A cascade takes whole models that read the same inputs.",
