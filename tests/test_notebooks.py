@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert {"01_quickstart", "02_pruning", "03_quantization"} <= {path.stem for path in NOTEBOOKS}
+    assert {"01_quickstart", "02_pruning", "03_quantization", "04_distillation"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
