@@ -199,3 +199,28 @@ def test_every_verb_refuses_what_is_no_graph(verb, bad, says, tmp_path):
     with pytest.raises(tfopt.TfoptError, match=says):
         getattr(tfopt, verb)(bad(), *extra)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "statistics"), [("residual", 4), ("sequential", 0)])
+def test_layers_that_are_frozen_in_the_copy_train_once_unfrozen(name, statistics):
+    model = zoo.build(name)
+    if name == "residual":
+        model.trainable = False
+        model.get_layer("pointwise").trainable = True
+    else:
+        model.layers[0].trainable = False
+    copy = rewrite(model)
+    assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
+    assert copy.trainable == model.trainable
+    for layer in copy.layers:
+        layer.trainable = True
+    copy.trainable = True
+    before = {weight.path: weight.numpy() for weight in copy.trainable_weights}
+    zoo.fit(copy, zoo.inputs_for(model), run_eagerly=True)
+    still = [path for path, value in before.items() if np.array_equal(value, _value(copy, path))]
+    assert still == []
+    assert len(before) == len(copy.weights) - statistics  # those of batch normalization are never trained
+
+
+def _value(model, path):
+    return next(weight.numpy() for weight in model.weights if weight.path == path)

@@ -71,7 +71,8 @@ def rewrite(
         clone = state.model(model)
         for source, target, own in state.copies:
             transfer_values(source, target, own or values_of)
-        create_values()
+        with _unfrozen(clone):
+            create_values()
     shared: dict | None = {} if values_of is None else None
     for source, target, _ in state.copies:
         transfer_settings(source, target, shared)
@@ -280,6 +281,18 @@ def _collector_paused():
     finally:
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _unfrozen(model: keras.Model):
+    """TensorFlow records gradients for variables only that are created trainable, even if they become it later."""
+    flags = [(layer, layer.trainable) for layer in sublayers(model)]
+    for layer, _ in flags:  # one by one: a model that is trainable itself does not tell its layers
+        layer.trainable = True
+    yield
+    for layer, flag in flags:
+        if layer.trainable != flag:
+            layer.trainable = flag
 
 
 def _call(op: keras.Operation, *args, **kwargs):

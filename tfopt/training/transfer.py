@@ -158,7 +158,8 @@ def _check_stages(stages: Any, mode: str, layers: int, how: Recipe) -> None:
 
 def _train_only(model: keras.Model, paths: list[str], freeze_batch_norm: bool) -> None:
     """Freezes all layers but those at `paths`."""
-    model.trainable = True
+    for layer in sublayers(model):
+        layer.trainable = True
     trained = {id(layer) for path, layer in _leaves(model) if path in paths}
     for _, layer in _leaves(model):
         layer.trainable = id(layer) in trained or not layer.weights
