@@ -25,7 +25,8 @@ DOORS = {
     "keras.src": ["core/keras_internals.py"],
     "mlxtend": ["demo.py"],
     "matplotlib": ["report/", "core/figures.py"],
-    "sklearn": [],
+    "scipy": ["fusion/simplex.py"],
+    "sklearn": ["fusion/splits.py", "fusion/heads.py"],
 }
 
 

@@ -32,11 +32,28 @@ if TYPE_CHECKING:
     from tfopt.core.errors import UnsupportedModelError as UnsupportedModelError
     from tfopt.core.loading import load_model as load_model
     from tfopt.deploy.c_array import export_c_array as export_c_array
+    from tfopt.deploy.cascade import TFLiteCascade as TFLiteCascade
+    from tfopt.deploy.cascade import export_cascade as export_cascade
     from tfopt.deploy.runner import TFLiteModel as TFLiteModel
     from tfopt.deploy.tflite import export_tflite as export_tflite
+    from tfopt.distillation.cache import cache_teacher as cache_teacher
+    from tfopt.distillation.distiller import Distiller as Distiller
+    from tfopt.distillation.initialization import init_from as init_from
+    from tfopt.distillation.stopping import StopAtTarget as StopAtTarget
     from tfopt.editing.depth import drop_layers as drop_layers
+    from tfopt.editing.pooling import AdaptiveAveragePooling1D as AdaptiveAveragePooling1D
+    from tfopt.editing.pooling import AdaptiveAveragePooling2D as AdaptiveAveragePooling2D
+    from tfopt.editing.pooling import AdaptiveMaxPooling1D as AdaptiveMaxPooling1D
+    from tfopt.editing.pooling import AdaptiveMaxPooling2D as AdaptiveMaxPooling2D
+    from tfopt.editing.swap import swap_activation as swap_activation
+    from tfopt.editing.swap import swap_kernel_size as swap_kernel_size
+    from tfopt.editing.swap import swap_pooling as swap_pooling
     from tfopt.editing.width import scale_width as scale_width
     from tfopt.fusion.fuse import fuse as fuse
+    from tfopt.fusion.soup import average_weights as average_weights
+    from tfopt.fusion.stacking import stack as stack
+    from tfopt.fusion.thresholds import fit_thresholds as fit_thresholds
+    from tfopt.fusion.weights import fit_weights as fit_weights
     from tfopt.interop.tfmot import ConstantSparsity as ConstantSparsity
     from tfopt.interop.tfmot import PolynomialDecay as PolynomialDecay
     from tfopt.pruning.features import drop_features as drop_features
@@ -55,13 +72,20 @@ if TYPE_CHECKING:
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
     from tfopt.stripping import strip as strip
+    from tfopt.training.recipes import recipe as recipe
+    from tfopt.training.transfer import fine_tune as fine_tune
 
 __version__ = VERSION
 
 # Public name -> the module it is defined in, under the same name. Loaded when first used.
 _PUBLIC = {
+    "AdaptiveAveragePooling1D": "tfopt.editing.pooling",
+    "AdaptiveAveragePooling2D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling1D": "tfopt.editing.pooling",
+    "AdaptiveMaxPooling2D": "tfopt.editing.pooling",
     "Block": "tfopt.pruning.patterns",
     "ConstantSparsity": "tfopt.interop.tfmot",
+    "Distiller": "tfopt.distillation.distiller",
     "ExportError": "tfopt.core.errors",
     "FileError": "tfopt.core.errors",
     "InvalidArgumentError": "tfopt.core.errors",
@@ -69,33 +93,50 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "PruningSummaries": "tfopt.pruning.summaries",
+    "StopAtTarget": "tfopt.distillation.stopping",
+    "TFLiteCascade": "tfopt.deploy.cascade",
     "TFLiteModel": "tfopt.deploy.runner",
     "TargetNotMetError": "tfopt.core.errors",
     "TfoptError": "tfopt.core.errors",
     "UnsupportedModelError": "tfopt.core.errors",
+    "cache_teacher": "tfopt.distillation.cache",
+    "average_weights": "tfopt.fusion.soup",
     "calibrate": "tfopt.quantization.calibrate",
     "cluster": "tfopt.clustering.cluster",
     "compare": "tfopt.report.compare",
     "drop_features": "tfopt.pruning.features",
     "drop_layers": "tfopt.editing.depth",
+    "export_cascade": "tfopt.deploy.cascade",
     "export_c_array": "tfopt.deploy.c_array",
     "export_tflite": "tfopt.deploy.tflite",
+    "fit_thresholds": "tfopt.fusion.thresholds",
     "fuse": "tfopt.fusion.fuse",
     "find_sparsity": "tfopt.pruning.find",
+    "init_from": "tfopt.distillation.initialization",
+    "fit_weights": "tfopt.fusion.weights",
+    "fine_tune": "tfopt.training.transfer",
     "load_model": "tfopt.core.loading",
     "prune": "tfopt.pruning.prune",
     "quantization_errors": "tfopt.quantization.layer_errors",
     "quantize": "tfopt.quantization.quantize",
     "rank_features": "tfopt.pruning.features",
+    "recipe": "tfopt.training.recipes",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
     "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
+    "stack": "tfopt.fusion.stacking",
     "strip": "tfopt.stripping",
     "suggest_float_layers": "tfopt.quantization.layer_errors",
     "summary": "tfopt.report.measure",
+    "swap_activation": "tfopt.editing.swap",
+    "swap_kernel_size": "tfopt.editing.swap",
+    "swap_pooling": "tfopt.editing.swap",
     "xnnpack_layers": "tfopt.pruning.policies",
 }
+
+# Packages whose own names are public: `tfopt.distillation.SoftTargets`. Loaded when first used.
+_PACKAGES = ("distillation",)
 
 __all__ = list(_PUBLIC)
 
@@ -110,10 +151,13 @@ if not _runs_as_command():
     # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
     # `keras.models.load_model` finds them.
     importlib.import_module("tfopt.quantization.quantize")
+    importlib.import_module("tfopt.fusion.cascade")
     importlib.import_module("tfopt.fusion.layers")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"tfopt.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -122,4 +166,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_PUBLIC, *_PACKAGES})

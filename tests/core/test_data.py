@@ -5,7 +5,7 @@ import tensorflow as tf
 import zoo
 from keras import layers as kl
 
-from tfopt.core.data import as_inputs, input_batches, labelled_batches
+from tfopt.core.data import as_inputs, input_batches, labelled_batches, paired_batches, whole_batch
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 
 X = np.arange(70, dtype="float32").reshape(35, 2)
@@ -94,3 +94,56 @@ def test_inputs_of_different_length():
     x = zoo.inputs_for(zoo.build("shared"), 40)
     with pytest.raises(InvalidArgumentError, match="32, 40"):
         list(input_batches(zoo.build("shared"), {"left": x["left"][:32], "right": x["right"]}))
+
+
+WEIGHTS = np.linspace(0, 1, 35)
+PAIRED = {
+    "x": (X, None, None),
+    "tuple of x": ((X,), None, None),
+    "x, y": ((X, Y), Y, None),
+    "x, None": ((X, None), None, None),
+    "x, y, weights": ((X, Y, WEIGHTS), Y, WEIGHTS),
+    "x in a list": (([X], Y), Y, None),
+    "x in a dict": (({"x": X}, {"a": Y}), {"a": Y}, None),
+}
+
+
+@pytest.mark.parametrize("case", PAIRED)
+@pytest.mark.parametrize("form", ["arrays", "batches"])
+def test_labels_may_be_missing(case, form):
+    data, targets, weights = PAIRED[case]
+    (batch,) = paired_batches(one_input(), data if form == "arrays" else iter([data]), batch_size=40)
+    np.testing.assert_array_equal(batch.inputs[0], X)
+    keras.tree.map_structure(np.testing.assert_array_equal, batch.given, {"x": X} if "dict" in case else X)
+    keras.tree.map_structure(np.testing.assert_array_equal, batch.targets, targets)
+    np.testing.assert_array_equal(batch.weights, weights)
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["x", "x, y"])
+@pytest.mark.parametrize("form", [dict, tuple, list])
+def test_two_inputs_are_told_from_an_input_and_its_labels(form, labels):
+    model = zoo.build("shared")
+    x = {name: array[:5] for name, array in zoo.inputs_for(model).items()}
+    given = x if form is dict else form(x.values())
+    batches = list(paired_batches(model, (given, np.arange(5)) if labels else given, batch_size=3))
+    assert [len(batch.inputs[0]) for batch in batches] == [3, 2]
+    np.testing.assert_array_equal(batches[1].inputs[1], x["right"][3:])
+    right = batches[1].given["right"] if form is dict else batches[1].given[1]
+    np.testing.assert_array_equal(right, x["right"][3:])
+    assert (None if batches[1].targets is None else batches[1].targets.tolist()) == ([3, 4] if labels else None)
+
+
+def test_whole_arrays_are_not_copied_and_data_sets_are_not_whole():
+    whole = whole_batch(one_input(), (X, Y))
+    assert whole.inputs[0] is X
+    assert whole.given is X
+    assert whole.targets is Y
+    assert whole_batch(one_input(), FORMS["dataset"]()) is None
+    assert whole_batch(one_input(), FORMS["generator"]()) is None
+    (batch,) = paired_batches(one_input(), (X, Y), batch_size=40)
+    assert np.shares_memory(batch.given, X)
+
+
+def test_weights_without_labels():
+    with pytest.raises(InvalidArgumentError, match="Sample weights come with labels"):
+        whole_batch(one_input(), (X, None, WEIGHTS))

@@ -4,25 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as kl
+from nets import article_cnn
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, UnsupportedModelError
 from tfopt.editing.width import scale_width
-
-
-def article_cnn():
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            kl.Conv2D(32, 3, activation="relu", name="conv1"),
-            kl.MaxPooling2D(),
-            kl.Conv2D(64, 3, activation="relu", name="conv2"),
-            kl.MaxPooling2D(),
-            kl.Conv2D(64, 3, activation="relu", name="conv3"),
-            kl.Flatten(),
-            kl.Dense(64, activation="relu", name="dense"),
-            kl.Dense(10, activation="softmax", name="head"),
-        ]
-    )
 
 
 def residual_model(name="residual"):

@@ -17,10 +17,11 @@ from sklearn.datasets import load_digits
 
 import tfopt
 from tfopt.core.errors import FileError, InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
+from tfopt.core.goals import as_goal
+from tfopt.core.samples import labelled
 from tfopt.pruning import sensitivity as module
 from tfopt.pruning.criteria import Criterion
 from tfopt.pruning.curves import MOST_CURVES, LayerCurve, Sensitivity
-from tfopt.pruning.validation import as_goal, labelled
 
 quiet = partial(tfopt.sensitivity, verbose=0)
 

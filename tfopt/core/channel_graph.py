@@ -9,6 +9,7 @@ traced gradients).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -45,6 +46,8 @@ class ChannelGraph:
             inputs keep their shape. Weights then stay as they are where features are removed; otherwise those of
             removed channels are masked.
         zero: the value of a removed feature is 0.
+        ties_only: channels are followed, and told apart, where none can be removed too: through layers that need exact
+            zeros, and at the outputs. For what asks which channels belong together, not which can go.
 
     Example:
         >>> dense = keras.layers.Dense
@@ -53,8 +56,9 @@ class ChannelGraph:
         [(('a',), 3)]
     """
 
-    def __init__(self, model: keras.Model, *, features: bool = False, zero: bool = True):
+    def __init__(self, model: keras.Model, *, features: bool = False, zero: bool = True, ties_only: bool = False):
         self.slots: list[Slot] = []
+        self.ties_only = ties_only
         self.masks = not features
         self.reasons: dict[int, str] = {FIXED: INPUT_STAYS}
         self.kept_sizes: dict[int, list[Size]] = {}
@@ -74,9 +78,16 @@ class ChannelGraph:
         ]
         self.groups = list(self._grouped())
 
+    @property
+    def count(self) -> int:
+        """One more than the highest channel number."""
+        return self._sets.count
+
     def roots(self, labels: np.ndarray) -> np.ndarray:
         """One number for all channels that are tied together; `FIXED` for those that stay."""
         roots = self._sets.roots(labels)
+        if self.ties_only:
+            return roots
         frozen = np.isin(roots, np.fromiter(self.reasons, np.int64))
         return np.where(frozen, FIXED, roots)
 
@@ -176,7 +187,7 @@ class ChannelGraph:
         labels = np.full([1] * len(shape), FIXED)
         if features and shape and shape[-1]:
             labels = self.fresh(shape[-1]).reshape(*labels.shape[:-1], -1)
-        return Channels(labels, shape, zero=features and zero)
+        return Channels(labels, shape, zero=self.ties_only or (features and zero))
 
     def _run(self, model: keras.Model, inputs: Sequence[Channels], prefix: str) -> list[Channels]:
         """The channels of a model's outputs, given those of its inputs."""
@@ -218,7 +229,7 @@ class ChannelGraph:
         if getattr(op, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
             for channels in results:
                 self.freeze(channels.labels, f"the softmax of '{path}' mixes them")
-        return results
+        return [replace(channels, zero=True) for channels in results] if self.ties_only else results
 
     def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
         """The channels that end in a layer which cannot lose any; those of its output stay too."""

@@ -375,6 +375,7 @@ def _layer_scale(context: Context, x: Channels, *_, **__):
     kl.AveragePooling1D,
     kl.AveragePooling2D,
     kl.AveragePooling3D,
+    *(getattr(kl, name) for name in dir(kl) if name.startswith(("AdaptiveAveragePooling", "AdaptiveMaxPooling"))),
     kl.ZeroPadding1D,
     kl.ZeroPadding2D,
     kl.ZeroPadding3D,

@@ -84,6 +84,11 @@ def holds_shared_values(variable: keras.Variable) -> bool:
     return any(isinstance(part, WeightConstraint) and part.shares_values for part in _parts(variable))
 
 
+def holds_zeros_only(variable: keras.Variable) -> bool:
+    """True if no constraint of tfopt on the variable does more than keep weights at zero."""
+    return all(part.makes_zeros for part in _parts(variable) if isinstance(part, WeightConstraint))
+
+
 def find(variable: keras.Variable, kind: type[Kind]) -> Kind | None:
     """The constraint of class `kind` on the variable, or None."""
     return next((part for part in _parts(variable) if isinstance(part, kind)), None)
@@ -102,6 +107,18 @@ def under_own(variable: keras.Variable):
     for part in _parts(variable):
         value = value if isinstance(part, WeightConstraint) else part(value)
     return value
+
+
+def reapply(variable: keras.Variable) -> None:
+    """Brings a variable that was given new values under its constraints.
+
+    Those that share values are left out: they find new ones for foreign weights at the next update.
+    """
+    value = variable
+    for part in _parts(variable):
+        if not (isinstance(part, WeightConstraint) and part.shares_values):
+            value = part(value)
+    variable.assign(value)
 
 
 def remove(variable: keras.Variable) -> bool:

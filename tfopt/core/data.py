@@ -15,6 +15,35 @@ from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import functional_of, input_names
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples with what goes with them.
+
+    Args:
+        inputs: arrays in the order of the model's inputs.
+        targets, weights: arrays, structures of arrays or None.
+        given: the inputs in the structure in which they were given, with those that the model does not read; or None.
+    """
+
+    inputs: list
+    targets: Any = None
+    weights: Any = None
+    given: Any = None
+
+    def arrays(self) -> list:
+        """All of them, one after the other."""
+        parts = self.inputs, self.targets, self.weights, self.given
+        return [array for array in keras.tree.flatten(parts) if array is not None]
+
+    def map(self, function: Callable) -> Batch:
+        """Each array replaced by `function(array)`."""
+
+        def mapped(structure):
+            return keras.tree.map_structure(lambda array: None if array is None else function(array), structure)
+
+        return Batch(mapped(self.inputs), mapped(self.targets), mapped(self.weights), mapped(self.given))
+
+
 def input_batches(
     model: keras.Model, data: Any, *, batch_size: int = 32, limit: int | None = None
 ) -> Iterator[list[np.ndarray]]:
@@ -32,7 +61,7 @@ def input_batches(
         NonFiniteError: NaN or infinity.
     """
     specs = _specs(model)
-    batches = _raw_batches(data, lambda batch: _Batch(_input_arrays(batch, specs)), batch_size)
+    batches = _raw_batches(data, lambda batch: Batch(_input_arrays(batch, specs)), batch_size)
     for batch in _checked_batches(batches, specs, limit):
         yield batch.inputs
 
@@ -69,6 +98,37 @@ def labelled_batches(
         yield batch.inputs, batch.targets, batch.weights
 
 
+def paired_batches(model: keras.Model, data: Any, *, batch_size: int = 32) -> Iterator[Batch]:
+    """Batches with all that comes with the samples, labels or none, checked as those of `input_batches`.
+
+    Args:
+        model: gives number, names and shapes of the inputs.
+        data: as for `input_batches`, or with labels and sample weights as for `labelled_batches`. A dict may hold more
+            than the model reads.
+        batch_size: for arrays.
+
+    Returns:
+        An iterator of batches whose `given` are the inputs in their own structure. Slices of arrays share their memory.
+
+    Raises:
+        InvalidArgumentError: wrong form or shape, or no sample.
+        NonFiniteError: NaN or infinity.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
+        >>> (batch,) = paired_batches(model, {"x": np.ones((3, 2)), "more": np.ones((3, 5))})
+        >>> {name: array.shape for name, array in batch.given.items()}, batch.targets
+        ({'x': (3, 2), 'more': (3, 5)}, None)
+    """
+    specs = _specs(model)
+    yield from _checked_batches(_raw_batches(data, lambda batch: _paired(batch, specs), batch_size), specs, None)
+
+
+def whole_batch(model: keras.Model, data: Any) -> Batch | None:
+    """All samples as one batch, see `paired_batches`; None for what gives batches itself, a data set or an iterator."""
+    return None if _gives_batches(data) else _paired(data, _specs(model))
+
+
 def as_inputs(model: keras.Model, arrays: list[np.ndarray]) -> Any:
     """Arrays in the order of the model's inputs as tensors in the structure that the model is called with."""
     functional = functional_of(model)
@@ -90,45 +150,26 @@ def _specs(model: keras.Model) -> list[_Spec]:
     return [_Spec(name, t.name, tuple(t.shape)) for name, t in zip(input_names(model), tensors, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Samples with what goes with them: targets and sample weights are arrays, structures of arrays or None."""
-
-    inputs: list
-    targets: Any = None
-    weights: Any = None
-
-    def arrays(self) -> list:
-        return [array for array in keras.tree.flatten((self.inputs, self.targets, self.weights)) if array is not None]
-
-    def map(self, function: Callable) -> _Batch:
-        """Each array replaced by `function(array)`."""
-
-        def mapped(structure):
-            return keras.tree.map_structure(lambda array: None if array is None else function(array), structure)
-
-        return _Batch(mapped(self.inputs), mapped(self.targets), mapped(self.weights))
-
-
-def _raw_batches(data, split: Callable[[Any], _Batch], batch_size: int) -> Iterator[_Batch]:
-    if isinstance(data, keras.utils.PyDataset):
-        batches = (data[i] for i in range(data.num_batches or 0))
-    elif isinstance(data, tf.data.Dataset) or hasattr(data, "__next__"):
-        batches = iter(data)
-    else:
+def _raw_batches(data, split: Callable[[Any], Batch], batch_size: int) -> Iterator[Batch]:
+    if not _gives_batches(data):
         yield from _slices(split(data), batch_size)
         return
-    for batch in batches:
+    is_indexed = isinstance(data, keras.utils.PyDataset)
+    for batch in (data[i] for i in range(data.num_batches or 0)) if is_indexed else data:
         yield split(batch)
 
 
-def _slices(whole: _Batch, batch_size: int) -> Iterator[_Batch]:
+def _gives_batches(data) -> bool:
+    return isinstance(data, (keras.utils.PyDataset, tf.data.Dataset)) or hasattr(data, "__next__")
+
+
+def _slices(whole: Batch, batch_size: int) -> Iterator[Batch]:
     _check_lengths(whole)
     for start in range(0, max(len(whole.inputs[0]), 1), batch_size):
         yield whole.map(lambda array, start=start: array[start : start + batch_size])
 
 
-def _checked_batches(batches: Iterator[_Batch], specs, limit: int | None) -> Iterator[_Batch]:
+def _checked_batches(batches: Iterator[Batch], specs, limit: int | None) -> Iterator[Batch]:
     """The batches that hold a sample, up to `limit` samples."""
     seen = 0
     for batch in batches:
@@ -147,14 +188,40 @@ def _checked_batches(batches: Iterator[_Batch], specs, limit: int | None) -> Ite
         raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
 
 
-def _labelled(data, specs) -> _Batch:
+def _labelled(data, specs) -> Batch:
     """The parts of `(x, y)` or `(x, y, sample_weights)`."""
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or any(part is None for part in data[:2]):
         raise InvalidArgumentError(
             "`data` holds samples and their labels: `(x, y)`, or batches of that form.",
             received=type(data).__name__ + (f" of {len(data)}" if isinstance(data, (tuple, list)) else ""),
         )
-    return _Batch(_input_arrays(data[0], specs), *map(_label_arrays, data[1:]))
+    return Batch(_input_arrays(data[0], specs), *map(_label_arrays, data[1:]))
+
+
+def _paired(data, specs) -> Batch:
+    """The parts of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weights)`."""
+    x, *labels = data if _holds_labels(data, specs) else (data,)
+    while labels and labels[-1] is None:
+        labels.pop()
+    if labels and labels[0] is None:
+        raise InvalidArgumentError(
+            "Sample weights come with labels.", received="(x, None, sample_weights)", fix="Pass labels too."
+        )
+    inputs = _input_arrays(x, specs)
+    given: Any = tuple(inputs) if len(specs) > 1 else inputs[0]
+    if isinstance(x, dict):
+        given = {name: np.asarray(array) for name, array in x.items()}
+    targets, weights = [*map(_label_arrays, labels), None, None][:2]
+    return Batch(inputs, targets, weights, given)
+
+
+def _holds_labels(data, specs) -> bool:
+    """Whether a tuple starts with x; it may be as long as x itself of a model of two or three inputs."""
+    if not isinstance(data, tuple) or len(data) not in (1, 2, 3):
+        return False
+    is_structure = isinstance(data[0], (dict, tuple))
+    is_structure = is_structure or (isinstance(data[0], list) and any(hasattr(x, "shape") for x in data[0][:1]))
+    return len(specs) == 1 or len(data) != len(specs) or is_structure
 
 
 def _label_arrays(labels):
@@ -193,7 +260,7 @@ def _inputs_of(data, specs) -> list:
     )
 
 
-def _check_lengths(batch: _Batch) -> None:
+def _check_lengths(batch: Batch) -> None:
     if any(array.ndim == 0 for array in batch.arrays()):
         raise InvalidArgumentError("`data` holds arrays with samples along the first axis.", received="a scalar")
     lengths = [len(array) for array in batch.arrays()]
@@ -204,7 +271,7 @@ def _check_lengths(batch: _Batch) -> None:
         )
 
 
-def _check_labels(batch: _Batch) -> None:
+def _check_labels(batch: Batch) -> None:
     for array in keras.tree.flatten((batch.targets, batch.weights)):
         if array is None:
             continue

@@ -218,7 +218,47 @@ class Graph:
         return producer.op if producer else None
 
 
-def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], None]) -> list:
+def trace_back(model: keras.Model, goes_on: Callable[[Call], bool]) -> bool:
+    """Visits calls from the outputs back towards the inputs, those of nested models instead of the models.
+
+    Args:
+        goes_on: told of each call, says whether to visit what the call reads.
+
+    Returns:
+        True if an input of the model was reached.
+
+    Example:
+        >>> layers = [keras.layers.Dense(2, name="a"), keras.layers.Dense(3, name="b"), keras.layers.Softmax(name="c")]
+        >>> seen = []
+        >>> def until_dense(call):
+        ...     seen.append(call.op.name)
+        ...     return not isinstance(call.op, keras.layers.Dense)
+        >>> trace_back(keras.Sequential([keras.Input((4,)), *layers]), until_dense), seen
+        (False, ['c', 'b'])
+    """
+    graph = Graph(model)
+    reached = False
+    tensors, seen = list(graph.outputs), set()
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        call = graph.producer(tensor)
+        if call is None:
+            reached = True
+        elif trace_back(call.op, goes_on) if isinstance(call.op, keras.Model) else goes_on(call):
+            tensors.extend(call.inputs)
+    return reached
+
+
+def compute(
+    model: keras.Model,
+    inputs: list,
+    visit: Callable[[dict[int, Any]], None] = lambda values: None,
+    *,
+    before: Callable[[Call, dict[int, Any]], None] = lambda call, values: None,
+) -> list:
     """Runs a model call by call in inference mode; gives the outputs, flat.
 
     Args:
@@ -226,6 +266,7 @@ def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], 
         inputs: arrays in the order of its inputs.
         visit: called after each run of the model, and of the models nested in it, with `{id(tensor): value}` of all
             tensors of its graph.
+        before: called before each call of a layer or op, with the values so far.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(), keras.layers.Flatten()])
@@ -240,8 +281,9 @@ def compute(model: keras.Model, inputs: list, visit: Callable[[dict[int, Any]], 
     }
     for call in graph.calls:
         if isinstance(call.op, keras.Model):
-            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit)
+            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit, before=before)
         else:
+            before(call, values)
             args, kwargs = call.arguments(values)
             outputs = keras.tree.flatten(call.op(*args, **kwargs))
         values.update((id(tensor), value) for tensor, value in zip(call.outputs, outputs, strict=True))

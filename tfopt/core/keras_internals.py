@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 from keras.src import ops as keras_ops
+from keras.src.activations import activations
 from keras.src.applications import convnext, inception_resnet_v2
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
@@ -16,21 +17,29 @@ __all__ = [
     "Functional",
     "Node",
     "application_layer",
+    "call_in",
     "children",
     "compile_options",
     "compiled_loss",
     "create_values",
+    "flat_inputs",
+    "forget_compilation",
     "functional_like_constructor",
     "functional_of",
     "has_graph",
     "input_names",
+    "label_loss",
+    "logits_behind",
+    "mask_of",
     "moving_average_of",
     "op_class",
     "running_apply",
+    "set_mask",
     "set_value",
     "sublayers",
     "tensor_of",
     "topological_nodes",
+    "track_loss",
     "updates_done",
     "values_come_later",
 ]
@@ -73,7 +82,7 @@ def children(op: keras.Operation) -> list[keras.layers.Layer]:
 
 def op_class(name: str) -> type:
     """The class of the op that a `keras.ops` function leaves in a graph, such as `"Add"` for `x + y`."""
-    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math
+    modules = keras_ops.numpy, keras_ops.nn, keras_ops.core, keras_ops.math, activations
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
@@ -135,9 +144,10 @@ def updates_done(optimizer: keras.optimizers.Optimizer):
     return (optimizer._iterations.value + 1) // (optimizer.gradient_accumulation_steps or 1)
 
 
-def compile_options(model: keras.Model) -> dict:
-    """The arguments that a compiled model was last compiled with, metrics left out, as the user gave them."""
-    names = ("optimizer", "loss", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile")
+def compile_options(model: keras.Model, metrics: bool = False) -> dict:
+    """The arguments that a compiled model was last compiled with, as the user gave them; metrics only if asked for."""
+    names = ["optimizer", "loss", "loss_weights", "run_eagerly", "steps_per_execution", "jit_compile"]
+    names += ["metrics", "weighted_metrics"] if metrics else []
     return {name: model._compile_config.config[name] for name in names}
 
 
@@ -146,3 +156,49 @@ def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Var
     if not getattr(optimizer, "use_ema", False):
         return None
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
+
+
+def flat_inputs(functional: Functional, inputs, mask=None) -> list:
+    """What a call of the model is given, as tensors in the order and dtypes of its inputs, each with its mask."""
+    tensors = functional._standardize_inputs(inputs)
+    for tensor, part in zip(tensors, [] if mask is None else keras.tree.flatten(mask), strict=False):
+        if part is not None:
+            set_mask(tensor, part)
+    return tensors
+
+
+def call_in(op: keras.Operation, args: tuple, kwargs: dict, training: bool | None):
+    """Calls a layer or op as a Functional model does: `training` of the model goes before what the graph holds."""
+    if training is not None and getattr(op, "_call_has_training_arg", False):
+        kwargs = {**kwargs, "training": training}
+    return op(*args, **kwargs)
+
+
+def mask_of(tensor):
+    """The mask that layers have attached to a tensor, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor, mask) -> None:
+    """Attaches a mask to a tensor, as a masking layer does."""
+    tensor._keras_mask = mask
+
+
+def logits_behind(tensor):
+    """What the softmax or sigmoid that gave `tensor` was given, or None: Keras leaves it there for its losses."""
+    return getattr(tensor, "_keras_logits", None)
+
+
+def label_loss(model: keras.Model, y, y_pred, sample_weight):
+    """The loss that the model was compiled with, without regularizers and `add_loss`; None without one."""
+    return None if model._compile_loss is None else model._compile_loss(y, y_pred, sample_weight)
+
+
+def track_loss(model: keras.Model, loss, batch_size) -> None:
+    """Adds the loss of a batch to what the logs show as `loss`."""
+    model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+def forget_compilation(model: keras.Model) -> None:
+    """Drops loss and metrics of an earlier `compile`, which Keras keeps where a later one passes none."""
+    model._compile_loss = model._compile_metrics = model.loss = None

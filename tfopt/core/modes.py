@@ -11,6 +11,7 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.graph import walk_layers
+from tfopt.core.rewrite import rewrite
 
 _MODE: ContextVar[str | None] = ContextVar("tfopt_mode", default=None)
 
@@ -51,6 +52,25 @@ class FakeQuantized:
 def fake_quantized(model: keras.Model) -> list[tuple[str, FakeQuantized]]:
     """`(path, layer)` of each layer that `quantize` put into the model; none in a float model."""
     return [(path, layer) for path, layer in walk_layers(model) if isinstance(layer, FakeQuantized)]
+
+
+def without_fake_quantization(model: keras.Model) -> tuple[keras.Model, dict[int, keras.Variable]]:
+    """The plain float model inside a quantized one, or a float model itself.
+
+    Returns:
+        The model, and for each of its variables, by id, the variable of `model` that it copies or is.
+    """
+    if not fake_quantized(model):
+        return model, {id(variable): variable for variable in model.variables}
+    copies = []
+
+    def replace(op, state):
+        copies.append(state.copies)
+        return op.stripped(state) if isinstance(op, FakeQuantized) else None
+
+    plain = rewrite(model, replace)
+    variables = (pair for old, new in copies[0] for pair in zip(new.variables, old.variables, strict=True))
+    return plain, {id(new): old for new, old in variables}
 
 
 def ranges_of(model: keras.Model) -> dict[str, Range]:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(description: str, total: int, verbose: int) -> Iterator[Callable[[], None]]:
-    """Gives a function to call after each of `total` steps; nothing is shown with `verbose=0`.
+def progress(description: str, total: int | None, verbose: int) -> Iterator[Callable[[], None]]:
+    """Gives a function to call after each of `total` steps, None if not known; nothing is shown with `verbose=0`.
 
     Example:
         >>> with progress("count", 3, verbose=0) as step:

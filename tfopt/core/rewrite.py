@@ -69,12 +69,40 @@ def rewrite(
     state = Rewrite(replace or (lambda op, rewrite: None), bypass or {})
     with _collector_paused():
         clone = state.model(model)
-        for source, target in state.copies:
-            transfer_values(source, target, values_of)
+        for source, target, own in state.copies:
+            transfer_values(source, target, own or values_of)
         create_values()
     shared: dict | None = {} if values_of is None else None
-    for source, target in state.copies:
+    for source, target, _ in state.copies:
         transfer_settings(source, target, shared)
+    return clone
+
+
+def untrained(model: keras.Model) -> keras.Model:
+    """A copy with new initial values, to train from the start.
+
+    Layers with `trainable=False`, as a pretrained backbone, and adapted ones, as `Normalization`, keep their values:
+    training would not bring them back. Weight constraints are left behind.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+        >>> model.layers[0].trainable = False
+        >>> [bool((new.kernel == old.kernel).numpy().all()) for new, old in zip(untrained(model).layers, model.layers)]
+        [True, False]
+    """
+    check_model(model)
+    state = Rewrite(lambda op, rewrite: None)
+    with _collector_paused():
+        clone = state.model(model)
+        pairs = [
+            pair for source, target in state.copies for pair in zip(sublayers(source), sublayers(target), strict=True)
+        ]
+        for source, target in pairs:
+            if not source.trainable or hasattr(source, "adapt"):
+                transfer_values(source, target)
+        create_values()
+    for source, target in state.copies:
+        transfer_settings(source, target, None)
     return clone
 
 
@@ -122,7 +150,16 @@ class Rewrite:
                 fix="Give the class `get_config` (and `from_config` where the config holds objects).",
             ) from error
         if isinstance(op, keras.layers.Layer):
-            self.copies.append((op, copied))
+            self.copies.append((op, copied, None))
+        return copied
+
+    def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config) -> Any:
+        """The same, where `values_of` gives the array for the copy of each variable.
+
+        Weight constraints are carried over, so a variable whose shape changes may have none.
+        """
+        copied = self.copy(op, **config)
+        self.copies[-1] = (op, copied, values_of)
         return copied
 
     def model(self, model: keras.Model, prefix: str = "") -> keras.Model:
@@ -167,6 +204,8 @@ class Rewrite:
                 if id(call.op) not in new_ops:
                     new_ops[id(call.op)] = self._ops(call.op, prefix)
                 args, kwargs = call.arguments(values)
+                if not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
+                    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # it may not know them
                 if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
                     args, kwargs = call.op.arguments_inside(args, kwargs)
                 outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))

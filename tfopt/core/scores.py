@@ -49,6 +49,65 @@ def score(y_true: Any, y_pred: Any, metrics: Any = ()) -> dict[str, float]:
     return {**scores, **{name: metric(y_true, y_pred) for name, metric in own.items() if name not in scores}}
 
 
+def calibration_error(y_true: Any, y_pred: Any, bins: int = 15) -> float | None:
+    """The expected calibration error (ECE): how far confidence is from accuracy, on the mean over the samples.
+
+    Predictions are put into bins of equal width by their confidence, the highest probability; the differences between
+    mean confidence and accuracy in each bin are averaged, weighted by the number of samples.
+
+    Args:
+        y_true: labels, as for `score`.
+        y_pred: probabilities, or logits (recognised by values outside [0, 1] or rows that do not sum to 1), whose
+            softmax, or sigmoid for a single value, is taken.
+        bins: how many there are.
+
+    Returns:
+        A number in [0, 1], in the units of accuracy; None for a task that is not one of classes.
+
+    Raises:
+        InvalidArgumentError, NonFiniteError: those of `score`.
+
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599.
+
+    Example:
+        >>> calibration_error(np.array([0, 1]), np.array([[0.75, 0.25], [0.75, 0.25]]))
+        0.25
+    """
+    y_true, y_pred = _checked(y_true, y_pred)
+    labels = _labels(y_true, y_pred)
+    if labels is None:
+        return None
+    right = labels[0] == labels[1]
+    confidence = _confidence(y_pred)
+    numbers = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(numbers, confidence, bins) - np.bincount(numbers, right, bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def classes_of(y_true: Any, y_pred: Any) -> np.ndarray | None:
+    """The predicted class numbers, flat; None for a task that is not one of classes. Arguments as for `score`.
+
+    Example:
+        >>> classes_of(np.array([0, 1]), np.array([[0.75, 0.25], [0.6, 0.4]])).tolist()
+        [0, 0]
+    """
+    labels = _labels(*_checked(y_true, y_pred))
+    return None if labels is None else labels[1]
+
+
+def _confidence(y_pred: np.ndarray) -> np.ndarray:
+    """The highest probability of each sample, flat."""
+    values = y_pred.astype(float)
+    inside = bool(((values >= 0) & (values <= 1)).all())
+    if values.ndim < 2 or values.shape[-1] == 1:
+        high = values.reshape(-1) if inside else 1 / (1 + np.exp(-values.reshape(-1)))
+        return np.maximum(high, 1 - high)
+    if not (inside and np.allclose(values.sum(-1), 1, atol=1e-2)):
+        values = np.exp(values - values.max(-1, keepdims=True))
+        values /= values.sum(-1, keepdims=True)
+    return values.max(-1).reshape(-1)
+
+
 def named_metrics(metrics: Any) -> dict[str, Metric]:
     """`{name: function}` for metrics given as a dict, or as a list of names and Keras metrics.
 

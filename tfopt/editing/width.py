@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
-from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, walk_layers
+from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, trace_back, walk_layers
 from tfopt.core.rewrite import rewrite
 
 # Config key that holds the number of output channels, by layer class.
@@ -92,7 +92,7 @@ def _check_arguments(factor: object, round_to: object) -> None:
 
 def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
     """Id of each layer whose width changes -> its new width."""
-    heads, _ = _heads(model)
+    heads = _heads(model)
     widths = {}
     for path, layer in walk_layers(model):
         key = _WIDTH_KEYS.get(type(layer))
@@ -111,29 +111,17 @@ def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
     return widths
 
 
-def _heads(model: keras.Model) -> tuple[set[int], bool]:
-    """Ids of the layers that set the width of an output of the model, and whether an input of the model does."""
-    graph = Graph(model)
-    heads: set[int] = set()
-    from_input = False
-    tensors, seen = list(graph.outputs), set()
-    while tensors:
-        tensor = tensors.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        call = graph.producer(tensor)
-        if call is None:
-            from_input = True
-        elif isinstance(call.op, keras.Model):
-            inner, passes_through = _heads(call.op)
-            heads |= inner
-            tensors.extend(call.inputs if passes_through else [])
-        elif _sets_width(call.op):
+def _heads(model: keras.Model) -> set[int]:
+    """Ids of the layers that set the width of an output of the model."""
+    heads = set()
+
+    def goes_on(call: Call) -> bool:
+        if _sets_width(call.op):
             heads.add(id(call.op))
-        else:
-            tensors.extend(call.inputs)
-    return heads, from_input
+        return not _sets_width(call.op)
+
+    trace_back(model, goes_on)
+    return heads
 
 
 def _sets_width(op: keras.Operation) -> bool:

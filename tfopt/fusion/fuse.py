@@ -14,6 +14,7 @@ from tfopt.core.graph import check_finite, check_model
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import check_not_quantized
 from tfopt.core.rewrite import rewrite, transfer_settings, transfer_values
+from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.combine import as_weights
 from tfopt.fusion.endings import LINEAR, SIGMOID, SOFTMAX, Ending, ending_of, logits_of
 from tfopt.fusion.layers import (
@@ -69,7 +70,7 @@ def fuse(
             `SerialFusion`. `"stacked"`: a head reads all outputs side by side, see `StackedFusion`; train it, or use
             `tfopt.stack`. `"vote"`: see `VotingFusion`; linear outputs are taken as logits of classes. `"gated"`: the
             weights depend on the outputs, see `GatedFusion`; train the gate. `"cascade"`: the first model answers
-            where it is sure, else the next.
+            where it is sure, else the next, see `Cascade`, whose `predict` skips what is not needed.
         combine: for `"parallel"`: `"mean"` (default), `"weighted"` (default where there are weights), `"max"`,
             `"product"` or `"concat"`. The product is taken of logits, a softmax behind their sum, which is the
             normalised product of the probabilities. For `"serial"`: `"chain"` (default) or `"concat"`.
@@ -85,7 +86,8 @@ def fuse(
         head: a layer, a model or a list of layers to put behind the fusion, for instance behind fused features. As
             with `meta`, copies are used.
         trainable: True trains the branches on too; their layers that are frozen stay so.
-        thresholds: for `"cascade"`.
+        thresholds: for `"cascade"`: how sure each model but the last has to be to answer, as highest probability (of
+            the softmax of linear outputs): numbers of at least 0, see `tfopt.fit_thresholds`.
         name: of the new model.
 
     Returns:
@@ -113,10 +115,7 @@ def fuse(
     plan = _plan(how, given, layers is not None)
     models = _checked(models)
     if plan.how == "cascade":
-        from tfopt.fusion.cascade import cascade
-
         _check_plain(inputs, layers, head, trainable)
-        return cascade(models, thresholds=thresholds, name=name)
     _check_choices(inputs, trainable, plan)
     kept = _with_weight(plan, models, inputs)
     names = _Names(name)
@@ -124,7 +123,8 @@ def fuse(
     branches = [_branch(models[i], _layer_for(layers, i, len(models)), names, trainable) for i in kept]
     with _as_argument_error(plan):
         outputs = _fused(plan, branches, specs, names)
-        return keras.Model(specs.structure, _behind(outputs, head, names), name=name)
+        kind_of_model = Cascade if plan.how == "cascade" else keras.Model
+        return kind_of_model(specs.structure, _behind(outputs, head, names), name=name)
 
 
 @dataclass
@@ -135,6 +135,7 @@ class _Plan:
     combine: str
     kind: str
     meta: Any
+    thresholds: Any
     weights: tuple[float, ...] | str | None
     of_features: bool
 
@@ -189,7 +190,7 @@ def _plan(how: Any, given: dict[str, Any], of_features: bool) -> _Plan:
     kind = "soft" if given["kind"] is None else given["kind"]
     if kind not in KINDS:
         raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
-    return _Plan(how, combine, kind, given["meta"], weights, of_features)
+    return _Plan(how, combine, kind, given["meta"], given["thresholds"], weights, of_features)
 
 
 def _checked(models: Any) -> list[keras.Model]:
@@ -354,9 +355,14 @@ def _kind_of(plan: _Plan, branches: list[keras.Model], index: int) -> str:
             received=listed,
             fix="Add a `keras.layers.Softmax` behind the models that give logits.",
         )
-    if plan.how == "vote" and kinds[0] == LINEAR and branches[0].outputs[index].shape[-1] == 1:
+    if plan.how == "cascade" and kinds[0] == SIGMOID and branches[0].outputs[index].shape[-1] != 1:
         raise InvalidArgumentError(
-            "Models vote on classes.",
+            "The models of a cascade choose one of several classes.",
+            received="several probabilities of their own (sigmoid)",
+        )
+    if plan.how in ("vote", "cascade") and kinds[0] == LINEAR and branches[0].outputs[index].shape[-1] == 1:
+        raise InvalidArgumentError(
+            "Models vote on classes, and a cascade chooses one.",
             received="a single linear output, which is a logit or a number",
             fix="Add a `keras.layers.Activation('sigmoid')` to classifiers; average others by how='mean'.",
         )
@@ -401,6 +407,8 @@ def _layer(plan: _Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
     if plan.how == "vote":
         logits = kind == LINEAR
         return VotingFusion(plan.kind, plan.weights, from_logits=logits, multi_label=multi_label, **options)
+    if plan.how == "cascade":
+        return CascadeSelection(plan.thresholds, from_logits=kind == LINEAR, **options)
     if plan.how == "gated":
         return GatedFusion(project=plan.of_features, **options)
     if plan.how == "stacked":

@@ -25,6 +25,12 @@ HIDDEN_UNITS = 64  # of the default head of a stacked fusion
 class _Fusion(ComposedLayer):
     """What the fusion layers share: a list of branches in."""
 
+    fuses_branches = True
+
+    def weights_of(self, count: int) -> tuple[float, ...] | None:
+        """The weights of so many branches as they are now; None where branches have none of their own."""
+        return None
+
     def check(self, shapes: list[align.Shape]) -> None:
         """Raises for branches that cannot be fused."""
 
@@ -90,6 +96,9 @@ class ParallelFusion(_Fusion):
                 "`from_logits` and `multi_label` go with how='product'.",
                 received=f"how='{how}', from_logits={from_logits!r}, multi_label={multi_label!r}",
             )
+
+    def weights_of(self, count):
+        return (self.branch_weights or _equal(count)) if self.how in ("mean", "weighted") else None
 
     @property
     def branch_weights(self) -> tuple[float, ...] | None:
@@ -179,6 +188,9 @@ class VotingFusion(_Fusion):
             )
         self.kind, self.weights_given = kind, combine.as_weights(weights)
         self.from_logits, self.multi_label = from_logits, multi_label
+
+    def weights_of(self, count):
+        return self.weights_given or _equal(count)
 
     def check(self, shapes):
         self._check_count(self.weights_given, shapes)
@@ -407,6 +419,10 @@ class SerialFusion(ComposedLayer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**_with_layers(config, "stages", custom_objects))
+
+
+def _equal(count: int) -> tuple[float, ...]:
+    return (1 / count,) * count
 
 
 def as_chain(layers: Any, argument: str) -> list[keras.layers.Layer]:

@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core import constraints
-from tfopt.core.catalog import prunable_weights
 from tfopt.core.channel_graph import INPUT_STAYS, OUTPUT_STAYS, ChannelGraph
+from tfopt.core.channel_scores import channel_sums, ranked_kernels
 from tfopt.core.channels import Group
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import is_selected, matches, walk_layers
+from tfopt.core.graph import is_selected, matches
 from tfopt.core.rewrite import rewrite
 from tfopt.core.slicing import without_channels
 from tfopt.pruning.budget import Budget, sparsity_within
@@ -248,18 +248,13 @@ def channel_scores(
     arrays = score_kernels(
         model, list({id(s.variable): s.variable for s in slots.values()}.values()), criterion, **scoring
     )
-    totals = np.zeros(1 + max(int(group.channels.max()) for group in groups))
-    for slot in slots.values():
-        scores = np.moveaxis(arrays[id(slot.variable)], slot.axis, 0).reshape(len(slot.labels), -1)
-        known = slot.labels < len(totals)
-        np.add.at(totals, slot.labels[known], (scores.mean(1) if criterion.per_unit else scores.sum(1))[known])
+    count = 1 + max(int(group.channels.max()) for group in groups)
+    totals = channel_sums(slots.values(), arrays, count, mean=criterion.per_unit)
     return [totals[group.channels] for group in groups]
 
 
 def _kernels(model: keras.Model) -> set[int]:
-    """Ids of the weights that count in a channel's score: no biases, scales, slopes and depthwise kernels."""
-    layers = (layer for _, layer in walk_layers(model) if not isinstance(layer, keras.Model))
-    return {id(weight) for layer in layers for weight in prunable_weights(layer).values()}
+    return {id(kernel) for kernel in ranked_kernels(model)}
 
 
 def _scale_scores(group: Group) -> np.ndarray:

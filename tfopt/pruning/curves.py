@@ -10,8 +10,8 @@ import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.figures import COLOURS, INK, label_axes, new_figure, plain
+from tfopt.core.goals import drop
 from tfopt.core.render import Report, Table, count, decimal, percent
-from tfopt.pruning.validation import drop
 
 if TYPE_CHECKING:
     from tfopt.core.figures import Figure

@@ -11,12 +11,14 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
+from tfopt.core.goals import as_goal, drop
 from tfopt.core.progress import progress
 from tfopt.core.rewrite import in_float32
+from tfopt.core.samples import Labelled, labelled
 from tfopt.core.scores import score
 from tfopt.pruning.feature_channels import Features, Place
 from tfopt.pruning.gathering import input_gradients
-from tfopt.pruning.validation import Labelled, Stand, as_goal, drop, labelled
+from tfopt.pruning.validation import Stand
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,19 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
+from tfopt.core.fingerprints import fingerprint
+from tfopt.core.goals import Goal, as_goal
 from tfopt.core.graph import check_finite, check_model
 from tfopt.core.progress import progress
 from tfopt.core.render import as_text
+from tfopt.core.samples import Labelled, labelled
 from tfopt.pruning.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.finetuning import FineTuning
 from tfopt.pruning.folds import Split, hold_out, k_fold
-from tfopt.pruning.journal import Journal, fingerprint
+from tfopt.pruning.journal import Journal
 from tfopt.pruning.trials import Trials
-from tfopt.pruning.validation import (
-    Goal,
-    Labelled,
-    as_goal,
-    check_prune_options,
-    checked_sparsities,
-    fingerprints,
-    labelled,
-    masked_kernels,
-)
+from tfopt.pruning.validation import check_prune_options, checked_sparsities, fingerprints, masked_kernels
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TOLERANCE = 0.01

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
-from tfopt.pruning.validation import Labelled
+from tfopt.core.samples import Labelled
+from tfopt.core.training import ShuffledBatches, compile_alike
 
 
 @dataclass(frozen=True)
@@ -45,35 +45,6 @@ class FineTuning:
 
     def run(self, model: keras.Model, samples: Labelled) -> None:
         """Compiles the model and trains it."""
-        model.compile(**{**self.compiled, "optimizer": self._new_optimizer()})
-        batches = _Shuffled(samples, self.batch_size, self.seed)
+        compile_alike(model, self.compiled)
+        batches = ShuffledBatches(samples, self.batch_size, self.seed)
         model.fit(batches, epochs=self.epochs, shuffle=False, verbose=0)
-
-    def _new_optimizer(self) -> keras.optimizers.Optimizer:
-        optimizer = self.compiled["optimizer"]
-        return type(optimizer).from_config(optimizer.get_config())
-
-
-class _Shuffled(keras.utils.PyDataset):
-    """Batches in an order, new in each epoch, that depends on the seed alone and not on TensorFlow's generators."""
-
-    def __init__(self, samples: Labelled, batch_size: int, seed: int):
-        super().__init__()
-        self._samples, self._batch_size = samples, batch_size
-        self._generator = np.random.default_rng(seed)
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._samples) / self._batch_size)
-
-    def __getitem__(self, index: int) -> tuple:
-        batch = self._samples.rows(self._order[index * self._batch_size : (index + 1) * self._batch_size])
-        return _tuples(batch.x), _tuples(batch.y)
-
-    def on_epoch_end(self) -> None:
-        self._order = self._generator.permutation(len(self._samples))
-
-
-def _tuples(arrays: Any) -> Any:
-    """Several inputs or outputs as a tuple instead of a list, which `tf.data` does not take."""
-    return tuple(arrays) if isinstance(arrays, list) else arrays

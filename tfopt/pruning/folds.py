@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.samples import classes_of
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,6 @@ def stratified_order(y: Any, samples: int, seed: int) -> np.ndarray:
     The samples of a class stand together, in random order. Without classes (targets that are not whole numbers, or
     several outputs) the whole order is random.
     """
-    classes = _classes(y)
+    classes = classes_of(y)
     random = np.random.default_rng(seed).permutation(samples)
     return random if classes is None else np.lexsort((random, classes))
-
-
-def _classes(y: Any) -> np.ndarray | None:
-    """The class of each sample from labels `(n,)`, `(n, 1)` or one-hot `(n, C)`."""
-    if not isinstance(y, np.ndarray) or not (np.issubdtype(y.dtype, np.number) or y.dtype == bool):
-        return None
-    if y.ndim == 2 and y.shape[1] > 1:
-        return y.argmax(-1) if np.isin(y, (0, 1)).all() and (y.sum(-1) == 1).all() else None
-    flat = y.reshape(len(y), -1)
-    return flat[:, 0] if flat.shape[1] == 1 and (flat == np.floor(flat)).all() else None

@@ -13,24 +13,16 @@ import keras
 from tfopt.core import constraints
 from tfopt.core.catalog import prunable_weights
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.goals import Goal, as_goal
 from tfopt.core.graph import as_patterns, check_model, is_selected, walk_layers
 from tfopt.core.progress import progress
+from tfopt.core.samples import Labelled, labelled
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.curves import LayerCurve, Sensitivity
 from tfopt.pruning.journal import Journal
 from tfopt.pruning.masks import PruningMask
 from tfopt.pruning.prune import prune
-from tfopt.pruning.validation import (
-    Goal,
-    Labelled,
-    Stand,
-    as_goal,
-    check_prune_options,
-    checked_sparsities,
-    fingerprints,
-    labelled,
-    with_data,
-)
+from tfopt.pruning.validation import Stand, check_prune_options, checked_sparsities, fingerprints, with_data
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

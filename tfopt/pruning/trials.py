@@ -11,15 +11,17 @@ import keras
 import numpy as np
 
 from tfopt.core.catalog import prunable_weights
+from tfopt.core.goals import Goal, drop
 from tfopt.core.graph import walk_layers
 from tfopt.core.rewrite import rewrite
+from tfopt.core.samples import Labelled, take
 from tfopt.pruning.choice import Trial
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.finetuning import FineTuning
 from tfopt.pruning.folds import Split
 from tfopt.pruning.journal import Journal
 from tfopt.pruning.prune import prune
-from tfopt.pruning.validation import Goal, Labelled, Stand, drop, take, with_data
+from tfopt.pruning.validation import Stand, with_data
 
 
 @dataclass

@@ -15,8 +15,8 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+from tfopt.core.batch_norm import ChannelStatistics, assign_finite
 from tfopt.core.catalog import channel_axis
-from tfopt.core.errors import NonFiniteError
 from tfopt.core.graph import Graph
 from tfopt.core.modes import mode
 from tfopt.quantization.layers import QuantizedLayer
@@ -69,14 +69,14 @@ def correct_biases(twins: Twins, batches: Sequence[list[np.ndarray]]) -> list[st
 
 def reestimate_batch_norms(twins: Twins, batches: Sequence[list[np.ndarray]]) -> None:
     """Sets the statistics of all batch normalizations to those of the data, in both models, in place."""
-    statistics: dict[tuple[str, bool], _Statistics] = {}
+    statistics: dict[tuple[str, bool], ChannelStatistics] = {}
 
     def estimate(step: Step) -> None:
         for is_plain, values in ((True, step.exact), (False, step.rounded)):
             layer = step.plain if is_plain else getattr(step.call.op, "layer", step.call.op)
             if isinstance(layer, kl.BatchNormalization):
                 inputs = values[id(step.call.inputs[0])]
-                statistics.setdefault((step.path, is_plain), _Statistics(step.path)).follow(layer, inputs)
+                statistics.setdefault((step.path, is_plain), ChannelStatistics(step.path)).follow(layer, inputs)
 
     _through(twins, batches, estimate)
 
@@ -119,37 +119,14 @@ class _Correction:
         op = step.call.op
         wanted = _linear_output(step.plain, step.plain, step, step.exact)
         got = _linear_output(op.run, op.layer, step, step.rounded)
-        with np.errstate(invalid="ignore"):  # infinity less infinity; `_assign` refuses the outcome
+        with np.errstate(invalid="ignore"):  # infinity less infinity; `assign_finite` refuses the outcome
             error = _mean_like(got - wanted, self.variable, channel_axis(op.layer))
         if self.sign > 0:  # the bias of this call holds what was corrected so far
             error = error + self.start - keras.ops.convert_to_numpy(self.variable)
         positions = got.size // self.start.size
         self.positions += positions
         self.error = self.error + (error - self.error) * (positions / self.positions)
-        _assign(self.variable, self.start - self.sign * self.error, self.path)
-
-
-@dataclass
-class _Statistics:
-    """Mean and variance of each channel over all that was seen."""
-
-    path: str
-    count: int = 0
-    mean: np.ndarray = field(default_factory=lambda: np.zeros(()))
-    variance: np.ndarray = field(default_factory=lambda: np.zeros(()))
-
-    def follow(self, layer: kl.BatchNormalization, inputs) -> None:
-        values = np.moveaxis(np.asarray(inputs, np.float64), layer.axis, -1)
-        values = values.reshape(-1, values.shape[-1])
-        with np.errstate(invalid="ignore"):
-            mean, variance = values.mean(0), values.var(0)
-        share = len(values) / (self.count + len(values))
-        # Chan et al.: the variance of two parts together is their mean variance and what their means differ by.
-        self.variance = (1 - share) * (self.variance + share * (mean - self.mean) ** 2) + share * variance
-        self.mean = self.mean + share * (mean - self.mean)
-        self.count += len(values)
-        _assign(layer.moving_mean, self.mean, self.path)
-        _assign(layer.moving_variance, self.variance, self.path)
+        assign_finite(self.variable, self.start - self.sign * self.error, self.path)
 
 
 def _linear_output(run, layer: kl.Layer, step: Step, values) -> np.ndarray:
@@ -174,15 +151,3 @@ def _mean_like(error: np.ndarray, variable: keras.Variable, axis: int) -> np.nda
     shape = (1,) * (error.ndim - len(variable.shape)) + tuple(variable.shape)
     axes = tuple(i for i, size in enumerate(shape) if size == 1)
     return error.mean(axis=axes).reshape(variable.shape)
-
-
-def _assign(variable: keras.Variable, value: np.ndarray, path: str) -> None:
-    with np.errstate(over="ignore"):
-        value = value.astype("float32")
-    if not np.isfinite(value).all():
-        raise NonFiniteError(
-            "What the layers compute has to be finite in float32.",
-            received=f"NaN or infinity, first of '{path}'",
-            fix="Scale the data as it was in training, and look for very large weights in and before that layer.",
-        )
-    variable.assign(value)

@@ -14,6 +14,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.render import UNKNOWN, Report, Table, count, decimal, percent
 from tfopt.core.scores import named_metrics, score
 from tfopt.deploy.runner import Latency, TFLiteModel
+from tfopt.report.ensembles import Ensemble, ensemble_of
 from tfopt.report.measure import opened, summary
 from tfopt.report.records import ModelSummary
 
@@ -54,10 +55,15 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Report):
-    """Contenders side by side. Prints as a table, shows in Jupyter, `save`s as HTML, Markdown, JSON or text."""
+    """Contenders side by side. Prints as a table, shows in Jupyter, `save`s as HTML, Markdown, JSON or text.
+
+    Args:
+        ensembles: the branches of each Keras model that is a fusion, where there are data.
+    """
 
     rows: tuple[Row, ...]
     samples: int | None
+    ensembles: tuple[Ensemble, ...] = ()
 
     def __getitem__(self, name: str) -> Row:
         """The row of the contender `name`."""
@@ -71,7 +77,8 @@ class Comparison(Report):
         columns = self._columns()
         shown = {title: cells for title, cells in columns.items() if set(cells) != {UNKNOWN}}
         rows = tuple(zip((row.name for row in self.rows), *shown.values(), strict=True))
-        return [Table(self.title, ("model", *shown), rows, notes=self._notes())]
+        contenders = Table(self.title, ("model", *shown), rows, notes=self._notes())
+        return [contenders, *(table for ensemble in self.ensembles for table in ensemble.tables())]
 
     def figures(self) -> dict[str, Figure]:
         from tfopt.report.plots import LAYERS_CAPTION, SCATTER_CAPTION, layer_figure, scatter_figure
@@ -150,7 +157,7 @@ def compare(
     batch_size: int = 128,
     verbose: int = 0,
 ) -> Comparison:
-    """Measures models and .tflite files on the same data into one table.
+    """Measures models and .tflite files on the same data into one table; of fused models the branches into another.
 
     Args:
         models: `{name: contender}`. A contender is a Keras model, a `TFLiteModel`, the path of a .tflite or Keras file,
@@ -165,7 +172,7 @@ def compare(
         verbose: 1 shows a progress bar.
 
     Returns:
-        A frozen `Comparison` with a `Row` a contender.
+        A frozen `Comparison` with a `Row` a contender, and an `Ensemble` for each Keras model that fuses branches.
 
     Raises:
         InvalidArgumentError: for no contender, one of another kind, data that do not go together or with the models.
@@ -186,7 +193,10 @@ def compare(
     for name, (model, file) in _progress(pairs, verbose):
         scores = {} if data is None else _scores(file or model, data, metrics, batch_size)
         rows.append(_row(name, model, file, scores, latency, seconds.get(name)))
-    return Comparison(tuple(rows), None if data is None else _length(data[1]))
+    if data is None:
+        return Comparison(tuple(rows), None)
+    fused = [ensemble_of(name, model, *data, batch_size) for name, (model, _) in pairs.items() if model is not None]
+    return Comparison(tuple(rows), _length(data[1]), tuple(ensemble for ensemble in fused if ensemble is not None))
 
 
 def _checked_seconds(models: Any, seconds: Any) -> Mapping[str, float]:

@@ -1,0 +1,204 @@
+"""Checks what a Distiller is given, before anything is changed, and puts losses and models together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.graph import check_finite, check_model
+from tfopt.core.keras_internals import functional_of
+from tfopt.core.rewrite import rewrite
+from tfopt.distillation.features import feature_calls, feature_shape
+from tfopt.distillation.loss_layer import DistillationLoss
+from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
+from tfopt.distillation.plan import Objective
+from tfopt.distillation.taught import Taught
+from tfopt.distillation.teachers import Teachers
+
+
+def check_numbers(alpha: Any, temperature: Any) -> None:
+    """Raises unless `alpha` is a share and `temperature` can divide."""
+    if not _is_number(alpha) or not 0 <= alpha <= 1:
+        raise InvalidArgumentError(
+            "`alpha` is the share of the teacher in the loss, from 0 to 1.",
+            received=repr(alpha),
+            fix="0.5 weighs labels and teacher alike; `weight=` of a loss has no upper bound.",
+        )
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
+        raise InvalidArgumentError(
+            "`temperature` is a number above 0.", received=repr(temperature), fix="Usual values are 1 to 20."
+        )
+
+
+def teaching_models(student: keras.Model, teacher: Any) -> list[keras.Model]:
+    """The teachers as a list, each checked; a frozen copy of one that has weights in common with the student."""
+    check_model(student)
+    check_finite(student)
+    models = list(teacher) if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
+    if isinstance(teacher, (list, tuple)) and not models:
+        raise InvalidArgumentError("There has to be a teacher, or None.", received=repr(teacher))
+    for model in models:
+        check_model(model)
+        check_finite(model)
+        _check_inputs(student, model)
+    own = set(map(id, student.variables))
+    return [rewrite(model) if own & set(map(id, model.variables)) else model for model in models]
+
+
+def checked_losses(losses: Any, temperature: float) -> list[DistillationLoss]:
+    """The losses as a list; those without a temperature of their own as copies with that of the Distiller."""
+    items = list(losses) if isinstance(losses, (list, tuple)) else [losses]
+    if not items or not all(isinstance(item, DistillationLoss) for item in items):
+        raise InvalidArgumentError(
+            "`losses` is a loss of tfopt.distillation or a list of them, or None to choose by the outputs.",
+            received=repr(losses),
+            fix="For example `losses=[SoftTargets(), FeatureMatching(student_layer='conv3', teacher_layer='conv9')]`.",
+        )
+    names = [item.name for item in items]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidArgumentError("Each loss has a name of its own.", received=f"{', '.join(twice)} twice")
+    return [_with_temperature(item, temperature) for item in items]
+
+
+def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teachers: Teachers | None) -> list[Objective]:
+    """Each loss at its places in student and teacher; a loss of outputs without a name at each of them.
+
+    Raises:
+        InvalidArgumentError: for a place that one of them does not have, or shapes that a loss cannot compare.
+    """
+    found = []
+    for loss, name in zip(losses, _log_names(losses), strict=True):
+        if loss.on == "features":
+            found.append(_between_layers(loss, name, student, teachers))
+        else:
+            found.extend(_between_outputs(loss, name, student, teachers))
+    if teachers is not None:
+        for mine, theirs in [objective.outputs for objective in found if objective.outputs]:
+            _check_shapes(output_names(student)[mine], output_shapes(student)[mine], teachers.shapes[theirs])
+    return found
+
+
+def build_losses(found: Sequence[Objective], student: keras.Model, teachers: Teachers | None) -> None:
+    """Creates the weights of the losses, as far as the shapes are known."""
+    for objective in found:
+        if teachers is not None and not objective.loss.built:
+            objective.loss.build(*_shapes(objective, student, teachers))
+
+
+def build_for(found: Sequence[Objective], student: keras.Model, taught: Taught) -> None:
+    """Creates the weights of losses between layers for cached answers, whose shapes no teacher tells."""
+    for objective in found:
+        mine, theirs = objective.layers or ("", "")
+        if not objective.loss.built and theirs in taught.features:
+            objective.loss.build(feature_shape(student, mine), (None, *taught.features[theirs].shape[1:]))
+
+
+def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
+    """Raises unless each output of the student has one of the teacher to learn from."""
+    names = output_names(student)
+    named = has_keys(student) and teachers.has_keys
+    if len(names) != len(teachers.names) or (named and names != teachers.names):
+        raise InvalidArgumentError(
+            "Where `losses` does not say what learns from what, student and teacher have the same outputs.",
+            received=f"outputs {names} of the student, {teachers.names} of the teacher",
+            fix="Name outputs alike, as keys of a dict, or pass `losses=[SoftTargets(output='...')]`.",
+        )
+    for name, mine, theirs in zip(names, output_shapes(student), teachers.shapes, strict=True):
+        _check_shapes(name, mine, theirs)
+
+
+def _between_layers(loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None) -> Objective:
+    if loss.student_layer is None:
+        raise InvalidArgumentError(
+            f"{type(loss).__name__} compares layers.",
+            received=f"'{loss.name}' without `student_layer`",
+            fix="Name one of the student, and with `teacher_layer=` one of the teacher.",
+        )
+    path = loss.teacher_layer or loss.student_layer
+    feature_calls(student, loss.student_layer)
+    if teachers is not None:
+        teachers.feature_shape(path)
+    return Objective(loss, name, layers=(loss.student_layer, path))
+
+
+def _between_outputs(
+    loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None
+) -> list[Objective]:
+    names = output_names(student)
+    theirs = names if teachers is None else teachers.names
+    if loss.output_name is not None:
+        mine = output_index(names, loss.output_name, "student")
+        by_order = loss.output_name not in theirs and len(theirs) == len(names)
+        place = mine if by_order else output_index(theirs, loss.output_name, "teacher")
+        return [Objective(loss, name, outputs=(mine, place))]
+    if len(names) == 1 and len(theirs) == 1:
+        return [Objective(loss, name, outputs=(0, 0))]
+    if teachers is not None:
+        check_same_outputs(student, teachers)
+    return [Objective(loss, f"{output}_{name}", outputs=(i, i)) for i, output in enumerate(names)]
+
+
+def _log_names(losses: Sequence[DistillationLoss]) -> list[str]:
+    """What the logs call each loss: the user's name for it, else its class, not counted on over the whole process."""
+    names: list[str] = []
+    for loss in losses:
+        plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(loss).__name__).lower()
+        name = plain if re.fullmatch(rf"{plain}(_\d+)?", loss.name) else loss.name
+        count = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", known) is not None for known in names)
+        names.append(f"{name}_{count}" if name in names else name)
+    return names
+
+
+def _check_shapes(name: str, mine: tuple, theirs: tuple) -> None:
+    if len(mine) != len(theirs) or any(None not in (a, b) and a != b for a, b in zip(mine, theirs, strict=True)):
+        raise InvalidArgumentError(
+            "A student learns outputs of the shape of its own, of as many classes.",
+            received=f"'{name}' {mine}, of the teacher {theirs}",
+            fix="Give the student the teacher's outputs, or distil from features alone.",
+        )
+
+
+def _shapes(objective: Objective, student: keras.Model, teachers: Teachers) -> tuple[tuple, tuple]:
+    if objective.outputs:
+        mine, theirs = objective.outputs
+        return output_shapes(student)[mine], teachers.shapes[theirs]
+    layers = objective.layers or ("", "")
+    return feature_shape(student, layers[0]), teachers.feature_shape(layers[1])
+
+
+def _with_temperature(loss: DistillationLoss, temperature: float) -> DistillationLoss:
+    if getattr(loss, "temperature", temperature) is not None:
+        return loss
+    return type(loss).from_config({**loss.get_config(), "temperature": temperature})
+
+
+def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
+    mine, theirs = ([tuple(t.shape) for t in functional_of(model).inputs] for model in (student, teacher))
+    fits = len(mine) == len(theirs) and all(
+        len(a) == len(b) and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
+        for a, b in zip(mine, theirs, strict=True)
+    )
+    names = [
+        sorted(model.input) if isinstance(model.input, dict) else None
+        for model in (functional_of(student), functional_of(teacher))
+    ]
+    if not fits or (None not in names and names[0] != names[1]):
+        raise InvalidArgumentError(
+            "Student and teacher get the same inputs.",
+            received=f"{_described(names[0], mine)} of the student, {_described(names[1], theirs)} of '{teacher.name}'",
+            fix="Put what resizes or converts, such as `keras.layers.Resizing`, into one of the models.",
+        )
+
+
+def _described(names: list[str] | None, shapes: list[tuple]) -> str:
+    return f"{', '.join(names)}: {shapes}" if names else str(shapes)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

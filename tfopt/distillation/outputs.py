@@ -1,0 +1,75 @@
+"""The outputs of a model, their names and order, and what of labels and weights belongs to each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.keras_internals import functional_of
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Names of the outputs in flat order: the keys of a dict, else those of the layers that give them.
+
+    Example:
+        >>> x = keras.Input((2,))
+        >>> y = {"b": keras.layers.Dense(1)(x), "a": keras.layers.Dense(1)(x)}
+        >>> output_names(keras.Model(x, y))
+        ['a', 'b']
+    """
+    functional = functional_of(model)
+    if isinstance(functional.output, dict):
+        return ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(functional.output)]
+    return list(functional.output_names)
+
+
+def has_keys(model: keras.Model) -> bool:
+    """True if the outputs are a dict, whose keys say which is which; else their order does."""
+    return isinstance(functional_of(model).output, dict)
+
+
+def output_shapes(model: keras.Model) -> list[tuple[int | None, ...]]:
+    """Shapes of the outputs in flat order, the batch with them."""
+    return [tuple(tensor.shape) for tensor in functional_of(model).outputs]
+
+
+def output_index(names: list[str], wanted: str | int, of: str) -> int:
+    """The place of an output among `names`.
+
+    Raises:
+        InvalidArgumentError: if there is none of that name or number.
+
+    Example:
+        >>> output_index(["a", "b"], "b", "student")
+        1
+    """
+    if isinstance(wanted, str) and wanted in names:
+        return names.index(wanted)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(names):
+        raise InvalidArgumentError(
+            "`output` names an output of student and teacher, or counts from 0.",
+            received=f"{wanted!r}, which the {of} does not have",
+            fix=f"It has {', '.join(names)}.",
+        )
+    return wanted
+
+
+def part_of(values: Any, index: int, names: list[str]) -> Any:
+    """What of labels, sample weights or losses belongs to one output; one for all outputs belongs to each.
+
+    Args:
+        values: one, a list with one for each output in order, a dict by name, or None.
+        index: of the output.
+        names: of all outputs.
+
+    Example:
+        >>> part_of({"b": 2.0}, 1, ["a", "b"]), part_of([1.0, 2.0], 0, ["a", "b"]), part_of(3.0, 1, ["a", "b"])
+        (2.0, 1.0, 3.0)
+    """
+    if isinstance(values, dict):
+        return values.get(names[index])
+    if isinstance(values, (list, tuple)) and len(values) == len(names):
+        return values[index]
+    return values

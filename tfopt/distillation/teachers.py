@@ -1,0 +1,144 @@
+"""Runs one teacher or several once, unchanged, and gives what losses compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.keras_internals import functional_of
+from tfopt.distillation.features import feature_shape, observed
+from tfopt.distillation.heads import Head, averaged, heads_of, to_scores
+from tfopt.distillation.outputs import has_keys, output_names, output_shapes
+from tfopt.distillation.taught import Taught
+
+
+class Teachers:
+    """One or several models that teach; several answer by the weighted mean of their probabilities.
+
+    Args:
+        models: built Sequential or Functional models of the same outputs.
+        weights: one number above 0 a model, in any unit; None for equal ones.
+
+    Raises:
+        InvalidArgumentError: if their outputs differ, or the weights do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "softmax", kernel_initializer="eye")])
+        >>> taught = Teachers([model]).answer(np.array([[3.0, 4.0]]), paths=[])
+        >>> taught.outputs.numpy().tolist()
+        [[3.0, 4.0]]
+    """
+
+    def __init__(self, models: Sequence[keras.Model], weights: Sequence[float] | None = None):
+        self.models = list(models)
+        self.weights = _shares(weights, len(self.models))
+        self.names = output_names(self.models[0])
+        self.shapes = output_shapes(self.models[0])
+        self.has_keys = has_keys(self.models[0])
+        self._check_outputs()
+        self._heads = [heads_of(model) for model in self.models]
+        self.heads = [_common(heads) for heads in zip(*self._heads, strict=True)]
+        self._runs: dict[tuple, list[keras.Model]] = {}
+
+    def answer(
+        self, inputs: Any, paths: Iterable[str], tasks: Sequence[Head | None] | None = None, outputs: bool = True
+    ) -> Taught:
+        """One run of each teacher in inference mode, without gradients; nothing in them changes.
+
+        Args:
+            inputs: a batch.
+            paths: features to give, see `observed`; of several teachers with the name of one before it.
+            tasks: what each output is, where several give numbers that may be logits; by default its head.
+            outputs: False for features alone: the layers behind them do not run.
+        """
+        flat: list[list] = []
+        features: dict[str, Any] = {}
+        # What a run assigns, such as moving statistics or the state of recurrent layers, is dropped with the scope.
+        with keras.StatelessScope():
+            for model, run, heads in zip(self.models, self._observed(paths, outputs), self._heads, strict=True):
+                given, found = run(inputs, training=False)
+                features.update({self._prefix(model) + path: value for path, value in found.items()})
+                if outputs:
+                    flat.append([to_scores(*pair) for pair in zip(heads, keras.tree.flatten(given), strict=True)])
+        scores = [
+            averaged(task, members, self.weights)
+            for task, members in zip(tasks or self.heads, zip(*flat, strict=True), strict=False)
+        ]
+        scores, features = keras.tree.map_structure(keras.ops.stop_gradient, (scores, features))
+        return Taught(inputs, self._structured(scores) if outputs else None, features)
+
+    def _observed(self, paths: Iterable[str], outputs: bool) -> list[keras.Model]:
+        """What runs each teacher, made once."""
+        key = (tuple(sorted(paths)), outputs)
+        if key not in self._runs:
+            own = self._own(key[0])
+            self._runs[key] = [observed(*pair, outputs) for pair in zip(self.models, own, strict=True)]
+        return self._runs[key]
+
+    def _structured(self, flat: list) -> Any:
+        """As the first teacher gives its outputs."""
+        structure = functional_of(self.models[0]).output
+        if isinstance(structure, (list, tuple)) and len(structure) == 1:
+            return flat[0]
+        return keras.tree.pack_sequence_as(structure, flat)
+
+    def feature_shape(self, path: str) -> tuple[int | None, ...]:
+        """Shape of a feature, the batch with it."""
+        model, own = self._of_path(path)
+        return feature_shape(model, own)
+
+    def _own(self, paths: Sequence[str]) -> list[list[str]]:
+        """The paths in each of the models."""
+        pairs = [self._of_path(path) for path in paths]
+        return [[own for owner, own in pairs if owner is model] for model in self.models]
+
+    def _of_path(self, path: str) -> tuple[keras.Model, str]:
+        if len(self.models) == 1:
+            return self.models[0], path
+        name, _, rest = path.partition("/")
+        found = [model for model in self.models if model.name == name]
+        if len(found) != 1 or not rest:
+            raise InvalidArgumentError(
+                "With several teachers, `teacher_layer` begins with the name of one of them, which no other has.",
+                received=repr(path),
+                fix=f"The teachers are {', '.join(model.name for model in self.models)}.",
+            )
+        return found[0], rest
+
+    def _prefix(self, model: keras.Model) -> str:
+        return "" if len(self.models) == 1 else f"{model.name}/"
+
+    def _check_outputs(self) -> None:
+        for model in self.models[1:]:
+            keys = output_names(model) if has_keys(model) else self.names
+            if has_keys(model) != self.has_keys or keys != self.names or output_shapes(model) != self.shapes:
+                raise InvalidArgumentError(
+                    "Several teachers have the same outputs.",
+                    received=f"{self.shapes} of '{self.models[0].name}', {output_shapes(model)} of '{model.name}'",
+                )
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Weights that sum to 1."""
+    if weights is None:
+        return [1.0 / count] * count
+    numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float("inf")]
+    if len(numbers) != count or len(weights) != count:
+        raise InvalidArgumentError(
+            "`teacher_weights` holds one number above 0 for each teacher.",
+            received=f"{weights!r} for {count} teachers",
+        )
+    return [number / sum(numbers) for number in numbers]
+
+
+def _common(heads: Sequence[Head | None]) -> Head | None:
+    """What the mean of outputs is: that of logits and probabilities are probabilities."""
+    if len(set(heads)) == 1:
+        return heads[0]
+    if {Head.SOFTMAX, Head.LOG_SOFTMAX} & set(heads):
+        return Head.SOFTMAX
+    return Head.SIGMOID if Head.SIGMOID in heads else None

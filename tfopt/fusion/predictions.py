@@ -1,0 +1,187 @@
+"""What several models predict for the same samples, their weighted sums and how good those are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
+from tfopt.core.goals import Goal, as_goal
+from tfopt.core.graph import check_model
+from tfopt.core.samples import labelled
+from tfopt.core.scores import score
+
+TINY = 1e-7  # the least probability that a logarithm is taken of, as in Keras
+Rank = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of several models and the labels they are for.
+
+    Args:
+        values: float64, shape (models, samples, ...).
+        y: labels or targets, samples first.
+        kind: `"probabilities"`, `"logits"` or, of a regression, `"values"`.
+    """
+
+    values: np.ndarray
+    y: np.ndarray
+    kind: str
+
+    @classmethod
+    def of(cls, predicted: Sequence[np.ndarray], y: Any) -> Predictions:
+        """Checked and recognised: classes if the labels are, and probabilities if they add up to one."""
+        if len(predicted) < 2:
+            raise (NothingToDoError if predicted else InvalidArgumentError)(
+                "Weights are fitted to two models or more.", received=f"{len(predicted)}"
+            )
+        shapes = [array.shape for array in predicted]
+        if len(set(shapes)) > 1:
+            raise InvalidArgumentError(
+                "All models have to predict the same: outputs of one shape.",
+                received=", ".join(map(str, shapes)),
+                fix="Models of other classes or outputs are combined by `stack`.",
+            )
+        values = np.stack([np.asarray(array, np.float64) for array in predicted])
+        if not np.isfinite(values).all():
+            raise NonFiniteError("The predictions have to be finite.", received="NaN or infinity")
+        y = np.asarray(y)
+        if "accuracy" not in score(y, values[0]):
+            return cls(values, y, "values")
+        kinds = ["probabilities" if _are_probabilities(each) else "logits" for each in values]
+        if len(set(kinds)) > 1:
+            raise InvalidArgumentError(
+                "A weighted sum needs all models to give the same: probabilities, or logits.",
+                received=", ".join(kinds),
+                fix="Add a softmax (or sigmoid) to the models that give logits.",
+            )
+        return cls(values, y, kinds[0])
+
+    def rows(self, index: np.ndarray) -> Predictions:
+        return Predictions(self.values[:, index], self.y[index], self.kind)
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """The weighted sum of the models' predictions, shape (samples, ...)."""
+        return np.tensordot(weights, self.values, 1)
+
+    def rank(self, predicted: np.ndarray, goal: Goal) -> Rank:
+        """The score, higher for better, and after it what decides between equal ones: the loss, negated."""
+        value = goal(self.y, predicted)
+        return value if goal.mode == "max" else -value, -self.loss(predicted)
+
+    def loss(self, predicted: np.ndarray) -> float:
+        """Mean log loss of classes, mean squared error of a regression."""
+        if self.kind == "values":
+            return float(np.mean((predicted - self.y.reshape(predicted.shape)) ** 2))
+        return float(-np.log(np.maximum(self.of_true_class(self.probabilities(predicted)), TINY)).mean())
+
+    def probabilities(self, predicted: np.ndarray) -> np.ndarray:
+        if self.kind == "probabilities":
+            return predicted
+        if _columns(predicted) == 1:
+            return 1 / (1 + np.exp(-np.clip(predicted, -700, 700)))
+        powers = np.exp(predicted - predicted.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    def of_true_class(self, probabilities: np.ndarray) -> np.ndarray:
+        """The probability of the right class, flat; further axes, as in segmentation, count as samples."""
+        targets = self.targets()
+        if _columns(probabilities) == 1:
+            flat = probabilities.reshape(-1)
+            return np.where(targets[:, 0] == 1, flat, 1 - flat)
+        return (probabilities.reshape(targets.shape) * targets).sum(-1)
+
+    def targets(self) -> np.ndarray:
+        """One-hot rows, a column of 0 and 1, or the targets of a regression; shape (samples, outputs)."""
+        columns = _columns(self.values[0])
+        if self.kind == "values" or self.y.size == self.values[0].size:
+            return self.y.reshape(-1, columns).astype(np.float64)
+        return np.eye(columns)[self.y.reshape(-1).astype(int)]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """Shape (models, samples, outputs)."""
+        return self.values.reshape(len(self.values), -1, _columns(self.values[0]))
+
+    @property
+    def loss_name(self) -> str:
+        return "mean squared error" if self.kind == "values" else "log loss"
+
+    def goal(self, metric: Any, mode: str) -> Goal:
+        """That of the metric; None stands for accuracy of classes and the mean squared error of a regression."""
+        return as_goal(("mse" if self.kind == "values" else "accuracy") if metric is None else metric, mode)
+
+
+def predicted_by(models: Any, x: Any, y: Any, batch_size: int) -> list[np.ndarray]:
+    """The predictions of each model; an array stands for the predictions of a model that ran before."""
+    if isinstance(models, (keras.Model, np.ndarray, str, dict)) or not isinstance(models, Sequence):
+        raise InvalidArgumentError(
+            "`models` is a list of models, or of their predictions as arrays.", received=type(models).__name__
+        )
+    return [_predicted(model, x, y, batch_size) for model in models]
+
+
+def check_in_memory(x: Any, y: Any, arguments: str) -> None:
+    """Raises for data that is not arrays: each model has to meet the same samples in the same order."""
+    is_stream = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
+    if is_stream or y is None:
+        raise InvalidArgumentError(
+            f"`{arguments}` are arrays: inputs, and one label a sample.",
+            received=type(x).__name__ if is_stream else "no labels",
+        )
+
+
+def names_of(models: Sequence[Any]) -> tuple[str, ...]:
+    """A name for each, no two the same.
+
+    Example:
+        >>> names_of([keras.Sequential(name="a"), keras.Sequential(name="a"), np.zeros(3)])
+        ('a', 'a_2', 'predictions_3')
+    """
+    names: list[str] = []
+    for place, model in enumerate(models, start=1):
+        name = model.name if isinstance(model, keras.Model) else f"predictions_{place}"
+        while name in names:
+            name = f"{name}_{place}"
+        names.append(name)
+    return tuple(names)
+
+
+def one_output(model: keras.Model, verb: str) -> None:
+    """Raises for a model of several outputs."""
+    if len(model.outputs) > 1:
+        raise UnsupportedModelError(
+            f"`{verb}` takes models of one output.",
+            received=f"'{model.name}' with {len(model.outputs)}",
+            fix="Take one output at a time: `keras.Model(model.inputs, model.outputs[0])`.",
+        )
+
+
+def _predicted(model: Any, x: Any, y: Any, batch_size: int) -> np.ndarray:
+    if isinstance(model, keras.Model):
+        check_model(model)
+        one_output(model, "fit_weights")
+        samples = labelled(model, (x, y), "x_val, y_val")
+        return np.asarray(model.predict(samples.x, batch_size=batch_size, verbose=0))
+    if not isinstance(model, np.ndarray):
+        check_model(model)
+    if len(model) != len(y):
+        raise InvalidArgumentError(
+            "Predictions are one a label, samples first.", received=f"{model.shape} for {len(y)} labels"
+        )
+    return model
+
+
+def _columns(predicted: np.ndarray) -> int:
+    return predicted.shape[-1] if predicted.ndim > 1 else 1
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    inside = bool(((values >= 0) & (values <= 1 + 1e-3)).all())
+    return inside and (_columns(values) == 1 or bool(np.allclose(values.sum(-1), 1, atol=1e-2)))
