@@ -7,7 +7,7 @@ from keras import layers as kl
 import tfopt
 from tfopt.core import constraints
 from tfopt.core.graph import Graph, walk_layers
-from tfopt.core.rewrite import rewrite
+from tfopt.core.rewrite import rewrite, untrained
 from tfopt.pruning.masks import PruningMask
 
 
@@ -113,6 +113,35 @@ def test_seeded_dropout_continues_its_stream():
     model(ones, training=True)
     clone = rewrite(model)
     np.testing.assert_array_equal(clone(ones, training=True), model(ones, training=True))
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_an_untrained_copy_starts_where_a_new_model_does(name):
+    """Biases and statistics at their start values, kernels drawn anew, nothing of the model in it."""
+    model = zoo.build(name)
+    new, start = untrained(model), zoo.MODELS[name]()
+    for weight, wanted, old in zip(new.weights, start.weights, model.weights, strict=True):
+        assert weight.shape == old.shape
+        if np.ptp(wanted.numpy()) == 0:
+            np.testing.assert_array_equal(weight.numpy(), wanted.numpy())
+        elif "recurrent" not in weight.path:
+            assert not np.isclose(weight.numpy(), old.numpy()).any()
+    assert len(zoo.predictions(new, zoo.inputs_for(model))) == len(model.outputs)
+
+
+def test_an_untrained_copy_keeps_what_training_would_not_bring_back():
+    adapted = kl.Normalization()
+    inside = keras.Sequential([keras.Input((3,)), kl.Dense(3), kl.BatchNormalization()], name="backbone")
+    model = keras.Sequential([keras.Input((3,)), adapted, inside, kl.Dense(2), kl.Dense(2, trainable=False)])
+    adapted.adapt(np.arange(12.0).reshape(4, 3))
+    inside.layers[1].moving_mean.assign([1, 2, 3])
+    inside.trainable = False
+    pruned = tfopt.prune(model, sparsity=0.5, include=model.layers[-2].name)
+    for source in (model, pruned):
+        new = untrained(source)
+        kept = [np.array_equal(*(w.numpy() for w in pair)) for pair in zip(new.weights, source.weights, strict=True)]
+        assert kept == [True] * 3 + [True] * 6 + [False, True] + [True] * 2  # of the trained layer, the bias is zero
+        assert not constraints.constrained(new)
 
 
 def test_call_arguments_are_kept():

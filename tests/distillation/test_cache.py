@@ -187,6 +187,15 @@ def test_without_shuffle_the_order_is_that_of_the_data():
         np.testing.assert_array_equal(passed(cached)[1], Y)
 
 
+def test_a_distribution_strategy_gets_every_sample():
+    cached = tfopt.cache_teacher(teacher(), (X, Y), batch_size=16, verbose=0)
+    batches = tf.distribute.MirroredStrategy(["CPU:0"]).experimental_distribute_dataset(cached)
+    taught, y = zip(*batches, strict=True)
+    assert isinstance(taught[0], Taught)
+    assert sorted(np.concatenate(y)) == list(range(SAMPLES))
+    np.testing.assert_array_equal(np.concatenate([part.inputs for part in taught]), X[np.concatenate(y)])
+
+
 # Memory
 
 
@@ -534,7 +543,7 @@ def test_an_epoch_has_the_same_order_after_a_resume(monkeypatch):
     monkeypatch.setattr(Feed, "order", order)
 
     def epochs(**options):
-        cached = tfopt.cache_teacher(teacher(), (X, Y), batch_size=10, verbose=0)
+        cached = tfopt.cache_teacher(teacher(), X, batch_size=10, verbose=0)  # no labels
         distiller = tfopt.Distiller(student(), losses=[SoftTargets()])
         distiller.compile("sgd", loss=None)
         orders.clear()

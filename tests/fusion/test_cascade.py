@@ -190,6 +190,24 @@ def test_it_prunes_quantizes_and_evaluates_with_no_special_code(x):
     assert sum(model_macs(cascade).values()) == 8 * 6 + 8 * 3 + 16 * 6 + 16 * 3
 
 
+def test_mixed_precision_answers_in_float32(x):
+    def half(units, seed):
+        model = classifier(units, seed)
+        layers = [kl.Dense(units, "tanh", dtype="mixed_float16"), kl.Dense(CLASSES, "softmax", dtype="mixed_float16")]
+        copy = keras.Sequential([keras.Input((FEATURES,)), *layers])
+        copy.set_weights(model.get_weights())
+        return copy
+
+    models = [half(2, 1), half(8, 2)]
+    cascade = fuse(models, "cascade", thresholds=[0.8])
+    answers = cascade.predict(x, verbose=0)
+    assert answers.dtype == "float32"
+    np.testing.assert_allclose(answers, cascade(x), atol=2e-3)
+    expected, stages = oracle([p.astype("float32") for p in predicted(models, x)], [0.8])
+    np.testing.assert_array_equal(cascade.answered_by(x), stages)
+    np.testing.assert_allclose(answers, expected, atol=2e-3)
+
+
 def test_wrong_arguments_are_refused(x):
     pair = [classifier(2, 1), classifier(8, 2)]
     for thresholds in (None, [], [0.5, 0.5], [-0.1], ["high"], 0.5, [float("nan")], [True]):
@@ -197,6 +215,9 @@ def test_wrong_arguments_are_refused(x):
             fuse(pair, "cascade", thresholds=thresholds)
     with pytest.raises(InvalidArgumentError, match="whole models"):
         fuse(pair, "cascade", thresholds=[0.5], trainable=True)
+    two = keras.Input((FEATURES,))
+    with pytest.raises(InvalidArgumentError, match="one output"):
+        fuse([keras.Model(two, [kl.Dense(3)(two), kl.Dense(3)(two)])] * 2, "cascade", thresholds=[0.5])
     with pytest.raises(InvalidArgumentError, match="chooses one"):
         fuse([classifier(2, 1, ending=None, classes=1)] * 2, "cascade", thresholds=[0.5])
     with pytest.raises(InvalidArgumentError, match="one of several classes"):

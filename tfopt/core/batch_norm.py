@@ -62,12 +62,12 @@ class ChannelStatistics:
         """Takes one more batch of inputs in and gives the layer the statistics of all."""
         values = np.moveaxis(np.asarray(inputs, np.float64), layer.axis, -1)
         values = values.reshape(-1, values.shape[-1])
-        with np.errstate(invalid="ignore"):
-            mean, variance = values.mean(0), values.var(0)
         share = len(values) / (self.count + len(values))
-        # Chan et al.: the variance of two parts together is their mean variance and what their means differ by.
-        self.variance = (1 - share) * (self.variance + share * (mean - self.mean) ** 2) + share * variance
-        self.mean = self.mean + share * (mean - self.mean)
+        with np.errstate(invalid="ignore", over="ignore"):  # `assign_finite` refuses the outcome
+            mean, variance = values.mean(0), values.var(0)
+            # Chan et al.: the variance of two parts together is their mean variance and what their means differ by.
+            self.variance = (1 - share) * (self.variance + share * (mean - self.mean) ** 2) + share * variance
+            self.mean = self.mean + share * (mean - self.mean)
         self.count += len(values)
         assign_finite(layer.moving_mean, self.mean, self.path)
         assign_finite(layer.moving_variance, self.variance, self.path)

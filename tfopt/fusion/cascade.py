@@ -146,7 +146,8 @@ class Cascade(keras.Model):
 
     def _answers(self, arrays: list[np.ndarray], **options: Any) -> tuple[np.ndarray, np.ndarray]:
         def run(stage: keras.Model, inputs: list[np.ndarray]) -> np.ndarray:
-            return stage.predict(keras.tree.pack_sequence_as(functional_of(self).input, inputs), **options)
+            structured = keras.tree.pack_sequence_as(functional_of(self).input, inputs)
+            return stage.predict(structured, **options).astype(self.output.dtype)
 
         return in_turn(arrays, [partial(run, stage) for stage in self.stages], self.thresholds, self.from_logits)
 

@@ -94,7 +94,7 @@ def fuse(
     given = {"combine": combine, "weights": weights, "kind": kind, "meta": meta, "thresholds": thresholds}
     plan = plan_of(how, given, layers is not None)
     models = _checked(models)
-    check_choices(plan, inputs, layers, head, trainable)
+    check_choices(plan, models, inputs, layers, head, trainable)
     plan, kept = with_weight(plan, len(models), inputs)
     names = _Names(name)
     specs = _new_inputs([models[i] for i in kept], inputs, plan, names)

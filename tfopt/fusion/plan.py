@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import keras
+
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.keras_internals import functional_of
 from tfopt.fusion.chains import SERIAL_WAYS
 from tfopt.fusion.combine import as_weights
 from tfopt.fusion.layers import KINDS, WAYS
@@ -76,8 +79,11 @@ def plan_of(how: Any, given: dict[str, Any], of_features: bool) -> Plan:
     return Plan(how, combine, kind, given["meta"], given["thresholds"], weights, of_features)
 
 
-def check_choices(plan: Plan, inputs: Any, layers: Any, head: Any, trainable: Any) -> None:
+def check_choices(plan: Plan, models: list[keras.Model], inputs: Any, layers: Any, head: Any, trainable: Any) -> None:
     """Raises for values of the other arguments that do not go with the plan."""
+    several = [model.name for model in models if len(functional_of(model).outputs) != 1]
+    if plan.how == "cascade" and several:
+        raise InvalidArgumentError("The models of a cascade have one output.", received=f"several in {several}")
     if plan.how == "cascade" and (inputs, layers, head, trainable) != (SHARED, None, None, False):
         raise InvalidArgumentError(
             "A cascade takes whole models that read the same inputs.",
