@@ -347,6 +347,15 @@ def test_quantization_aware_training_of_a_fused_model(cnns, digits):
     np.testing.assert_allclose(outputs(plain, digits.x_test[:8]).sum(-1), 1, atol=1e-3)
 
 
+def test_a_fused_model_teaches_one_student():
+    fused = tfopt.fuse(NETS, weights=[0.2, 0.3, 0.5])
+    distiller = tfopt.Distiller(student=net(6, seed=3), teacher=fused)
+    distiller.compile(keras.optimizers.Adam(0.02), run_eagerly=True)  # no labels: all it learns comes from the teacher
+    far = np.abs(outputs(distiller.student) - outputs(fused)).mean()
+    distiller.fit(X, epochs=40, verbose=0)
+    assert np.abs(outputs(distiller.student) - outputs(fused)).mean() < 0.5 * far
+
+
 class Own(keras.Model):
     def call(self, x):
         return x

@@ -214,6 +214,22 @@ def test_an_override_of_none_is_float_in_the_file(tmp_path):
         assert not any(name == "CAST" for name, _ in ops)
 
 
+@pytest.mark.parametrize("merge", [lambda a, b: a - b, lambda a, b: 0.3 * a - b * 0.7, keras.ops.maximum])
+def test_ops_of_two_tensors_are_left_in_float(merge, tmp_path):
+    inputs = keras.Input((6,))
+    branches = [kl.Dense(4, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, kl.Dense(3, name="last")(merge(*branches)))
+    x = data_for(model)
+    calibrated = tfopt.calibrate(tfopt.quantize(model, include="last"), x)
+    calibrated.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), calibrated.predict(x, verbose=0))
+    _, content = exported(loaded, tmp_path, data=x)
+    ops = [(op.name, op.input_dtype) for op in read_ops(content)]
+    assert [dtype for name, dtype in ops if name == "FULLY_CONNECTED"] == ["float32", "float32", "int8"]
+    assert {dtype for name, dtype in ops if name in ("SUB", "MUL", "MAXIMUM")} == {"float32"}
+
+
 def test_weight_only_layers_in_an_int8_file(tmp_path):
     model = tower()
     x = data_for(model)

@@ -96,13 +96,15 @@ def untrained(model: keras.Model) -> keras.Model:
     with _collector_paused():
         clone = state.model(model)
         pairs = [
-            pair for source, target in state.copies for pair in zip(sublayers(source), sublayers(target), strict=True)
+            pair
+            for source, target, _ in state.copies
+            for pair in zip(sublayers(source), sublayers(target), strict=True)
         ]
         for source, target in pairs:
             if not source.trainable or hasattr(source, "adapt"):
                 transfer_values(source, target)
         create_values()
-    for source, target in state.copies:
+    for source, target, _ in state.copies:
         transfer_settings(source, target, None)
     return clone
 

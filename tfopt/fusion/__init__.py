@@ -1,7 +1,8 @@
 """Several models, one model."""
 
 from tfopt.fusion.cascade import Cascade, CascadeSelection
-from tfopt.fusion.layers import GatedFusion, ParallelFusion, SerialFusion, StackedFusion, VotingFusion
+from tfopt.fusion.chains import SerialFusion, StackedFusion
+from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
 
 __all__ = [
     "Cascade",

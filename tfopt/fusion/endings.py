@@ -11,7 +11,8 @@ from keras import layers as kl
 from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import op_class
 from tfopt.core.rewrite import Rewrite, rewrite
-from tfopt.fusion.layers import GatedFusion, ParallelFusion, StackedFusion, VotingFusion
+from tfopt.fusion.chains import StackedFusion
+from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
 
 SOFTMAX, SIGMOID, LINEAR = "softmax", "sigmoid", "linear"
 # What gives probabilities where it reads them.

@@ -15,30 +15,10 @@ from tfopt.core.keras_internals import functional_of
 from tfopt.core.modes import check_not_quantized
 from tfopt.core.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
-from tfopt.fusion.combine import as_weights
+from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
 from tfopt.fusion.endings import LINEAR, SIGMOID, SOFTMAX, Ending, ending_of, logits_of
-from tfopt.fusion.layers import (
-    KINDS,
-    SERIAL_WAYS,
-    WAYS,
-    GatedFusion,
-    ParallelFusion,
-    SerialFusion,
-    StackedFusion,
-    VotingFusion,
-    as_chain,
-)
-
-# How models are fused -> the arguments that say more about it.
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "parallel": ("combine", "weights"),
-    "serial": ("combine",),
-    "stacked": ("meta",),
-    "vote": ("kind", "weights"),
-    "gated": (),
-    "cascade": ("thresholds",),
-}
-_SHARED, _SEPARATE = "shared", "separate"
+from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
+from tfopt.fusion.plan import SEPARATE, SHARED, Plan, check_choices, layer_for, plan_of, with_weight
 
 
 def fuse(
@@ -49,7 +29,7 @@ def fuse(
     weights: Sequence[float] | str | None = None,
     kind: str | None = None,
     meta: Any = None,
-    inputs: str = _SHARED,
+    inputs: str = SHARED,
     layers: str | Sequence[str] | None = None,
     head: Any = None,
     trainable: bool = False,
@@ -112,32 +92,17 @@ def fuse(
         ['input', 'net', 'net_1', 'fusion']
     """
     given = {"combine": combine, "weights": weights, "kind": kind, "meta": meta, "thresholds": thresholds}
-    plan = _plan(how, given, layers is not None)
+    plan = plan_of(how, given, layers is not None)
     models = _checked(models)
-    if plan.how == "cascade":
-        _check_plain(models, inputs, layers, head, trainable)
-    _check_choices(inputs, trainable, plan)
-    kept = _with_weight(plan, models, inputs)
+    check_choices(plan, models, inputs, layers, head, trainable)
+    plan, kept = with_weight(plan, len(models), inputs)
     names = _Names(name)
     specs = _new_inputs([models[i] for i in kept], inputs, plan, names)
-    branches = [_branch(models[i], _layer_for(layers, i, len(models)), names, trainable) for i in kept]
+    branches = [_branch(models[i], layer_for(layers, i, len(models)), names, trainable) for i in kept]
     with _as_argument_error(plan):
         outputs = _fused(plan, branches, specs, names)
         kind_of_model = Cascade if plan.how == "cascade" else keras.Model
         return kind_of_model(specs.structure, _behind(outputs, head, names), name=name)
-
-
-@dataclass
-class _Plan:
-    """How to fuse, arguments checked; `weights` are those of the branches that stay."""
-
-    how: str
-    combine: str
-    kind: str
-    meta: Any
-    thresholds: Any
-    weights: tuple[float, ...] | str | None
-    of_features: bool
 
 
 @dataclass(frozen=True)
@@ -163,36 +128,6 @@ class _Names:
         return found
 
 
-def _plan(how: Any, given: dict[str, Any], of_features: bool) -> _Plan:
-    if isinstance(how, str) and how in WAYS:
-        if given["combine"] is not None:
-            raise InvalidArgumentError(
-                f"how='{how}' says how to combine.", received=f"combine={given['combine']!r} too"
-            )
-        how, given = "parallel", {**given, "combine": how}
-    if not isinstance(how, str) or how not in _ARGUMENTS:
-        raise InvalidArgumentError(f"`how` is one of {', '.join((*_ARGUMENTS, *WAYS))}.", received=repr(how))
-    idle = [key for key, value in given.items() if value is not None and key not in _ARGUMENTS[how]]
-    if idle:
-        raise InvalidArgumentError(
-            f"how='{how}' takes " + (f"`{'` and `'.join(_ARGUMENTS[how])}`." if _ARGUMENTS[how] else "none of these."),
-            received=f"`{'`, `'.join(idle)}`",
-            fix="Leave them out, or choose another `how`.",
-        )
-    weights = as_weights(given["weights"])
-    usual = "chain" if how == "serial" else "mean" if weights is None else "weighted"
-    combine = usual if given["combine"] is None else given["combine"]
-    ways = SERIAL_WAYS if how == "serial" else WAYS
-    if combine not in ways:
-        raise InvalidArgumentError(f"`combine` is one of {', '.join(ways)}.", received=repr(combine))
-    if how == "parallel" and weights is not None and combine != "weighted":
-        raise InvalidArgumentError("`weights` go with 'weighted'.", received=f"combine='{combine}' and weights")
-    kind = "soft" if given["kind"] is None else given["kind"]
-    if kind not in KINDS:
-        raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
-    return _Plan(how, combine, kind, given["meta"], given["thresholds"], weights, of_features)
-
-
 def _checked(models: Any) -> list[keras.Model]:
     if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise InvalidArgumentError(
@@ -206,57 +141,12 @@ def _checked(models: Any) -> list[keras.Model]:
     return list(models)
 
 
-def _check_plain(models, inputs, layers, head, trainable) -> None:
-    several = [model.name for model in models if len(functional_of(model).outputs) != 1]
-    if several:
-        raise InvalidArgumentError("The models of a cascade have one output.", received=f"several in {several}")
-    if (inputs, layers, head, trainable) != (_SHARED, None, None, False):
-        raise InvalidArgumentError(
-            "A cascade takes whole models that read the same inputs.",
-            received=f"inputs={inputs!r}, layers={layers!r}, head={head!r}, trainable={trainable!r}",
-        )
-
-
-def _check_choices(inputs, trainable, plan: _Plan) -> None:
-    if inputs not in (_SHARED, _SEPARATE):
-        raise InvalidArgumentError("`inputs` is 'shared' or 'separate'.", received=repr(inputs))
-    if not isinstance(trainable, bool):
-        raise InvalidArgumentError("`trainable` is True or False.", received=repr(trainable))
-    if plan.how == "serial" and inputs == _SEPARATE:
-        raise InvalidArgumentError("In a serial fusion only the first model reads the inputs.", received=repr(inputs))
-
-
-def _with_weight(plan: _Plan, models: list, inputs: str) -> list[int]:
-    """Numbers of the models that stay: without those that share their inputs and have weight 0."""
-    weights = plan.weights
-    if not isinstance(weights, tuple):
-        return list(range(len(models)))
-    if len(weights) != len(models):
-        raise InvalidArgumentError(
-            "There is one weight a model.", received=f"{len(weights)} weights, {len(models)} models"
-        )
-    kept = [i for i, weight in enumerate(weights) if weight != 0 or inputs == _SEPARATE]
-    plan.weights = tuple(weights[i] for i in kept)
-    return kept
-
-
-def _layer_for(layers: Any, index: int, count: int) -> str | None:
-    if layers is None or isinstance(layers, str):
-        return layers
-    if not isinstance(layers, (list, tuple)) or len(layers) != count or not all(isinstance(x, str) for x in layers):
-        raise InvalidArgumentError(
-            "`layers` is the name of a layer, or a list of names, one a model.",
-            received=f"{layers!r} for {count} models",
-        )
-    return layers[index]
-
-
-def _new_inputs(models: list[keras.Model], inputs: str, plan: _Plan, names: _Names) -> _Inputs:
+def _new_inputs(models: list[keras.Model], inputs: str, plan: Plan, names: _Names) -> _Inputs:
     first = models[0]
     if plan.how == "serial":
         structure = _like(first, names)
         return _Inputs(structure, [structure])
-    if inputs == _SEPARATE:
+    if inputs == SEPARATE:
         own = [_like(model, names) for model in models]
         return _Inputs(keras.tree.flatten(own), own)
     for model in models[1:]:
@@ -315,7 +205,7 @@ def _features(model: keras.Model, layer: str):
         ) from error
 
 
-def _fused(plan: _Plan, branches: list[keras.Model], inputs: _Inputs, names: _Names) -> Any:
+def _fused(plan: Plan, branches: list[keras.Model], inputs: _Inputs, names: _Names) -> Any:
     """The fused outputs, in the structure of the first branch's."""
     if plan.how == "serial":
         return _in_series(plan, branches, inputs.structure)
@@ -330,7 +220,7 @@ def _fused(plan: _Plan, branches: list[keras.Model], inputs: _Inputs, names: _Na
     return keras.tree.pack_sequence_as(called[0], outputs)
 
 
-def _in_series(plan: _Plan, branches: list[keras.Model], inputs: Any) -> Any:
+def _in_series(plan: Plan, branches: list[keras.Model], inputs: Any) -> Any:
     for place, branch in enumerate(branches):
         if len(branch.outputs) != 1 or (place and len(branch.inputs) != 1) or keras.tree.is_nested(inputs):
             raise InvalidArgumentError(
@@ -342,7 +232,7 @@ def _in_series(plan: _Plan, branches: list[keras.Model], inputs: Any) -> Any:
     return chain.call(inputs)
 
 
-def _kind_of(plan: _Plan, branches: list[keras.Model], index: int) -> str:
+def _kind_of(plan: Plan, branches: list[keras.Model], index: int) -> str:
     """The common ending of the branches' outputs of one number."""
     if plan.of_features:
         if plan.how == "vote" or plan.combine == "product":
@@ -401,7 +291,7 @@ def _behind(outputs: Any, head: Any, names: _Names) -> Any:
     return outputs
 
 
-def _layer(plan: _Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
+def _layer(plan: Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
     """A fusion layer; outputs are fused in float32, whatever the global policy."""
     options: dict[str, Any] = {"name": names.unique("fusion")}
     if not plan.of_features:
@@ -439,7 +329,7 @@ def _copied(layer: keras.layers.Layer, names: _Names) -> keras.layers.Layer:
 
 
 @contextlib.contextmanager
-def _as_argument_error(plan: _Plan) -> Iterator[None]:
+def _as_argument_error(plan: Plan) -> Iterator[None]:
     """What Keras says where tensors do not fit together, as an error that names `fuse`."""
     try:
         yield

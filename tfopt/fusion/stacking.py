@@ -21,9 +21,9 @@ from tfopt.core.samples import Labelled, take
 from tfopt.core.scores import score
 from tfopt.core.training import compile_alike
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
+from tfopt.fusion.chains import StackedFusion
 from tfopt.fusion.checkpoints import Checkpoints
 from tfopt.fusion.heads import head_of
-from tfopt.fusion.layers import StackedFusion
 from tfopt.fusion.predictions import check_in_memory, names_of
 from tfopt.fusion.second_level import SecondLevel
 from tfopt.fusion.splits import Fold, make_folds

@@ -9,7 +9,7 @@ import keras
 from tfopt.quantization.layers import run_rounded, set_apart
 from tfopt.quantization.ranges import ActivationRange, RangeOwner
 
-FIRST = "first_argument"  # of the call around an op: the name of the op's argument that comes first
+NAMES = "tensor_arguments"  # of the call around an op: the names of the op's arguments that are tensors, with blanks
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -47,31 +47,43 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             self.output_range.build()
 
     def __call__(self, *args, **kwargs):
-        if self.wraps_layer or FIRST in kwargs:
+        if self.wraps_layer or NAMES in kwargs:
             return super().__call__(*args, **kwargs)
-        # Ops take constants in any place, as `1 - x`, layers tensors only: a tensor goes first, all else by name.
+        # Ops take constants in any place, as `1 - x`, layers tensors only: tensors go first, all else by name.
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
-        first = next(name for name, value in named.items() if _holds_tensor(value))
-        return super().__call__(named.pop(first), **{**named, FIRST: first})
+        names = [name for name, value in named.items() if _holds_tensor(value)]
+        tensors = [named.pop(name) for name in names]
+        return super().__call__(*tensors, **{**named, NAMES: " ".join(names)})
 
     def arguments_inside(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments that the op was called with, of those of this layer's call."""
-        if FIRST not in kwargs:
+        if NAMES not in kwargs:
             return args, kwargs
-        named = {name: value for name, value in kwargs.items() if name != FIRST}
-        bound = inspect.signature(self.layer.call).bind(**{kwargs[FIRST]: args[0]}, **named)
+        constants = {name: value for name, value in kwargs.items() if name != NAMES}
+        tensors = dict(zip(kwargs[NAMES].split(), args, strict=True))
+        bound = inspect.signature(self.layer.call).bind(**tensors, **constants)
         return bound.args, bound.kwargs
 
     def call(self, inputs, *others, training=None, **kwargs):
         if self.apart:
             inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
-        if FIRST in kwargs:
-            outputs = self.layer(**{kwargs.pop(FIRST): inputs}, **kwargs)
+        if NAMES in kwargs:
+            tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
+            outputs = self.layer(**tensors, **kwargs)
         else:
             outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits or 8, inputs, *others, **kwargs)
         if self.output_range is None:
             return outputs
         return self.output_range(set_apart(outputs), training)
+
+    def compute_output_spec(self, *args, **kwargs):
+        if self.wraps_layer:
+            return super().compute_output_spec(*args, **kwargs)
+        kwargs.pop("training", None)
+        args, kwargs = self.arguments_inside(args, kwargs)
+        spec = self.layer.compute_output_spec(*args, **kwargs)
+        # Keras takes the product with a number for sparse, which no layer behind it may find.
+        return keras.tree.map_structure(lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), spec)
 
     def compute_mask(self, inputs, previous_mask=None):
         if not self.wraps_layer or isinstance(previous_mask, (list, tuple)):
