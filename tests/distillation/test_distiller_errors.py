@@ -54,6 +54,7 @@ MATCH = td.FeatureMatching
         ({"teacher": cnn()}, InvalidArgumentError, "same inputs.*Resizing"),
         ({"teacher": [net(5), net(5, units=4)]}, InvalidArgumentError, "Several teachers have the same outputs"),
         ({"teacher": [net(5), net(5)], "teacher_weights": [1]}, InvalidArgumentError, "one number above 0"),
+        ({"teacher": None, "teacher_weights": [1.0]}, InvalidArgumentError, "without a teacher"),
         ({"teacher_weights": [0.0]}, InvalidArgumentError, "one number above 0"),
         ({"losses": "soft"}, InvalidArgumentError, "a loss of tfopt.distillation"),
         ({"losses": []}, InvalidArgumentError, "a loss of tfopt.distillation"),
@@ -97,6 +98,13 @@ def test_a_layer_called_twice_is_named_with_its_call():
     with pytest.raises(InvalidArgumentError, match="called 2 times.*'tower:0' to 'tower:1'"):
         tfopt.Distiller(model, model, MATCH(student_layer="tower"))
     assert tfopt.Distiller(model, model, MATCH(student_layer="tower:1", teacher_layer="tower:0"))
+
+
+def test_a_frozen_student():
+    student = net(4)
+    student.trainable = False
+    with pytest.raises(tfopt.NothingToDoError, match="weights that train"):
+        tfopt.Distiller(student, net(5)).compile("sgd", "sparse_categorical_crossentropy")
 
 
 def test_what_needs_a_teacher_or_something_to_measure():

@@ -139,6 +139,23 @@ def test_files(tmp_path):
     assert distiller.teacher is teacher
 
 
+def test_a_loaded_distiller_says_that_masks_are_gone(tmp_path):
+    distiller = tfopt.Distiller(tfopt.prune(randomized(net(4)), sparsity=0.5), randomized(net(7), seed=1))
+    distiller.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    distiller.fit(X, Y, verbose=0)
+    distiller.save(tmp_path / "pruned.keras")
+    loaded = keras.models.load_model(tmp_path / "pruned.keras")
+    loaded.save(tmp_path / "again.keras")
+    for model in (loaded, keras.models.load_model(tmp_path / "again.keras")):
+        with pytest.warns(UserWarning, match="sparsity='keep'"):
+            model.fit(X, Y, verbose=0)
+    student = tfopt.prune(keras.models.load_model(tmp_path / "pruned.keras").student, sparsity="keep")
+    again = tfopt.Distiller(student, distiller.teacher)
+    again.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    again.fit(X, Y, verbose=0)
+    assert np.mean(student.get_layer("hidden").kernel.numpy() == 0) == 0.5
+
+
 def test_a_list_of_teachers_and_cached_shapes_are_saved_too(tmp_path):
     teachers = [randomized(net(5, name="one"), seed=1), randomized(net(6, name="two"), seed=2)]
     distiller = tfopt.Distiller(net(4), teachers, teacher_weights=[3, 1])

@@ -50,6 +50,16 @@ def teaching_models(student: keras.Model, teacher: Any) -> list[keras.Model]:
     return [rewrite(model) if own & set(map(id, model.variables)) else model for model in models]
 
 
+def check_weights(weights: Any, models: Sequence[keras.Model]) -> None:
+    """Raises where there are weights for teachers and no teacher."""
+    if weights is not None and not models:
+        raise InvalidArgumentError(
+            "`teacher_weights` holds one number above 0 for each teacher.",
+            received=f"{weights!r} without a teacher",
+            fix="Weights of cached answers are an argument of `cache_teacher`.",
+        )
+
+
 def checked_losses(losses: Any, temperature: float) -> list[DistillationLoss]:
     """The losses as a list; those without a temperature of their own as copies with that of the Distiller."""
     items = list(losses) if isinstance(losses, (list, tuple)) else [losses]

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.keras_internals import forget_compilation, functional_of, label_loss, sublayers, track_loss
 from tfopt.distillation import arguments
 from tfopt.distillation.cache import TeacherCache
 from tfopt.distillation.plan import Answer, replicas
 from tfopt.distillation.planning import planned
+from tfopt.distillation.saving import SavedWithTeacher
 from tfopt.distillation.taught import Taught, first_taught
 from tfopt.distillation.teachers import Teachers
 from tfopt.distillation.trackers import Trackers, batch_size_of
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class Distiller(keras.Model):
+class Distiller(SavedWithTeacher):
     """Trains a student on labels and on what a teacher answers: `compile`, `fit`, then `distiller.student`.
 
     The loss is `(1 - alpha) * label loss + alpha * sum(weight * distillation loss) + the student's regularizers and
@@ -90,6 +90,7 @@ class Distiller(keras.Model):
     ):
         arguments.check_numbers(alpha, temperature)
         models = arguments.teaching_models(student, teacher)
+        arguments.check_weights(teacher_weights, models)
         teachers = Teachers(models, teacher_weights) if models else None
         given = None if losses is None else arguments.checked_losses(losses, temperature)
         found = arguments.objectives(given or [], student, teachers)
@@ -135,12 +136,19 @@ class Distiller(keras.Model):
 
         Raises:
             InvalidArgumentError: if no loss is given and it cannot be told which fits.
+            NothingToDoError: if the student is frozen.
         """
         if evaluate_teacher and self._teachers is None:
             raise InvalidArgumentError(
                 "`evaluate_teacher` needs a teacher.",
                 received="a Distiller without one",
                 fix="Pass `teacher=`, or evaluate cached data, whose answers are there.",
+            )
+        if not self.trainable_weights and all(loss.built for loss in self.distillation_losses):
+            raise NothingToDoError(
+                "The student has to have weights that train.",
+                received=f"'{self.student.name}', frozen whole",
+                fix="Set `student.trainable = True`, or that of the layers to train.",
             )
         plan = planned(self.student, self._teachers, self._given, self.temperature, loss, loss_weights, teacher_gap)
         forget_compilation(self)
@@ -177,6 +185,7 @@ class Distiller(keras.Model):
     ) -> Any:
         """As `keras.Model.fit`; `x` may be what `cache_teacher` gives, with its labels and in its order."""
         self._build_from_cache(x)
+        self.warn_of_lost_masks()
         if isinstance(x, TeacherCache):
             x = x if batch_size is None else x.rebatch(batch_size)
             callbacks = x.in_order(callbacks)
@@ -256,54 +265,3 @@ class Distiller(keras.Model):
     def output_names(self) -> list[str]:
         """Those of the student."""
         return functional_of(self.student).output_names
-
-    def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the weights of student, projections and optimizer."""
-        with self._teacher_aside():
-            super().save_weights(filepath, *args, **kwargs)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads what `save_weights` saved."""
-        with self._teacher_aside():
-            super().load_weights(filepath, *args, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, the models in full."""
-        serialize = keras.saving.serialize_keras_object
-        return {
-            "student": serialize(self.student),
-            "teacher": serialize(self.teacher),
-            "losses": None if self._given is None else [serialize(loss) for loss in self.distillation_losses],
-            "alpha": self.alpha,
-            "temperature": self.temperature,
-            "teacher_weights": None if self.teacher_weights is None else list(self.teacher_weights),
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Distiller:
-        """A Distiller of the same models with new weights."""
-        parts = {name: config[name] for name in ("student", "teacher", "losses")}
-        loaded = {
-            name: keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
-            for name, part in parts.items()
-        }
-        return cls(**{**config, **loaded})
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """The arguments of `compile`."""
-        return {**super().get_compile_config(), **self._options} if self.compiled else {}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as a saved Distiller was, for Keras to load the state of the optimizer."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    @contextlib.contextmanager
-    def _teacher_aside(self) -> Iterator[None]:
-        teacher = self.teacher
-        object.__setattr__(self, "teacher", None)
-        try:
-            yield
-        finally:
-            object.__setattr__(self, "teacher", teacher)

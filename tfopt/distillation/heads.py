@@ -176,7 +176,7 @@ def _passes_on(op: keras.Operation) -> bool:
 def _probed(model: keras.Model) -> list[Head | None]:
     """What the numbers say that a model gives for noise: only probabilities of classes always sum to 1."""
     tensors = functional_of(model).inputs
-    if any(None in tensor.shape[1:] for tensor in tensors):
+    if any(None in tensor.shape[1:] or tensor.dtype == "string" for tensor in tensors):
         return [None] * len(functional_of(model).outputs)
     generator = np.random.default_rng(0)
     noise = [

@@ -44,8 +44,10 @@ def planned(
     found = list(given or [])
     if given is None:
         for i, name in enumerate(names):
-            weight = part_of(1.0 if loss_weights is None else loss_weights, i, names)
-            chosen = chosen_loss(heads[i], taught[i], losses[i], temperature, weight, name)
+            weight = part_of(loss_weights, i, names)
+            chosen = chosen_loss(
+                heads[i], taught[i], losses[i], temperature, weight=1.0 if weight is None else weight, name=name
+            )
             found.append(Objective(chosen, f"{name}_distillation", outputs=(i, i)))
     tasks = [task_of(*facts) for facts in zip(heads, taught, losses, strict=True)]
     for objective in found:

@@ -27,9 +27,8 @@ class Teachers:
 
     Example:
         >>> import numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "softmax", kernel_initializer="eye")])
-        >>> taught = Teachers([model]).answer(np.array([[3.0, 4.0]]), paths=[])
-        >>> taught.outputs.numpy().tolist()
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Softmax()])
+        >>> Teachers([model]).answer(np.array([[3.0, 4.0]]), paths=[]).outputs.numpy().tolist()
         [[3.0, 4.0]]
     """
 
