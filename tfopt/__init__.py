@@ -136,7 +136,7 @@ _PUBLIC = {
 }
 
 # Packages whose own names are public: `tfopt.distillation.SoftTargets`. Loaded when first used.
-_PACKAGES = ("distillation",)
+_PACKAGES = ("distillation", "fusion", "training")
 
 __all__ = list(_PUBLIC)
 
@@ -148,11 +148,16 @@ def _runs_as_command() -> bool:
 
 
 if not _runs_as_command():
-    # What is not loaded lazily: importing these registers the layers of quantized and fused models with Keras, so that
-    # `keras.models.load_model` finds them.
-    importlib.import_module("tfopt.quantization.quantize")
-    importlib.import_module("tfopt.fusion.cascade")
-    importlib.import_module("tfopt.fusion.layers")
+    # What is not loaded lazily: importing these registers their classes with Keras, so that `keras.models.load_model`
+    # finds them in a file.
+    for module in (
+        "quantization.quantize",
+        "distillation.distiller",
+        "fusion.cascade",
+        "fusion.layers",
+        "training.clipping",
+    ):
+        importlib.import_module(f"tfopt.{module}")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,5 @@
+"""How to train: `tfopt.training.recipe(...)`, `tfopt.training.fine_tune(model, x, y)`."""
+
+from tfopt.training.recipes import Recipe as Recipe
+from tfopt.training.recipes import recipe as recipe
+from tfopt.training.transfer import fine_tune as fine_tune
