@@ -73,14 +73,15 @@ print(json.dumps(time.process_time() - start))
     assert min(fresh(program) for _ in range(2)) <= 0.3
 
 
-def test_quantized_models_load_with_keras_once_tfopt_is_imported():
+def test_files_load_with_keras_once_tfopt_is_imported():
     registered = fresh("""
 import json
 import tfopt
 import keras
 print(json.dumps([name for name in keras.saving.get_custom_objects() if name.startswith("tfopt>")]))
 """)
-    assert {"tfopt>FakeQuantize", "tfopt>QuantizedLayer"} <= set(registered)
+    names = ("FakeQuantize", "QuantizedLayer", "Distiller", "SoftTargets", "ParallelFusion", "Cascade")
+    assert {f"tfopt>{name}" for name in names} <= set(registered)
 
 
 def test_the_wheel_holds_every_module(tmp_path):
