@@ -2,8 +2,8 @@
 
 Fashion-MNIST, batches of 128, Adam. The teacher is a residual network with batch normalization, the student three
 convolutions, about a tenth of the multiply-accumulates. "logits": soft targets at temperature 4 (Keras is given the
-right loss, `KLDivergence()`; its default is not softened). "feature": the mean squared difference of two layers in the
-middle (FitNets), of the same shape, as Keras has no projection; here the teacher runs up to that layer only, and Keras
+right loss, `KLDivergence()`; its default is not softened). "feature": the mean squared difference of two layers
+(FitNets), of the same shape, as Keras has no projection; here the teacher runs up to that layer only, and Keras
 runs the student twice. "cached": soft targets that `cache_teacher` kept. All with a loss of the labels too. After a
 warm-up with `fit`, the Distillers train in turn, some steps at a time, through the function that `fit` compiled. Ratios
 are of medians. "student alone" is its own training step, without a teacher.
@@ -63,9 +63,9 @@ def main() -> int:
 
 
 def student_network() -> keras.Model:
-    """Three convolutions; the second gives the features."""
+    """Three convolutions; the first gives the features."""
     x = inputs = keras.Input((28, 28, 1))
-    for filters, name in ((32, None), (64, FEATURE), (64, None)):
+    for filters, name in ((32, FEATURE), (64, None), (64, None)):
         x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu", name=name)(x)
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
@@ -73,8 +73,8 @@ def student_network() -> keras.Model:
 def teacher_network() -> keras.Model:
     """A convolution and five residual blocks of two each; the second block gives the features."""
     inputs = keras.Input((28, 28, 1))
-    x = normalized(inputs, 32, 2)
-    for filters, strides, name in ((32, 1, None), (64, 2, FEATURE), (64, 1, None), (64, 1, None), (64, 1, None)):
+    x = normalized(inputs, 16)
+    for filters, strides, name in ((16, 1, None), (32, 2, FEATURE), (64, 2, None), (64, 1, None), (64, 1, None)):
         shortcut = x if strides == 1 else layers.Conv2D(filters, 1, strides, use_bias=False)(x)
         y = normalized(normalized(x, filters, strides), filters, activate=False)
         x = layers.ReLU(name=name)(layers.Add()([y, shortcut]))

@@ -100,6 +100,14 @@ def test_a_layer_called_twice_is_named_with_its_call():
     assert tfopt.Distiller(model, model, MATCH(student_layer="tower:1", teacher_layer="tower:0"))
 
 
+def test_a_projection_is_for_one_pair_of_widths():
+    loss = MATCH(student_layer="hidden")
+    tfopt.Distiller(net(4), net(7), loss)
+    tfopt.Distiller(net(4), net(7), loss)
+    with pytest.raises(InvalidArgumentError, match=r"other widths than \[4, 9\]"):
+        tfopt.Distiller(net(4), net(9), loss)
+
+
 def test_a_frozen_student():
     student = net(4)
     student.trainable = False

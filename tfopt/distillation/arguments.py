@@ -96,9 +96,18 @@ def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teacher
 
 def build_losses(found: Sequence[Objective], student: keras.Model, teachers: Teachers | None) -> None:
     """Creates the weights of the losses, as far as the shapes are known."""
+    if teachers is None:
+        return
     for objective in found:
-        if teachers is not None and not objective.loss.built:
-            objective.loss.build(*_shapes(objective, student, teachers))
+        shapes = _shapes(objective, student, teachers)
+        if not objective.loss.built:
+            objective.loss.build(*shapes)
+        elif objective.loss.weights and _widths(objective.loss.get_build_config()) != _widths(shapes):
+            raise InvalidArgumentError(
+                "A loss with weights belongs to one pair of layers.",
+                received=f"'{objective.loss.name}', built for other widths than {_widths(shapes)}",
+                fix="Make a new loss for each Distiller.",
+            )
 
 
 def build_for(found: Sequence[Objective], student: keras.Model, taught: Taught) -> None:
@@ -180,6 +189,14 @@ def _shapes(objective: Objective, student: keras.Model, teachers: Teachers) -> t
         return output_shapes(student)[mine], teachers.shapes[theirs]
     layers = objective.layers or ("", "")
     return feature_shape(student, layers[0]), teachers.feature_shape(layers[1])
+
+
+def _widths(shapes: Any) -> list[int | None]:
+    """The last sizes of the shapes that Keras says a layer was built with, or of a list of shapes."""
+    if isinstance(shapes, dict):
+        known = shapes.get("shapes_dict", {})
+        shapes = [known.get(f"{of}_shape", (None,)) for of in ("student", "teacher")]
+    return [shape[-1] for shape in shapes]
 
 
 def _with_temperature(loss: DistillationLoss, temperature: float) -> DistillationLoss:
