@@ -184,7 +184,6 @@ def test_what_cannot_be_swapped_is_said():
         (("elu", []), "at least one name"),
         (("elu", 3), "`where` is a layer name"),
     ],
-    ids=str,
 )
 def test_wrong_arguments(arguments, says):
     with pytest.raises(InvalidArgumentError, match=says):

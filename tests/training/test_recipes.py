@@ -231,7 +231,6 @@ def test_smoothing_of_named_losses():
         ({"label_smoothing": 1.0, "loss": "categorical_crossentropy"}, r"lies in \[0, 1\)"),
         ({"optimizer": keras.optimizers.SGD(SCHEDULE), "decay": "step"}, "takes a number as learning rate"),
     ],
-    ids=str,
 )
 def test_values_that_do_not_go(arguments, says):
     with pytest.raises(InvalidArgumentError, match=says):

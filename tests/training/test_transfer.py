@@ -156,7 +156,6 @@ def test_heads_of_other_models():
         ({"stages": 2, "how": recipe(epochs=3, loss="mse")}, "'features' has one stage"),
         ({"mode": "full", "stages": 2, "how": recipe(epochs=3, loss="mse", ema=0.5)}, "goes with one stage"),
     ],
-    ids=str,
 )
 def test_wrong_arguments(arguments, says):
     with pytest.raises(InvalidArgumentError, match=says):
