@@ -133,10 +133,11 @@ def test_scores_of_a_quantized_model_are_its_rounded_logits():
 
 
 def test_probabilities_alone_become_log_probabilities_with_a_floor():
-    probabilities = np.array([[0.25, 0.75, 0.0]], "float32")
-    np.testing.assert_allclose(
-        to_scores(Head.SOFTMAX, probabilities), [[np.log(0.25), np.log(0.75), np.log(1e-7)]], rtol=1e-6
-    )
+    probabilities = np.array([[0.25, 0.75, 1e-30, 0.0]], "float32")
+    smallest = np.log(np.finfo("float32").tiny)
+    expected = [[np.log(0.25), np.log(0.75), np.log(1e-30), smallest]]
+    np.testing.assert_allclose(to_scores(Head.SOFTMAX, probabilities), expected, rtol=1e-6)
+    np.testing.assert_allclose(to_scores(Head.SIGMOID, np.array([[1.0]])), [[-np.log(1e-7)]], rtol=1e-6)
     np.testing.assert_allclose(to_scores(Head.SIGMOID, np.array([[0.8]])), [[np.log(4)]], rtol=1e-5)
     np.testing.assert_allclose(to_values(Head.SOFTMAX, np.log(probabilities + 1e-30)), probabilities, atol=1e-6)
 

@@ -20,7 +20,8 @@ from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import functional_of, logits_behind, mask_of, op_class, set_mask
 from tfopt.core.modes import FakeQuantized
 
-_SMALLEST = 1e-7  # probability; smaller ones are noise of the rounding in float32
+_SMALLEST = float(np.finfo("float32").tiny)  # probability; a softmax in float32 is exact to its digits down to here
+_SMALLEST_REST = 1e-7  # of 1 - probability, where smaller ones are noise of the rounding in float32
 _PROBES = 4  # samples
 
 
@@ -72,8 +73,10 @@ def to_scores(head: Head | None, values: Any) -> Any:
     elif logits is not None and tuple(logits.shape) == tuple(values.shape):
         scores = ops.cast(logits, "float32")
     else:
-        scores = _log(values)
-        scores = scores - _log(1.0 - ops.cast(values, "float32")) if head is Head.SIGMOID else scores
+        probabilities = ops.cast(values, "float32")
+        scores = ops.log(ops.maximum(probabilities, _SMALLEST))
+        if head is Head.SIGMOID:
+            scores = scores - ops.log(ops.maximum(1.0 - probabilities, _SMALLEST_REST))
     if mask is not None:
         set_mask(scores, mask)
     return scores
@@ -124,10 +127,6 @@ def averaged(head: Head | None, scores: Sequence[Any], weights: Sequence[float])
 
 def _log_mean(logs: Sequence[Any], shares: Any) -> Any:
     return ops.logsumexp(ops.stack([value + share for value, share in zip(logs, shares, strict=True)]), 0)
-
-
-def _log(probabilities: Any) -> Any:
-    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), _SMALLEST))
 
 
 def _head(model: keras.Model, tensor: keras.KerasTensor) -> Head | None:
