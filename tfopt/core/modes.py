@@ -69,7 +69,7 @@ def without_fake_quantization(model: keras.Model) -> tuple[keras.Model, dict[int
         return op.stripped(state) if isinstance(op, FakeQuantized) else None
 
     plain = rewrite(model, replace)
-    variables = (pair for old, new in copies[0] for pair in zip(new.variables, old.variables, strict=True))
+    variables = (pair for old, new, _ in copies[0] for pair in zip(new.variables, old.variables, strict=True))
     return plain, {id(new): old for new, old in variables}
 
 
