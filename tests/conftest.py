@@ -9,6 +9,7 @@ import keras
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """The tests of a file share a worker (`--dist loadgroup`), as they share fixtures; each notebook is on its own."""
     for item in items:
