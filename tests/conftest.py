@@ -9,14 +9,6 @@ import keras
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """The tests of a file share a worker (`--dist loadgroup`), as they share fixtures; each notebook is on its own."""
-    for item in items:
-        own = item.nodeid if item.path.name == "test_notebooks.py" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(own)))
-
-
 @pytest.fixture(autouse=True)
 def _seeds():
     keras.utils.set_random_seed(0)
