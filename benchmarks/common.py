@@ -17,9 +17,10 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 VECTOR_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
@@ -79,6 +80,19 @@ def times_in_turn(runs: Mapping[str, tuple[Callable[[], object], int]]) -> dict[
                 if seconds[name][-1] > 1:
                     print(f"  turn {turn + 1}, {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return seconds
+
+
+def training_steps(model: Any, batches: Iterable, steps: int) -> Callable[[], None]:
+    """What trains a model, which `fit` has warmed up, for some steps through the function that `fit` compiled."""
+    iterator = iter(batches)
+
+    def run() -> None:
+        for _ in range(steps):
+            logs = model.train_function(iterator)
+        for value in logs.values():
+            float(value)  # waits for the last step
+
+    return run
 
 
 def ratio_of_medians(values: Sequence[float], base: Sequence[float]) -> float:

@@ -87,6 +87,15 @@ def fashion_mnist() -> Data:
     )
 
 
+def fashion_parts(samples: int, validation: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Fashion-MNIST, images in [0, 1], (n, 28, 28, 1): so many to train, others to choose by, the test."""
+    (x, y), (x_test, y_test) = fashion_mnist()
+    order = np.random.default_rng(0).permutation(len(x))
+    train, held_back = order[:samples], order[-validation:]
+    parts = {"train": (x[train], y[train]), "validation": (x[held_back], y[held_back]), "test": (x_test, y_test)}
+    return {name: (images[..., None].astype("float32") / 255, labels) for name, (images, labels) in parts.items()}
+
+
 def spoken_digits() -> Data:
     """2400 + 600 spoken digits: 13 MFCC of each moment, float32, (n, 92, 13), zeros behind the end; labels 0-9.
 

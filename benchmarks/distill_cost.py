@@ -19,7 +19,7 @@ import datasets
 import keras
 import numpy as np
 import tensorflow as tf
-from common import Target, arguments, finish, ratio_of_medians, spread, table, times_in_turn
+from common import Target, arguments, finish, ratio_of_medians, spread, table, times_in_turn, training_steps
 from keras import layers
 
 import tfopt
@@ -133,14 +133,7 @@ def stepper(model: keras.Model, batches: tf.data.Dataset, steps: int) -> Callabl
     """Some training steps of a model that has been warmed up by `fit`, through the function that `fit` compiled."""
     model.compile("adam", label_loss())
     model.fit(batches, steps_per_epoch=WARM_UP_STEPS, verbose=0, shuffle=False)
-    iterator = iter(batches)
-
-    def run() -> None:
-        for _ in range(steps):
-            logs = model.train_function(iterator)
-        tf.nest.map_structure(np.asarray, logs)
-
-    return run
+    return training_steps(model, batches, steps)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from datasets import Data, cifar10, fashion_mnist, for_resnet8, resnet8
 from keras import layers as kl
 
 import tfopt
+from tfopt.demo import article_cnn
 
 FASHION = """Fashion-MNIST: a student learns from three networks at once, against the same student on labels alone.
 
@@ -82,11 +83,11 @@ def report_fashion(options, work: Path) -> int:
 
 def fashion_trial(seed: int, train, test, teacher_epochs: int, student_epochs: int) -> dict:
     keras.utils.set_random_seed(seed)
-    members = [article_cnn(32, 64, 64, 64) for _ in range(3)]
+    members = [article_cnn() for _ in range(3)]
     for member in members:
         fit(member, train, teacher_epochs, seed)
     teacher = tfopt.fuse(members, how="mean")
-    alone = article_cnn(16, 32, 32, 32)
+    alone = tfopt.scale_width(article_cnn(), 0.5)
     student = keras.models.clone_model(alone)
     student.set_weights(alone.get_weights())
     fit(alone, train, student_epochs, seed)
@@ -108,23 +109,6 @@ def fashion_trial(seed: int, train, test, teacher_epochs: int, student_epochs: i
     }
     say(str(result))
     return result
-
-
-def article_cnn(first: int, second: int, third: int, dense: int) -> keras.Model:
-    """The CNN of the articles, 28x28x1 in, 10 probabilities out."""
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            kl.Conv2D(first, 3, activation="relu"),
-            kl.MaxPooling2D(),
-            kl.Conv2D(second, 3, activation="relu"),
-            kl.MaxPooling2D(),
-            kl.Conv2D(third, 3, activation="relu"),
-            kl.Flatten(),
-            kl.Dense(dense, activation="relu"),
-            kl.Dense(10, activation="softmax"),
-        ]
-    )
 
 
 def fit(model: keras.Model, train, epochs: int, seed: int, data=None) -> None:

@@ -14,9 +14,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 from common import Target, arguments, finish, table
-from datasets import fashion_mnist
+from datasets import fashion_parts
 
 import tfopt
 
@@ -28,7 +27,7 @@ CHECKED = 10_000
 def main() -> int:
     options = arguments(__doc__)
     samples, nets = (2000, 1) if options.quick else (20_000, 2)
-    parts = three_parts(samples)
+    parts = fashion_parts(samples, CHECKED)
     trained = [network(seed, parts["train"]) for seed in range(nets)]
     rows, drops = [], {"validation set": [], "5 folds": []}
     for seed, model in enumerate(trained):
@@ -54,22 +53,6 @@ def main() -> int:
 
 def shown(cell: object) -> object:
     return f"{cell:.4f}" if isinstance(cell, float) else cell
-
-
-def three_parts(samples: int) -> dict[str, tuple]:
-    """Images in [0, 1] with a channel axis, and labels."""
-    (x, y), (x_test, y_test) = fashion_mnist()
-    order = np.random.default_rng(0).permutation(len(x))
-    train, validation = order[:samples], order[-CHECKED:]
-    return {
-        "train": (scaled(x[train]), y[train]),
-        "validation": (scaled(x[validation]), y[validation]),
-        "test": (scaled(x_test), y_test),
-    }
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    return images[..., None].astype("float32") / 255
 
 
 def network(seed: int, train: tuple) -> keras.Model:

@@ -12,9 +12,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 from common import Target, arguments, finish, table
-from datasets import fashion_mnist
+from datasets import fashion_parts
 from keras import layers as kl
 
 import tfopt
@@ -33,7 +32,7 @@ NETS = {
 def main() -> int:
     options = arguments(__doc__)
     samples, seeds = (1000, 1) if options.quick else (55_000, SEEDS)
-    parts = three_parts(samples)
+    parts = fashion_parts(samples, VALIDATION)
     runs = []
     for seed in range(seeds):
         models = [network(seed, name, parts["train"]) for name in NETS]
@@ -58,22 +57,6 @@ def main() -> int:
     ]
     body += "\n\n" + table(["validation accuracy and weights", *(f"seed {n}" for n in range(seeds))], fitted)
     return finish("fusion_gain", __doc__, body, {"runs": runs}, targets, options)
-
-
-def three_parts(samples: int) -> dict[str, tuple]:
-    """Images in [0, 1] with a channel axis, and labels."""
-    (x, y), (x_test, y_test) = fashion_mnist()
-    order = np.random.default_rng(0).permutation(len(x))
-    train, validation = order[:samples], order[-VALIDATION:]
-    return {
-        "train": (scaled(x[train]), y[train]),
-        "validation": (scaled(x[validation]), y[validation]),
-        "test": (scaled(x_test), y_test),
-    }
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    return images[..., None].astype("float32") / 255
 
 
 def network(seed: int, name: str, train: tuple) -> keras.Model:

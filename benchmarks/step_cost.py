@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from common import Target, arguments, finish, ratio_of_medians, spread, table, times_in_turn
+from common import Target, arguments, finish, ratio_of_medians, spread, table, times_in_turn, training_steps
 
 import tfopt
 from tfopt.interop.tfmot import tfmot
@@ -100,14 +100,7 @@ def stepper(model, batches: tf.data.Dataset, steps: int) -> Callable[[], None]:
     pruned_by_tfmot = any(hasattr(layer, "pruning_step") for layer in model.layers)
     callbacks = [sparsity_api.UpdatePruningStep()] if pruned_by_tfmot else None
     model.fit(batches, steps_per_epoch=WARM_UP_STEPS, verbose=0, shuffle=False, callbacks=callbacks)
-    iterator = iter(batches)
-
-    def run() -> None:
-        for _ in range(steps):
-            logs = model.train_function(iterator)
-        tf.nest.map_structure(np.asarray, logs)
-
-    return run
+    return training_steps(model, batches, steps)
 
 
 if __name__ == "__main__":

@@ -6,23 +6,7 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-
-def article_cnn():
-    """Conv 32-64-64, Dense 64-10."""
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            kl.Conv2D(32, 3, activation="relu", name="conv1"),
-            kl.MaxPooling2D(name="pool1"),
-            kl.Conv2D(64, 3, activation="relu", name="conv2"),
-            kl.MaxPooling2D(name="pool2"),
-            kl.Conv2D(64, 3, activation="relu", name="conv3"),
-            kl.Flatten(),
-            kl.Dense(64, activation="relu", name="dense"),
-            kl.Dense(10, activation="softmax", name="head"),
-        ],
-        name="article_cnn",
-    )
+from tfopt.demo import article_cnn
 
 
 def resnet8(widths=(8, 16, 32)):
