@@ -7,9 +7,11 @@ all three. What a step reached is held by weight constraints through the next on
 
 Accuracy is that of the .tflite file on the 1000 images held back. A fraction is of the raw bytes of the float file. The
 bound is the entropy of the integers of each kernel, one code word a weight; gzip needs more than that, and biases,
-scales, names and the graph come on top. Four settings make the file small:
+scales, names and the graph come on top. Five settings make the file small:
 
 - All kernels are pruned together (`scope="global"`): differently sparse masks hold less information than equal ones.
+- Weights are pruned in pairs of neighbouring inputs (`Block(2, 1)`), which lie side by side in the file: half as many
+  places of zeros to tell. Pruned one by one, PCQAT took 0.0608 of the float file.
 - `init="linear"`: evenly spaced centroids leave most weights to a few of them, which a file compressor makes use of.
 - Clusters for the whole kernel: `quantize` then gives it one range. With a range for each channel the 16 values would
   become other integers in each.
@@ -45,7 +47,8 @@ def main() -> int:
     long, short = (1, 1) if options.quick else (10, 3)
     full = train(article_cnn(), data, long, 2e-3)
     schedule = pruning_schedule(long * steps_per_epoch(data))
-    pruned = train(tfopt.prune(full, schedule, scope="global", min_kept=0.02), data, long, 2e-3)
+    masked = tfopt.prune(full, schedule, pattern=tfopt.Block(2, 1), scope="global", min_kept=0.02)
+    pruned = train(masked, data, long, 2e-3)
     clustered = train(tfopt.cluster(full, CLUSTERS, init="linear"), data, short, 5e-4)
     both = train(tfopt.cluster(pruned, CLUSTERS, init="linear"), data, short, 5e-4)
     models = {"float": full, "pruned": pruned, "clustered": clustered, "pruned, clustered": both}

@@ -22,9 +22,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+from cifar import fine_tune, say
 from common import Target, arguments, finish, ratio_of_medians, table
 from datasets import for_resnet8, resnet8
-from prune_cifar import FULL, QUICK, fine_tune, images, latencies, percent, say, spread_of_small
+from prune_cifar import FULL, QUICK, images, latencies, percent, spread_of_small
 
 import tfopt
 

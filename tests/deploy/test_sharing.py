@@ -8,7 +8,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.deploy import assembly, integers, sharing
-from tfopt.deploy.sharing import share_vectors
+from tfopt.deploy.sharing import compacted
 
 
 class Unshared(sharing._SharingBuilder):
@@ -24,7 +24,7 @@ def unshared(model, size=1024):
 
 def as_converted(monkeypatch, folder, model, **options):
     """The file with each vector written where it stands, as the converter writes it."""
-    monkeypatch.setattr(assembly, "share_vectors", lambda content: content)
+    monkeypatch.setattr(assembly, "compacted", lambda content: content)
     monkeypatch.setattr(integers, "packed", unshared)
     tfopt.export_tflite(model, folder / "converted.tflite", **options)
     return (folder / "converted.tflite").read_bytes()
@@ -39,8 +39,17 @@ def per_channel_model(channels):
 
 
 def everything(content):
-    """All that a file says, as nested dicts, lists and numbers."""
-    return plain(schema.ModelT.InitFromPackedBuf(content, 0))
+    """All that a file says but the names of inner tensors, as nested dicts, lists and numbers."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for graph in model.subgraphs:
+        for index in set(range(len(graph.tensors))) - {*graph.inputs, *graph.outputs}:
+            graph.tensors[index].name = None
+    return plain(model)
+
+
+def names(content):
+    graph = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs[0]
+    return [tensor.name.decode() for tensor in graph.tensors]
 
 
 def plain(item):
@@ -56,7 +65,9 @@ def test_zero_points_of_all_channels_are_written_once(monkeypatch, tmp_path):
     model, x = per_channel_model(channels)
     before = as_converted(monkeypatch, tmp_path, model, data=x)
     # Of the zero points of two kernels and two biases, 8 bytes a channel each, one vector is left.
-    saved = len(before) - len(share_vectors(before))
+    named = schema.ModelT.InitFromPackedBuf(before, 0)
+    sharing.shorten_names(named)
+    saved = len(unshared(named)) - len(compacted(before))
     assert 3 * 8 * channels <= saved <= 3 * 8 * channels + 512
 
 
@@ -64,16 +75,26 @@ def test_zero_points_of_all_channels_are_written_once(monkeypatch, tmp_path):
 def test_the_file_says_the_same(name, monkeypatch, tmp_path):
     model = zoo.build(name)
     before = as_converted(monkeypatch, tmp_path, model, quantization="int8", data=zoo.inputs_for(model, 64))
-    after = share_vectors(before)
+    after = compacted(before)
     assert len(after) < len(before)
     assert everything(after) == everything(before)
-    assert share_vectors(after) == after
+    assert sharing.packed(schema.ModelT.InitFromPackedBuf(after, 0), len(after)) == after
+
+
+def test_tensors_are_named_after_their_layers(monkeypatch, tmp_path):
+    inner = keras.Sequential([keras.Input((4, 4, 5)), kl.Conv2D(5, 3, activation="relu", name="a")], name="inner")
+    model = keras.Sequential([keras.Input((4, 4, 5)), inner, kl.Conv2D(5, 1, name="b"), kl.Softmax()])
+    before = as_converted(monkeypatch, tmp_path, model, quantization="int8", data=zoo.inputs_for(model, 64))
+    after = names(compacted(before))
+    assert sum(map(len, after)) < 0.5 * sum(map(len, names(before)))
+    assert {"inner_1/a_1", "b_1"} < set(after)
+    assert (after[0], after[-1]) == (names(before)[0], names(before)[-1])  # input and output, as the converter has them
 
 
 def test_sparse_files_say_the_same_and_give_the_same(monkeypatch, tmp_path):
     model = tfopt.prune(keras.Sequential([keras.Input((8, 8, 300)), kl.Conv2D(64, 1), kl.Conv2D(64, 1)]), sparsity=0.9)
     before = as_converted(monkeypatch, tmp_path, model, sparse=True)
-    after = share_vectors(before)
+    after = compacted(before)
     assert everything(after) == everything(before)
     x = zoo.inputs_for(model, 4)
     np.testing.assert_array_equal(tfopt.TFLiteModel(after).predict(x), tfopt.TFLiteModel(before).predict(x))
@@ -82,7 +103,7 @@ def test_sparse_files_say_the_same_and_give_the_same(monkeypatch, tmp_path):
 def test_weights_lie_at_multiples_of_16_and_apart(monkeypatch, tmp_path):
     model = keras.Sequential([keras.Input((4, 4, 5)), kl.Conv2D(5, 1, name="a"), kl.Conv2D(5, 1, name="b")])
     model.get_layer("b").set_weights(model.get_layer("a").get_weights())
-    content = share_vectors(as_converted(monkeypatch, tmp_path, model))
+    content = compacted(as_converted(monkeypatch, tmp_path, model))
     root = schema.Model.GetRootAs(content, 0)
     tables = [root.Buffers(index)._tab for index in range(root.BuffersLength())]
     places = [table.Vector(table.Offset(4)) for table in tables if table.Offset(4)]  # 4: the first field, the data
@@ -94,4 +115,4 @@ def test_exported_files_share(monkeypatch, tmp_path):
     model, x = per_channel_model(64)
     tfopt.export_tflite(model, tmp_path / "m.tflite", data=x)
     exported = (tmp_path / "m.tflite").read_bytes()
-    assert exported == share_vectors(as_converted(monkeypatch, tmp_path, model, data=x))
+    assert exported == compacted(as_converted(monkeypatch, tmp_path, model, data=x))

@@ -116,7 +116,7 @@ def test_all_layers_dead(tmp_path):
     [
         (network, np.full((4, 6, 6, 2), 3e38, "float32"), "'conv'"),
         (network, np.full((4, 6, 6, 2), 1e300), "'conv'"),
-        (lambda: scaled("conv", 1e38), samples(), "'out'"),
+        (lambda: scaled("conv", 1e38), samples(), "'out/output'"),
         (lambda: scaled("out", 1e30), 1e30 * samples(4), "'out'"),
     ],
     ids=["large data", "data beyond float32", "large weights", "large weights and data"],

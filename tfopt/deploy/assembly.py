@@ -10,7 +10,7 @@ import numpy as np
 
 from tfopt.core.errors import ExportError
 from tfopt.deploy.flatfile import METADATA, schema
-from tfopt.deploy.sharing import HIGHEST_SIZE, packed, share_vectors
+from tfopt.deploy.sharing import HIGHEST_SIZE, compacted, packed, shorten_names
 
 
 def assemble(files: Mapping[str, bytes], metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -26,7 +26,7 @@ def assemble(files: Mapping[str, bytes], metadata: Mapping[str, Any] | None = No
     """
     first, *others = files.values()
     if not others and metadata is None:
-        return share_vectors(first)
+        return compacted(first)
     if sum(map(len, files.values())) >= HIGHEST_SIZE:
         raise ExportError(
             "Several signatures, or metadata, go into files below 2 GB.",
@@ -43,6 +43,7 @@ def assemble(files: Mapping[str, bytes], metadata: Mapping[str, Any] | None = No
             definition.signatureKey = name
     if metadata is not None:
         _write_metadata(whole, metadata)
+    shorten_names(whole)
     return packed(whole, sum(map(len, files.values())))
 
 

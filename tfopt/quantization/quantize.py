@@ -129,7 +129,7 @@ class _Plan:
         self.training = training.of(model)
         self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
-        self.float_layers: list[str] = []
+        self.float_layers: dict[str, list[str]] = {}  # what of a layer stays float and why -> paths
         self.notes = choice.notes()
         self.count = 0
 
@@ -142,14 +142,14 @@ class _Plan:
         if wanted.is_float:
             return self._float(op, state, wanted)
         if wanted.note:
-            self.float_layers.append(f"'{state.path}' in part ({type(op).__name__}: {wanted.note})")
+            self._stays_float(state.path, f" in part ({type(op).__name__}: {wanted.note})")
         options = self.training.layer_arguments(op, state.path)
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
         wrapper = composite_for(op) or QuantizedLayer
         inside = wrapper.float_inside(op)
         if inside:
-            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {inside})")
+            self._stays_float(state.path, f" ({type(op).__name__}: {inside})")
         elif not wanted.is_plain:
             self.count += 1
         if not isinstance(op, keras.layers.Layer):
@@ -164,7 +164,7 @@ class _Plan:
         kernels = wanted.kernels
         self.count += bool(kernels)
         if wanted.reason not in (CHOSEN, WEIGHTS):
-            self.float_layers.append(f"'{state.path}' ({type(op).__name__}: {wanted.reason})")
+            self._stays_float(state.path, f" ({type(op).__name__}: {wanted.reason})")
         if self.bits and isinstance(op, TRANSPOSED):
             self.notes.append(
                 f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too."
@@ -230,16 +230,20 @@ class _Plan:
         readers = [call.op for call in graph.consumers(tensors[0]) if not isinstance(call.op, keras.Model)]
         return any(not self._treatment(reader, prefix + reader.name).is_float for reader in readers)
 
+    def _stays_float(self, path: str, what: str) -> None:
+        self.float_layers.setdefault(what, []).append(f"'{path}'")
+
     def report(self, model: keras.Model) -> None:
+        float_layers = ", ".join(", ".join(paths) + what for what, paths in self.float_layers.items())
         if not self.count:
             raise NothingToDoError(
                 "The model has to have a layer that can be quantized.",
-                received=f"'{model.name}': " + (", ".join(self.float_layers) or "no layer selected"),
+                received=f"'{model.name}': " + (float_layers or "no layer selected"),
                 fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(kernels=...)`.",
             )
         notes = self.notes
-        if self.float_layers:
-            notes = ["These layers stay float: " + ", ".join(self.float_layers) + ".", *notes]
+        if float_layers:
+            notes = [f"These layers stay float: {float_layers}.", *notes]
         if notes:
             warnings.warn(" ".join(notes), stacklevel=3)
 

@@ -1,0 +1,74 @@
+"""Training on CIFAR-10, which several benchmarks share: shifted and flipped images, a learning rate that decays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from datasets import for_resnet8
+
+BATCH_SIZE = 128
+SHIFT = 4  # pixels
+
+
+def fine_tune(
+    model: keras.Model,
+    train: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    learning_rate: float,
+    decay: bool = False,
+    warm_up: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
+    """Trains with Adam on shifted and flipped images.
+
+    With `decay` the learning rate falls to 0 along a cosine, after `warm_up` epochs in which it rises to its highest.
+    """
+    batches = Augmented(*train)
+    steps = len(batches)
+    rate = learning_rate
+    if decay:
+        rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate / 10 if warm_up else learning_rate,
+            (epochs - warm_up) * steps,
+            warmup_target=learning_rate if warm_up else None,
+            warmup_steps=warm_up * steps,
+        )
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    report = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: say(f"  epoch {epoch + 1} of {epochs}: {logs['accuracy']:.4f} on training")
+    )
+    model.fit(batches, epochs=epochs, verbose=0, callbacks=[report, *callbacks])
+
+
+class Augmented(keras.utils.PyDataset):
+    """Shuffled batches, each image moved by up to 4 pixels in both directions and flipped every other time."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int = 0):
+        super().__init__()
+        self._x = np.pad(x, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
+        self._y = y
+        self._random = np.random.default_rng(seed)
+        self._order = self._random.permutation(len(y))
+
+    def __len__(self) -> int:
+        return len(self._y) // BATCH_SIZE
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self._order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
+        size = self._x.shape[1] - 2 * SHIFT
+        top, left = self._random.integers(0, 2 * SHIFT + 1, (2, len(chosen), 1))
+        columns = left + np.arange(size)
+        flipped = self._random.random((len(chosen), 1)) < 0.5
+        columns = np.where(flipped, columns[:, ::-1], columns)
+        rows = top + np.arange(size)
+        return for_resnet8(self._x[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]), self._y[chosen]
+
+    def on_epoch_end(self) -> None:
+        self._order = self._random.permutation(len(self._y))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
