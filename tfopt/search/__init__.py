@@ -1,0 +1,1 @@
+"""Search for the best variant of a model under constraints."""
