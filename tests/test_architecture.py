@@ -22,6 +22,7 @@ DOORS = {
     "tf_keras": ["interop/tfmot.py"],
     "ai_edge_litert": ["deploy/"],
     "keras_tuner": ["search/"],
+    "optuna": ["search/"],
     "keras.src": ["core/keras_internals.py"],
     "mlxtend": ["demo.py"],
     "matplotlib": ["report/", "core/figures.py"],

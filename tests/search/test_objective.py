@@ -59,7 +59,9 @@ def test_one_objective_is_a_plain_sort():
 
 def test_crowding_by_hand():
     # (0, 10) and (10, 0) are the ends; gaps of the others: (6 - 0) / 10 + (10 - 2) / 10, (10 - 2) / 10 + (4 - 0) / 10
-    assert crowding(np.array([[0, 10], [2, 4], [6, 2], [10, 0]], float)).tolist() == pytest.approx([np.inf, 1.4, 1.2, np.inf])
+    assert crowding(np.array([[0, 10], [2, 4], [6, 2], [10, 0]], float)).tolist() == pytest.approx(
+        [np.inf, 1.4, 1.2, np.inf]
+    )
     assert crowding(np.zeros((0, 2))).tolist() == []
     assert crowding(np.array([[1.0, 1.0]])).tolist() == [np.inf]
 
@@ -83,7 +85,9 @@ def test_constraints_are_parsed(text, expected):
     assert as_constraints([text]) == as_constraints((expected,))
 
 
-@pytest.mark.parametrize("text", ["macs", "macs == 3", "macs <= five", "<= 3", "macs <= nan", "macs <= 3 kB", 3, "a b < 1"])
+@pytest.mark.parametrize(
+    "text", ["macs", "macs == 3", "macs <= five", "<= 3", "macs <= nan", "macs <= 3 kB", 3, "a b < 1"]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(InvalidArgumentError):
         as_constraints([text])
@@ -105,7 +109,16 @@ def test_violations_add_up_over_what_is_known():
 
 
 def test_objectives_know_their_direction():
-    names = ["val_accuracy", "val_loss", "macs", "tflite_bytes", "latency_ms", "parameters", "val_head_accuracy", "val_a_loss"]
+    names = [
+        "val_accuracy",
+        "val_loss",
+        "macs",
+        "tflite_bytes",
+        "latency_ms",
+        "parameters",
+        "val_head_accuracy",
+        "val_a_loss",
+    ]
     directions = ["max", "min", "min", "min", "min", "min", "max", "min"]
     assert [objective.direction for objective in as_objectives(names)] == directions
     assert as_objectives("val_loss") == as_objectives(["val_loss"]) == (Objective("val_loss", "min"),)

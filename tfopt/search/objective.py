@@ -99,7 +99,9 @@ def as_constraints(constraints: Any) -> tuple[Constraint, ...]:
 
 def violation(constraints: Sequence[Constraint], figures: Mapping[str, float]) -> float:
     """The sum of the violations of those constraints whose figure is known."""
-    return sum(constraint.violation(figures[constraint.name]) for constraint in constraints if constraint.name in figures)
+    return sum(
+        constraint.violation(figures[constraint.name]) for constraint in constraints if constraint.name in figures
+    )
 
 
 def losses(objectives: Sequence[Objective], figures: Sequence[Mapping[str, float]]) -> np.ndarray:
