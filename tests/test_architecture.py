@@ -25,7 +25,7 @@ DOORS = {
     "optuna": ["search/"],
     "keras.src": ["core/keras_internals.py"],
     "mlxtend": ["demo.py"],
-    "matplotlib": ["report/", "core/figures.py"],
+    "matplotlib": ["report/", "search/", "core/figures.py"],
     "sklearn": [],
 }
 

@@ -178,7 +178,7 @@ def _swapped(swap: Swap, paths: list[str], model: keras.Model, value: Any) -> ke
 
 
 def _whole_axis(
-    model: keras.Model, name: str, values: tuple, edits: dict[Any, Callable], missed: dict[str, str]
+    model: keras.Model, name: str, values: tuple, edits: Mapping[Any, Any], missed: dict[str, str]
 ) -> list[Axis]:
     possible = []
     for value in values:

@@ -124,7 +124,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
         >>> ranks(np.array([[0, 1], [1, 0], [1, 1], [2, 2], [1, 0]])).tolist()
         [0, 0, 1, 2, 0]
     """
-    no_higher = (values[:, None] <= values[None]).all(-1)
+    no_higher: np.ndarray = np.all(values[:, None] <= values[None], axis=-1)
     dominates = no_higher & ~no_higher.T
     found = np.full(len(values), -1)
     front = 0

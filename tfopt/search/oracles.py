@@ -12,7 +12,8 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.search.objective import Objective
 from tfopt.search.packages import load
 
-keras_tuner = load("keras_tuner")
+keras_tuner: Any = load("keras_tuner")
+Oracle: Any = keras_tuner.Oracle
 METHODS = ("random", "grid", "bayesian", "hyperband", "tpe", "nsga2")
 SEVERAL = ("random", "grid", "tpe", "nsga2")  # that take several objectives
 VIOLATION = "violation"  # the metric that holds by how much a trial breaks its constraints
@@ -78,7 +79,7 @@ def proposed_again(oracle: Any, values: dict[str, Any]) -> Any:
     return trial
 
 
-class ShuffledGridOracle(keras_tuner.Oracle):
+class ShuffledGridOracle(Oracle):
     """Every combination of the space once, in an order that depends on the seed alone.
 
     A range without a step counts as ten values. Choices under a condition that does not hold make no difference. Of
@@ -111,7 +112,7 @@ class ShuffledGridOracle(keras_tuner.Oracle):
         return {"status": "STOPPED", "values": None}
 
 
-class OptunaOracle(keras_tuner.Oracle):
+class OptunaOracle(Oracle):
     """Optuna's TPE or NSGA-II as an Oracle of Keras Tuner, for one objective or several, with constraints.
 
     Args:

@@ -18,10 +18,11 @@ from tfopt.search.axes import ACTIVATION, KERNEL_SIZE, PER, POOLING, Axis, depth
 from tfopt.search.packages import load
 from tfopt.training.recipes import DECAYS, recipe
 
-keras_tuner = load("keras_tuner")
+keras_tuner: Any = load("keras_tuner")
+HyperModel: Any = keras_tuner.HyperModel
 
 
-class SearchSpace(keras_tuner.HyperModel):
+class SearchSpace(HyperModel):
     """The variants of a trained or fresh model. Made by `from_model`; every tuner of Keras Tuner takes it.
 
     Args:
@@ -208,7 +209,7 @@ def _training(lr: Any, batch_size: Any, decay: Any, clipnorm: Any) -> dict[str, 
     return {name: tuple(dict.fromkeys(values)) for name, values in found.items() if values}
 
 
-def _check_numbers(name: str, values: Any, above: float, most: float, kind: type | tuple = (int, float)) -> None:
+def _check_numbers(name: str, values: Any, above: float, most: float, kind: Any = (int, float)) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InvalidArgumentError(f"`{name}` is a list of values.", received=repr(values))
     for value in values:
