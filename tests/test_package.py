@@ -54,7 +54,7 @@ before = dict(os.environ), keras.config.floatx(), keras.config.dtype_policy().na
 already = set(sys.modules)
 import tfopt
 after = dict(os.environ), keras.config.floatx(), keras.config.dtype_policy().name, list(warnings.filters)
-heavy = ["tensorflow_model_optimization", "tf_keras", "keras_tuner", "matplotlib", "mlxtend", "sklearn",
+heavy = ["tensorflow_model_optimization", "tf_keras", "keras_tuner", "optuna", "matplotlib", "mlxtend", "sklearn",
          "ai_edge_litert", "tfopt.pruning.prune", "tfopt.report.compare"]
 print(json.dumps([[name for name in heavy if name in set(sys.modules) - already], before != after]))
 """)
