@@ -6,6 +6,7 @@ import sys
 import time
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -44,6 +45,25 @@ def run(model=None, space=None, **options):
     }
     space = {"width": (0.5, 1, 2, 4), "lr": (1e-3, 1e-1)} if space is None and model is None else space
     return search(model or net(), space, **{**settings, **options})
+
+
+class Toy(keras_tuner.HyperModel):
+    """Its training is a formula: the loss falls with the epochs to what the learning rate allows."""
+
+    def build(self, hp):
+        units = hp.Choice("units", [4, 8, 16, 32])
+        hp.Float("lr", 1e-6, 1e-1, sampling="log")
+        return net(units)
+
+    def fit(self, hp, model, x, y, *, epochs, initial_epoch, callbacks, **options):
+        model.stop_training = False
+        calls = keras.callbacks.CallbackList(callbacks, model=model)
+        calls.on_train_begin()
+        for epoch in range(initial_epoch, epochs):
+            loss = abs(np.log10(hp.get("lr")) + 2) + 1 / hp.get("units") + 1 / (epoch + 1)
+            calls.on_epoch_end(epoch, {"val_loss": loss})
+            if model.stop_training:
+                break
 
 
 def no_training(*args, **options):
@@ -111,9 +131,9 @@ def test_a_constraint_on_a_metric_is_checked_after_training():
     assert [trial.violation for trial in result.trials] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("method", ["nsga2", "tpe", "random"])
+@pytest.mark.parametrize("method", ["nsga2", "tpe", "random", "grid"])
 def test_several_objectives_give_a_front(method):
-    result = run(objectives=("val_loss", "macs"), method=method, budget=5)
+    result = run(Toy(), objectives=("val_loss", "macs"), method=method, budget=15)
     points = [(trial.figures["val_loss"], trial.figures["macs"]) for trial in result.trials]
     beaten = [any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
     assert sorted(trial.number for trial in result.pareto) == [i for i, lost in enumerate(beaten) if not lost]
@@ -122,7 +142,7 @@ def test_several_objectives_give_a_front(method):
 
 
 def test_hyperband_goes_on_with_the_trials_it_keeps():
-    result = run(method="hyperband", epochs=4, budget=7)
+    result = run(method="hyperband", epochs=3, budget=5)
     going_on = [trial for trial in result.trials if "tuner/trial_id" in trial.values]
     assert going_on
     for trial in going_on:
@@ -192,34 +212,28 @@ def test_trials_that_are_never_finite_fail():
         result.best_models()
 
 
-def test_a_second_call_goes_on(tmp_path, monkeypatch):
-    whole = run(budget=4, method="tpe")
-    model = net()
-    space = {"width": (0.5, 1, 2, 4), "lr": (1e-3, 1e-1)}
-    first = run(model, space, budget=2, method="tpe", directory=tmp_path / "a", inherit=False)
-    second = run(model, space, budget=4, method="tpe", directory=tmp_path / "a", inherit=False)
-    assert second.trials[:2] == first.trials
-    assert [trial.values for trial in second.trials] == [trial.values for trial in whole.trials]
+@pytest.mark.parametrize("method", ["tpe", "nsga2", "random", "grid", "hyperband", "bayesian"])
+def test_a_second_call_goes_on(tmp_path, method):
+    options = {"method": method, "objectives": "val_loss", "directory": tmp_path / "a"}
+    first = run(Toy(), budget=4, **options)
+    second = run(Toy(), budget=9, **options)
+    assert second.trials[:4] == first.trials
+    whole = run(Toy(), budget=9, **{**options, "directory": tmp_path / "b"})
+    assert [(trial.values, trial.figures) for trial in second.trials] == [(t.values, t.figures) for t in whole.trials]
+    assert run(Toy(), budget=9, **options).trials == second.trials
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path, monkeypatch):
+    model, space = net(), {"lr": (1e-3, 1e-1)}
+    run(model, space, directory=tmp_path, budget=1)
     monkeypatch.setattr(SearchSpace, "fit", no_training)
-    third = run(model, space, budget=4, method="tpe", directory=tmp_path / "a", inherit=False)
-    assert third.trials == second.trials
-    for options, said in (
-        ({"seed": 1}, "settings"),
-        ({"space": {"lr": (1e-3, 1e-2)}}, "space"),
-        ({"val": (X[:9], Y[:9])}, "data"),
-    ):
+    run(model, space, directory=tmp_path, budget=1)
+    others = {"settings": {"seed": 1}, "space": {"space": {"lr": (1e-3, 1e-2)}}, "data": {"val": (X[:9], Y[:9])}}
+    for said, options in others.items():
         with pytest.raises(InvalidArgumentError, match=f"with another {said}"):
-            run(
-                model,
-                **{
-                    "space": space,
-                    "budget": 4,
-                    "method": "tpe",
-                    "directory": tmp_path / "a",
-                    "inherit": False,
-                    **options,
-                },
-            )
+            run(model, **{"space": space, "directory": tmp_path, **options})
+    with pytest.raises(InvalidArgumentError, match="with another space"):  # which has other weights to inherit
+        run(net(), space, directory=tmp_path)
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
@@ -266,22 +280,24 @@ def test_training_without_hope_is_stopped():
 
 
 def test_only_cheaper_trials_are_rivals():
-    stopped = run(
-        objectives=("val_loss", "macs"),
-        epochs=5,
-        budget=12,
-        method="random",
-        space={"width": (0.5, 1), "lr": (1e-6, 0.1)},
-        model=net(),
-    )
-    for trial in stopped.trials:
-        if trial.state == "stopped":
-            rivals = [
-                other for other in stopped.trials[: trial.number] if other.figures["macs"] <= trial.figures["macs"]
-            ]
-            assert len(rivals) >= 5
-    assert any(trial.state == "stopped" for trial in stopped.trials)
-    assert not any(trial.state == "stopped" for trial in run(epochs=5, budget=8, stop_early=False).trials)
+    plain = run(Toy(), objectives="val_loss", epochs=6, budget=20)
+    assert any(trial.state == "stopped" for trial in plain.trials)
+    for trial in plain.trials:
+        earlier = [other.runs[0].history for other in plain.trials[: trial.number]]
+        expected = 6
+        for epochs in range(6, 1, -1):  # the first epoch after which it is worse than the median
+            rivals = [min(logs["val_loss"] for logs in one[:epochs]) for one in earlier if len(one) >= epochs]
+            own = min(logs["val_loss"] for logs in trial.runs[0].history[:epochs])
+            known = len(trial.runs[0].history) >= epochs
+            expected = epochs if known and len(rivals) >= 5 and own > np.median(rivals) else expected
+        assert len(trial.runs[0].history) == expected
+    several = run(Toy(), objectives=("val_loss", "macs"), epochs=6, budget=20)
+    stopped = [trial for trial in several.trials if trial.state == "stopped"]
+    for trial in stopped:
+        before = several.trials[: trial.number]
+        assert sum(other.figures["macs"] <= trial.figures["macs"] for other in before) >= 5
+    patient = run(Toy(), objectives="val_loss", budget=9, stop_early=False)
+    assert {trial.state for trial in patient.trials} == {"complete"}
 
 
 def test_results_are_shown(tmp_path):

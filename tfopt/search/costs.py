@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ class Costs:
         return figures, *broken
 
     def _of_file(self, model: keras.Model) -> dict[str, float]:
-        key = json.dumps(model.get_config(), sort_keys=True, default=str)
+        key = _architecture(model)
         if key not in self._files:
             own = [variable.numpy() for variable in model.weights]
             try:
@@ -103,6 +104,15 @@ def least_bytes(model: keras.Model) -> int:
         for weight in prunable_weights(layer).values()
     }
     return int(sum(np.prod(weight.shape) for weight in kernels.values()))
+
+
+def _architecture(model: keras.Model) -> str:
+    """The config of a model, with the numbers that Keras gives to names counted from 0."""
+    text = json.dumps(model.get_config(), sort_keys=True, default=str)
+    for number, name in enumerate([model.name, *(layer.name for _, layer in walk_layers(model))]):
+        base = re.sub(r"_\d+$", "", name)
+        text = text.replace(json.dumps(name), json.dumps(f"{base}#{number}"))
+    return text
 
 
 def _broken(constraints: Sequence[Constraint], figures: Mapping[str, float]) -> tuple[Constraint, float] | None:
