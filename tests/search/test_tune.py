@@ -176,6 +176,20 @@ def test_executions_and_folds_are_averaged():
     np.testing.assert_array_equal(np.sort(np.concatenate([held for _, held in seen]), 0), np.sort(X, 0))
 
 
+def test_datasets_and_sample_weights_are_trained_on(capsys):
+    batches = tf.data.Dataset.from_tensor_slices(DATA).batch(16)
+    result = run(train=batches, val=batches, budget=1, constraints="tflite_bytes <= 1e5", verbose=1)
+    assert result.best.figures["tflite_bytes"] < 1e5
+    assert "search" in capsys.readouterr().out
+
+    nothing = np.zeros(32)  # no sample counts: the loss is zero and the weights stay
+    model = net()
+    result = run(model, {"lr": (0.01, 0.1)}, train=(X, Y, nothing), budget=1)
+    assert result.best.figures["loss"] == 0
+    for old, new in zip(model.weights, result.best_models()[0].weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_failed_trials_are_recorded_and_do_not_end_it():
     def builder(hp):
         units = hp.Choice("units", [1, 2, 3, 4, 5])
@@ -280,7 +294,7 @@ def test_training_without_hope_is_stopped():
 
 
 def test_only_cheaper_trials_are_rivals():
-    plain = run(Toy(), objectives="val_loss", epochs=6, budget=20)
+    plain = run(Toy(), objectives="val_loss", epochs=6, budget=14)
     assert any(trial.state == "stopped" for trial in plain.trials)
     for trial in plain.trials:
         earlier = [other.runs[0].history for other in plain.trials[: trial.number]]
@@ -291,7 +305,7 @@ def test_only_cheaper_trials_are_rivals():
             known = len(trial.runs[0].history) >= epochs
             expected = epochs if known and len(rivals) >= 5 and own > np.median(rivals) else expected
         assert len(trial.runs[0].history) == expected
-    several = run(Toy(), objectives=("val_loss", "macs"), epochs=6, budget=20)
+    several = run(Toy(), objectives=("val_loss", "macs"), epochs=6, budget=14)
     stopped = [trial for trial in several.trials if trial.state == "stopped"]
     for trial in stopped:
         before = several.trials[: trial.number]

@@ -109,9 +109,9 @@ def least_bytes(model: keras.Model) -> int:
 def _architecture(model: keras.Model) -> str:
     """The config of a model, with the numbers that Keras gives to names counted from 0."""
     text = json.dumps(model.get_config(), sort_keys=True, default=str)
-    for number, name in enumerate([model.name, *(layer.name for _, layer in walk_layers(model))]):
+    for number, name in enumerate(dict.fromkeys(re.findall(r'"name": "([^"]+)"', text))):
         base = re.sub(r"_\d+$", "", name)
-        text = text.replace(json.dumps(name), json.dumps(f"{base}#{number}"))
+        text = text.replace(f'"{name}"', f'"{base}#{number}"')
     return text
 
 

@@ -130,7 +130,7 @@ def train(
 ) -> Run:
     """Trains a model through the `fit` of its space."""
     arrays = isinstance(train, tuple)
-    options: dict[str, Any] = {"batch_size": batch_size} if arrays else {}
+    options: dict[str, Any] = {"batch_size": batch_size} if arrays else {"shuffle": False}
     if arrays and len(train) == 3:
         options["sample_weight"] = train[2]
     x, y = (train[0], train[1]) if arrays else (train, None)

@@ -262,6 +262,7 @@ class _Search:
         if "tuner/epochs" in hp.values:
             epochs, first = hp.values["tuner/epochs"], hp.values["tuner/initial_epoch"]
         if earlier is not None and self.journal.model_path(int(earlier)).exists():
+            model.optimizer.build(model.trainable_variables)
             model.load_weights(self.journal.model_path(int(earlier)))
         guide = next(iter(self._logged), None)
         keeper = Keeper(self.journal, trial.number, number, guide)
