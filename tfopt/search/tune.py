@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError, first_line
 from tfopt.core.progress import progress
-from tfopt.pruning.folds import k_fold
-from tfopt.pruning.journal import fingerprint, model_fingerprint
+from tfopt.pruning.journal import fingerprint
 from tfopt.search import journal as states
+from tfopt.search.arguments import as_budget, as_hypermodel, check, fingerprints, parts
 from tfopt.search.costs import Costs
 from tfopt.search.journal import Journal, Run, Trial
 from tfopt.search.objective import COSTS, Constraint, Objective, as_constraints, as_objectives, violation
@@ -109,12 +109,12 @@ def search(
     """
     chosen = as_objectives(objectives)
     limits = as_constraints(constraints)
-    hypermodel = _hypermodel(model_or_builder, space, inherit)
-    _check(hypermodel, train, val, chosen, epochs, batch_size, executions, cv, seed)
-    trials, seconds = _budget(budget)
+    hypermodel = as_hypermodel(model_or_builder, space, inherit)
+    check(hypermodel, train, val, chosen, epochs, batch_size, executions, cv, seed)
+    trials, seconds = as_budget(budget)
     constrained = bool(limits)
     oracle = make_oracle(method, chosen, seed=seed, epochs=epochs, constrained=constrained)
-    settings = _settings(hypermodel, train, val)
+    settings = fingerprints(hypermodel, train, val)
     settings["settings"] = fingerprint(
         [method, [str(part) for part in (*chosen, *limits)], epochs, batch_size, executions, cv, stop_early, seed]
     )
@@ -127,7 +127,7 @@ def search(
         objectives=chosen,
         constraints=limits,
         costs=Costs([goal.name for goal in chosen if goal.is_cost], limits, samples),
-        data=[*_parts(train, val, cv, seed)] * executions,
+        data=[*parts(train, val, cv, seed)] * executions,
         epochs=epochs,
         batch_size=batch_size,
         stop_early=stop_early and method != "hyperband",
@@ -344,90 +344,3 @@ class _Search:
 
 def _failed(trial: Trial, error: BaseException) -> Trial:
     return dataclasses.replace(trial, state=states.FAILED, reason=f"{type(error).__name__}: {first_line(error)}")
-
-
-def _hypermodel(model_or_builder: Any, space: Any, inherit: bool) -> Any:
-    keras_tuner = load("keras_tuner")
-    if isinstance(model_or_builder, keras.Model):
-        if isinstance(space, dict):
-            return SearchSpace.from_model(model_or_builder, **{"inherit": inherit, **space})
-        if isinstance(space, SearchSpace):
-            return space
-        raise InvalidArgumentError(
-            "A model needs a `space`: a `SearchSpace`, or a dict of the arguments of `SearchSpace.from_model`.",
-            received=repr(space),
-            fix="Such as space={'kernel_size': (1, 3, 5), 'width': (0.5, 1), 'lr': (1e-4, 1e-2)}.",
-        )
-    if space is not None:
-        raise InvalidArgumentError("A builder makes its own space; `space` goes with a model.", received=repr(space))
-    if isinstance(model_or_builder, keras_tuner.HyperModel):
-        return model_or_builder
-    if callable(model_or_builder):
-        made = keras_tuner.HyperModel(name=getattr(model_or_builder, "__name__", None))
-        made.build = model_or_builder
-        return made
-    raise InvalidArgumentError(
-        "A model, a function `hp -> model` or a `keras_tuner.HyperModel` is searched.",
-        received=type(model_or_builder).__name__,
-    )
-
-
-def _check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv, seed) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("executions", executions)):
-        if type(value) is not int or value < 1:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
-    if type(seed) is not int or seed < 0:
-        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
-    arrays = isinstance(train, tuple) and len(train) in (2, 3)
-    if not arrays and not isinstance(train, (tf.data.Dataset, keras.utils.PyDataset)):
-        raise InvalidArgumentError(
-            "`train` is `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
-        )
-    if cv is not None and (val is not None or not arrays):
-        raise InvalidArgumentError(
-            "`cv` splits arrays, and is scored on its folds instead of `val`.",
-            received="`val`" if arrays else type(train).__name__,
-        )
-    if cv is None and val is None and any(objective.name.startswith("val_") for objective in objectives):
-        raise InvalidArgumentError("An objective 'val_...' needs data to validate on.", fix="Pass `val` or `cv`.")
-    if not arrays and "batch_size" in getattr(hypermodel, "training", {}):
-        raise InvalidArgumentError(
-            "A space with `batch_size` needs arrays to make batches of.", received=type(train).__name__
-        )
-
-
-def _budget(budget: Any) -> tuple[int | None, float | None]:
-    """The number of trials or the seconds; the other is None."""
-    if type(budget) is int and budget >= 1:
-        return budget, None
-    if isinstance(budget, str) and budget.endswith("s"):
-        try:
-            seconds = float(budget[:-1])
-        except ValueError:
-            seconds = math.nan
-        if 0 < seconds < math.inf:
-            return None, seconds
-    raise InvalidArgumentError("`budget` is a number of trials, or seconds such as '600s'.", received=repr(budget))
-
-
-def _parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:
-    """What to train and to validate on, a pair for each training of a trial."""
-    if cv is None:
-        return [(train, val)]
-    samples = len(keras.tree.flatten(train[0])[0])
-    splits = k_fold(train[1], samples, cv, seed, train=True)
-    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in splits]
-
-
-def _rows(data: tuple, numbers: Any) -> tuple:
-    return tuple(keras.tree.map_structure(lambda array: np.asarray(array)[numbers], part) for part in data)
-
-
-def _settings(hypermodel: Any, train: Any, val: Any) -> dict[str, str]:
-    """Fingerprints of the space and the data."""
-    described: Sequence[Any] = [type(hypermodel).__name__, hypermodel.name or ""]
-    if isinstance(hypermodel, SearchSpace):
-        axes = [[axis.name, list(axis.values)] for axis in hypermodel.axes]
-        inherited = model_fingerprint(hypermodel.model) if hypermodel.inherit else ""
-        described = [axes, hypermodel.training, hypermodel.inherit, inherited]
-    return {"space": fingerprint(described), "data": fingerprint([train, val])}
