@@ -22,9 +22,10 @@ DOORS = {
     "tf_keras": ["interop/tfmot.py"],
     "ai_edge_litert": ["deploy/"],
     "keras_tuner": ["search/"],
+    "optuna": ["search/"],
     "keras.src": ["core/keras_internals.py"],
     "mlxtend": ["demo.py"],
-    "matplotlib": ["report/", "core/figures.py"],
+    "matplotlib": ["report/", "search/", "core/figures.py"],
     "scipy": ["fusion/simplex.py"],
     "sklearn": ["fusion/splits.py", "fusion/heads.py"],
 }

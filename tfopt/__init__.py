@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from tfopt.quantization.quantize import quantize as quantize
     from tfopt.report.compare import compare as compare
     from tfopt.report.measure import summary as summary
+    from tfopt.search.space import SearchSpace as SearchSpace
+    from tfopt.search.tune import search as search
     from tfopt.stripping import strip as strip
     from tfopt.training.recipes import recipe as recipe
     from tfopt.training.transfer import fine_tune as fine_tune
@@ -93,6 +95,7 @@ _PUBLIC = {
     "NothingToDoError": "tfopt.core.errors",
     "PolynomialDecay": "tfopt.interop.tfmot",
     "PruningSummaries": "tfopt.pruning.summaries",
+    "SearchSpace": "tfopt.search.space",
     "StopAtTarget": "tfopt.distillation.stopping",
     "TFLiteCascade": "tfopt.deploy.cascade",
     "TFLiteModel": "tfopt.deploy.runner",
@@ -123,6 +126,7 @@ _PUBLIC = {
     "recipe": "tfopt.training.recipes",
     "register_layer": "tfopt.core.catalog",
     "scale_width": "tfopt.editing.width",
+    "search": "tfopt.search.tune",
     "sensitivity": "tfopt.pruning.sensitivity",
     "shrink": "tfopt.pruning.shrink",
     "stack": "tfopt.fusion.stacking",

@@ -151,6 +151,16 @@ def compile_options(model: keras.Model, metrics: bool = False) -> dict:
     return {name: model._compile_config.config[name] for name in names}
 
 
+def compile_metrics(model: keras.Model) -> dict:
+    """The metrics that a compiled model was last compiled with, as arguments for another: metric objects are copied."""
+
+    def fresh(metric):
+        return type(metric).from_config(metric.get_config()) if isinstance(metric, keras.Metric) else metric
+
+    config = model._compile_config.config
+    return {name: keras.tree.map_structure(fresh, config[name]) for name in ("metrics", "weighted_metrics")}
+
+
 def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> keras.Variable | None:
     """The optimizer's exponential moving average of `variable`, or None without `use_ema`."""
     if not getattr(optimizer, "use_ema", False):

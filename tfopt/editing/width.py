@@ -80,6 +80,12 @@ def scale_width(
     return _rebuilt(model, widths, seed)
 
 
+def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
+    """Returns the same architecture with new weights, but for those of `Normalization`; `seed` as in `scale_width`."""
+    check_model(model)
+    return _rebuilt(model, {}, seed)
+
+
 def _check_arguments(factor: object, round_to: object) -> None:
     number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
     if not number or not math.isfinite(factor) or factor <= 0:  # type: ignore[arg-type, operator]

@@ -1,0 +1,106 @@
+"""The arguments of `search`, checked and in the form that it works with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.fingerprints import fingerprint, model_fingerprint
+from tfopt.pruning.folds import k_fold
+from tfopt.search.packages import load
+from tfopt.search.space import SearchSpace
+
+
+def as_hypermodel(model_or_builder: Any, space: Any, inherit: bool) -> Any:
+    """What builds and fits the trials, as a Keras Tuner `HyperModel`."""
+    keras_tuner = load("keras_tuner")
+    if isinstance(model_or_builder, keras.Model):
+        if isinstance(space, dict):
+            return SearchSpace.from_model(model_or_builder, **{"inherit": inherit, **space})
+        if isinstance(space, SearchSpace):
+            return space
+        raise InvalidArgumentError(
+            "A model needs a `space`: a `SearchSpace`, or a dict of the arguments of `SearchSpace.from_model`.",
+            received=repr(space),
+            fix="Such as space={'kernel_size': (1, 3, 5), 'width': (0.5, 1), 'lr': (1e-4, 1e-2)}.",
+        )
+    if space is not None:
+        raise InvalidArgumentError("A builder makes its own space; `space` goes with a model.", received=repr(space))
+    if isinstance(model_or_builder, keras_tuner.HyperModel):
+        return model_or_builder
+    if callable(model_or_builder):
+        made = keras_tuner.HyperModel(name=getattr(model_or_builder, "__name__", None))
+        made.build = model_or_builder
+        return made
+    raise InvalidArgumentError(
+        "A model, a function `hp -> model` or a `keras_tuner.HyperModel` is searched.",
+        received=type(model_or_builder).__name__,
+    )
+
+
+def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv, seed) -> None:
+    """Raises for arguments that are out of range or do not go together."""
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("executions", executions)):
+        if type(value) is not int or value < 1:
+            raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
+    if type(seed) is not int or seed < 0:
+        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
+    arrays = isinstance(train, tuple) and len(train) in (2, 3)
+    if not arrays and not isinstance(train, (tf.data.Dataset, keras.utils.PyDataset)):
+        raise InvalidArgumentError(
+            "`train` is `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
+        )
+    if cv is not None and (val is not None or not arrays):
+        raise InvalidArgumentError(
+            "`cv` splits arrays, and is scored on its folds instead of `val`.",
+            received="`val`" if arrays else type(train).__name__,
+        )
+    if cv is None and val is None and any(objective.name.startswith("val_") for objective in objectives):
+        raise InvalidArgumentError("An objective 'val_...' needs data to validate on.", fix="Pass `val` or `cv`.")
+    if not arrays and "batch_size" in getattr(hypermodel, "training", {}):
+        raise InvalidArgumentError(
+            "A space with `batch_size` needs arrays to make batches of.", received=type(train).__name__
+        )
+
+
+def as_budget(budget: Any) -> tuple[int | None, float | None]:
+    """The number of trials or the seconds; the other is None."""
+    if type(budget) is int and budget >= 1:
+        return budget, None
+    if isinstance(budget, str) and budget.endswith("s"):
+        try:
+            seconds = float(budget[:-1])
+        except ValueError:
+            seconds = math.nan
+        if 0 < seconds < math.inf:
+            return None, seconds
+    raise InvalidArgumentError("`budget` is a number of trials, or seconds such as '600s'.", received=repr(budget))
+
+
+def parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:
+    """What to train and to validate on, a pair for each training of a trial."""
+    if cv is None:
+        return [(train, val)]
+    samples = len(keras.tree.flatten(train[0])[0])
+    splits = k_fold(train[1], samples, cv, seed, train=True)
+    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in splits]
+
+
+def _rows(data: tuple, numbers: Any) -> tuple:
+    return tuple(keras.tree.map_structure(lambda array: np.asarray(array)[numbers], part) for part in data)
+
+
+def fingerprints(hypermodel: Any, train: Any, val: Any) -> dict[str, str]:
+    """Fingerprints of the space and the data."""
+    described: Sequence[Any] = [type(hypermodel).__name__, hypermodel.name or ""]
+    if isinstance(hypermodel, SearchSpace):
+        axes = [[axis.name, list(axis.values)] for axis in hypermodel.axes]
+        inherited = model_fingerprint(hypermodel.model) if hypermodel.inherit else ""
+        described = [axes, hypermodel.training, hypermodel.inherit, inherited]
+    return {"space": fingerprint(described), "data": fingerprint([train, val])}
