@@ -63,29 +63,30 @@ def main() -> int:
 
 
 def student_network() -> keras.Model:
-    """Three convolutions; the first gives the features."""
-    x = inputs = keras.Input((28, 28, 1))
-    for filters, name in ((32, FEATURE), (64, None), (64, None)):
-        x = layers.Conv2D(filters, 3, 2, padding="same", activation="relu", name=name)(x)
+    """Three convolutions; the second ends the stage of 14x14 and gives the features."""
+    inputs = keras.Input((28, 28, 1))
+    x = normalized(normalized(inputs, 32, 2), 32, name=FEATURE)
+    x = normalized(x, 64, 2)
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
 def teacher_network() -> keras.Model:
-    """A convolution and five residual blocks of two each; the second block gives the features."""
+    """A residual block in the stage of 14x14, which gives the features, and bottlenecks as in ResNet-50 after it."""
     inputs = keras.Input((28, 28, 1))
-    x = normalized(inputs, 16)
-    for filters, strides, name in ((16, 1, None), (32, 2, FEATURE), (64, 2, None), (64, 1, None), (64, 1, None)):
-        shortcut = x if strides == 1 else layers.Conv2D(filters, 1, strides, use_bias=False)(x)
-        y = normalized(normalized(x, filters, strides), filters, activate=False)
-        x = layers.ReLU(name=name)(layers.Add()([y, shortcut]))
+    x = normalized(inputs, 32, 2)
+    x = layers.ReLU(name=FEATURE)(layers.Add()([x, normalized(normalized(x, 32), 32, activate=False)]))
+    for strides in (2, 1, 1, 1, 1, 1, 1):
+        shortcut = x if strides == 1 else normalized(x, 256, strides, size=1, activate=False)
+        y = normalized(normalized(x, 64, strides, size=1), 64)
+        x = layers.ReLU()(layers.Add()([normalized(y, 256, size=1, activate=False), shortcut]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def normalized(x, filters: int, strides: int = 1, activate: bool = True):
-    """Convolution 3x3, batch normalization and relu."""
-    x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+def normalized(x, filters: int, strides: int = 1, *, size: int = 3, activate: bool = True, name: str | None = None):
+    """Convolution, batch normalization and relu."""
+    x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization()(x)
-    return layers.ReLU()(x) if activate else x
+    return layers.ReLU(name=name)(x) if activate else x
 
 
 def trained_teacher(x: np.ndarray, y: np.ndarray) -> keras.Model:

@@ -69,6 +69,12 @@ def schedule():
     return interop.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=20, frequency=10)
 
 
+@pytest.fixture(scope="module")
+def pruned():
+    """Trained to the end of `schedule`; not to be changed."""
+    return train(interop.prune(network(), schedule()))
+
+
 class TestImport:
     """In a process of its own, where neither TFMOT nor tf_keras has been imported."""
 
@@ -125,15 +131,14 @@ class TestImport:
 
 
 class TestPrune:
-    def test_with_a_schedule_equals_tfmot(self):
+    def test_with_a_schedule_equals_tfmot(self, pruned):
         expected = tfmot.sparsity.keras.prune_low_magnitude(network(), schedule())
         train(expected, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
-        assert_same_weights(train(interop.prune(network(), schedule())), expected)
+        assert_same_weights(pruned, expected)
 
-    def test_fit_reaches_the_scheduled_sparsity_without_a_callback(self):
-        pruned = interop.strip(train(interop.prune(network(), schedule())))
+    def test_fit_reaches_the_scheduled_sparsity_without_a_callback(self, pruned):
         # TFMOT keeps round(size * 0.2) weights: 72 -> 14, 8000 -> 1600.
-        assert zeros(pruned) == {"conv": 72 - 14, "dense": 8000 - 1600}
+        assert zeros(interop.strip(pruned)) == {"conv": 72 - 14, "dense": 8000 - 1600}
 
     def test_a_callback_of_the_user_is_not_doubled_and_others_run(self):
         class Count(tf_keras.callbacks.Callback):
@@ -178,8 +183,7 @@ class TestPrune:
 
     @pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved_model"])
     @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-    def test_saves_as_plain_tfmot(self, tmp_path, name):
-        pruned = train(interop.prune(network(), schedule()))
+    def test_saves_as_plain_tfmot(self, pruned, tmp_path, name):
         pruned.save(tmp_path / name)
         with tfmot.sparsity.keras.prune_scope():
             loaded = tf_keras.models.load_model(tmp_path / name)
@@ -230,8 +234,7 @@ class TestQuantize:
 
 
 class TestStripAndConvert:
-    def test_strip_equals_tfmot_and_leaves_the_input_alone(self):
-        pruned = train(interop.prune(network(), schedule()))
+    def test_strip_equals_tfmot_and_leaves_the_input_alone(self, pruned):
         weights = pruned.get_weights()
         stripped = interop.strip(pruned)
         stripped.layers[0].set_weights([w + 1 for w in stripped.layers[0].get_weights()])

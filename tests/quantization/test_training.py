@@ -249,11 +249,9 @@ def assert_same_state(model, other):
 @pytest.mark.parametrize(
     ("options", "how"),
     [
-        (OPTIONS[3], {"jit_compile": False}),
         (OPTIONS[3], {"jit_compile": True}),
         (OPTIONS[3], {"accumulate": 2}),
         (OPTIONS[4], {}),
-        (OPTIONS[4], {"jit_compile": True}),
     ],
     ids=str,
 )
