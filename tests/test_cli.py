@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import cli
-from tfopt.cli import main
+from tfopt.cli import compress, main
 from tfopt.quantization.schemes import SCHEMES
 
 
@@ -185,7 +184,7 @@ def test_data_with_pickled_objects_is_refused(folder, capsys):
 
 
 def test_schemes_of_few_bits_take_no_data(folder, capsys):
-    assert tuple(SCHEMES) == cli.SCHEMES
+    assert tuple(SCHEMES) == compress.SCHEMES
     arguments = ["quantize", str(folder / "model.keras"), str(folder / "int4.keras"), "--scheme", "int4_weight_only"]
     assert main(arguments) == 0, capsys.readouterr().err
     hidden = keras.saving.load_model(folder / "int4.keras").get_layer("hidden")
