@@ -142,7 +142,9 @@ def test_wrong_usage_is_2(arguments, capsys):
     assert "usage: tfopt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export"])
+@pytest.mark.parametrize(
+    "name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export", "search"]
+)
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])

@@ -38,8 +38,8 @@ def test_importance_is_the_share_of_the_variance():
     ).importance()
     assert list(shares) == ["kind", "width", *list(shares)[2:]]
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["kind"] == pytest.approx(9 / 14, abs=0.03)  # two values 6 apart: 6² / 4
-    assert shares["width"] == pytest.approx(5 / 14, abs=0.03)  # 0, 2, 4, 6: 5
+    assert shares["kind"] == pytest.approx(9 / 14, abs=0.08)  # two values 6 apart: 6² / 4
+    assert shares["width"] == pytest.approx(5 / 14, abs=0.08)  # 0, 2, 4, 6: 5
     assert shares["kernel_size"] < 0.02
     assert shares["idle"] < 0.02
 
