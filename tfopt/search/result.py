@@ -78,9 +78,9 @@ class SearchResult(Report):
         """
         if type(n) is not int or n < 1:
             raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
-        best = self.best
-        order = [best, *(trial for trial in self.ranking if trial.number != best.number)]
-        return [keras.saving.load_model(self.journal.model_path(trial.number)) for trial in order[:n]]
+        if not self.ranking:
+            raise self._nothing_found()
+        return [keras.saving.load_model(self.journal.model_path(trial.number)) for trial in self._best_first()[:n]]
 
     def to_dataframe(self) -> Any:
         """A pandas `DataFrame`, a row a trial.
@@ -132,7 +132,7 @@ class SearchResult(Report):
         bounded = [constraint.name for constraint in self.constraints]
         shown = dict.fromkeys([*(goal.name for goal in self.objectives), *bounded, *COSTS])
         figures = [name for name in shown if any(name in trial.figures for trial in self.trials)]
-        ranked = self.ranking
+        ranked = self._best_first()
         others = [trial for trial in self.trials if all(trial is not other for other in ranked)]
         on_front = {trial.number for trial in self.pareto}
         rows = tuple(
@@ -233,6 +233,12 @@ class SearchResult(Report):
     @property
     def _trained(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.is_trained]
+
+    def _best_first(self) -> list[Trial]:
+        """`ranking`, with `best` before the others."""
+        ranked = self.ranking
+        best = self.best if ranked else None
+        return sorted(ranked, key=lambda trial: trial is not best)
 
     def _losses(self, trials: Any) -> np.ndarray:
         return losses(self.objectives, [trial.figures for trial in trials])
