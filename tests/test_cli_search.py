@@ -75,7 +75,8 @@ def test_models_are_compiled_by_options(folder, capsys):
     assert search(folder, "plain.keras", "--cv", 2, "--lr", "0.1", "--budget", 1) == 1
     assert "which is not. Pass --loss" in capsys.readouterr().err
     compiled = ["--loss", "sparse_categorical_crossentropy", "--optimizer", "sgd"]
-    assert search(folder, "plain.keras", *compiled, "--cv", 2, "--lr", "0.1", "--budget", 1) == 0
+    goals = ["--objective", "val_accuracy:max", "--objective", "val_loss"]
+    assert search(folder, "plain.keras", *compiled, *goals, "--cv", 2, "--lr", "0.1", "--budget", 1) == 0
     best = keras.saving.load_model(folder / "best.keras")
     assert best.optimizer.name.startswith("sgd")
     assert set(best.get_compile_config()["metrics"]) == {"accuracy"}
@@ -87,6 +88,7 @@ def test_models_are_compiled_by_options(folder, capsys):
     [
         (["--val", "{}/val.npz"], "hold a choice"),
         (["--width", "0.5"], "Pass `val` or `cv`"),
+        (["--val", "{}/val.npz", "--width", "0.5", "--objective", "val_accuracy:up"], "('val_accuracy', 'up')"),
         (["--val", "{}/val.npz", "--width", "0.5", "--budget", "soon"], "'soon'"),
         (["--val", "{}/val.npz", "--width", "0.5", "--constraint", "macs"], "'macs'"),
         (["--val", "{}/val.npz", "--width", "0.5", "--optimizer", "sgd"], "go with `--loss`"),

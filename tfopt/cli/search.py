@@ -71,7 +71,7 @@ def _add_search_options(command: argparse.ArgumentParser) -> None:
         "--objective",
         action="append",
         metavar="NAME",
-        help="val_accuracy, val_loss, macs, ...; may be repeated [val_accuracy]",
+        help="val_accuracy, macs, ...; val_iou:max where the direction is not known; may be repeated [val_accuracy]",
     )
     group.add_argument(
         "--constraint",
@@ -105,13 +105,13 @@ def _search(arguments: argparse.Namespace) -> None:
     check_out(arguments.out)
     if arguments.save:
         check_report_path(arguments.save)
-    objectives = arguments.objective or ["val_accuracy"]
+    objectives = [_objective(text) for text in arguments.objective or ["val_accuracy"]]
     found = search(
-        _compiled(arguments, objectives),
+        _compiled(arguments, [name for name, *_ in objectives]),
         {name: getattr(arguments, name) for name in (*AXES, "per")},
         train=_pair(arguments.train),
         val=_pair(arguments.val) if arguments.val else None,
-        objectives=objectives,
+        objectives=[goal if len(goal) > 1 else goal[0] for goal in objectives],
         constraints=arguments.constraint,
         inherit=not arguments.no_inherit,
         **{name: getattr(arguments, name) for name in ("method", "budget", "epochs", "executions", "cv")},
@@ -160,6 +160,11 @@ def _metrics(objectives: list[str]) -> list[str]:
 
     names = [name.removeprefix("val_") for name in objectives if name not in COSTS]
     return [name for name in dict.fromkeys(names) if name != "loss"]
+
+
+def _objective(text: str) -> tuple[str, ...]:
+    """The name, and the direction if one is given."""
+    return tuple(text.rsplit(":", 1))
 
 
 def _budget(text: str) -> int | str:

@@ -16,6 +16,7 @@ import keras
 from tfopt.core.errors import FileError
 
 _ANY = object()
+_SHORT_NAMES = ("mse", "mae", "mape", "msle")  # of losses, which Keras writes into .h5 files and does not read again
 
 # Keys that Keras 2 wrote into a layer's config and Keras 3 rejects -> the only value that Keras 3 knows; `_ANY` where
 # the key says nothing about what the layer computes.
@@ -122,6 +123,8 @@ def _check_kind(file: Path) -> None:
 
 def _load_h5(file: Path, custom_objects: dict[str, Any] | None, compile: bool) -> keras.Model:
     """Loads the file, or a copy of it whose config Keras 3 accepts."""
+    if compile:
+        custom_objects = {**{name: keras.losses.get(name) for name in _SHORT_NAMES}, **(custom_objects or {})}
     with h5py.File(file, "r") as stored:
         text = stored.attrs.get("model_config")
     if text is None:
