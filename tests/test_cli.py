@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import tfopt
-from tfopt import cli
-from tfopt.cli import main
+from tfopt.cli import compress, main
 from tfopt.quantization.schemes import SCHEMES
 
 
@@ -143,7 +142,9 @@ def test_wrong_usage_is_2(arguments, capsys):
     assert "usage: tfopt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export"])
+@pytest.mark.parametrize(
+    "name", ["demo", "summary", "compare", "prune", "shrink", "cluster", "quantize", "export", "search"]
+)
 def test_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])
@@ -185,7 +186,7 @@ def test_data_with_pickled_objects_is_refused(folder, capsys):
 
 
 def test_schemes_of_few_bits_take_no_data(folder, capsys):
-    assert tuple(SCHEMES) == cli.SCHEMES
+    assert tuple(SCHEMES) == compress.SCHEMES
     arguments = ["quantize", str(folder / "model.keras"), str(folder / "int4.keras"), "--scheme", "int4_weight_only"]
     assert main(arguments) == 0, capsys.readouterr().err
     hidden = keras.saving.load_model(folder / "int4.keras").get_layer("hidden")

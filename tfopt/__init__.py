@@ -170,8 +170,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, value)  # the import put the package `tfopt.search` in place, which can be called
 
 
 def __dir__() -> list[str]:

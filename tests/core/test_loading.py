@@ -178,3 +178,17 @@ def test_garbled_archive(model, tmp_path):
     file.write_bytes(content)
     with pytest.raises(FileError, match=r"damaged|cut off"):
         load_model(file)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_compiled_only_if_asked_for(tmp_path, suffix):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.25), "mse", metrics=["mae"])
+    file = tmp_path / f"model{suffix}"
+    model.save(file)
+    assert not load_model(file).compiled
+    loaded = load_model(file, compile=True)
+    assert loaded.compiled
+    assert float(loaded.optimizer.learning_rate) == 0.25
+    x, y = np.ones((3, 4), "float32"), np.ones((3, 2), "float32")
+    assert loaded.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))

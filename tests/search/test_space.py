@@ -13,8 +13,8 @@ from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.search.space import SearchSpace
 
 
-def compiled(model, optimizer="adam"):
-    model.compile(optimizer, "mse", metrics=["mae"])
+def compiled(model, optimizer="adam", **options):
+    model.compile(optimizer, "mse", metrics=["mae"], **options)
     return model
 
 
@@ -42,38 +42,59 @@ def build(space, **values):
     return space.build(hp)
 
 
+ALL_AXES = {
+    "activation": ("relu", "elu", "prelu"),
+    "kernel_size": (1, 3, 5),
+    "pooling": ("max", "average", "adaptive"),
+    "width": (0.5, 1),
+    "depth": (0, 1),
+    "lr": (1e-3, 1e-1),
+    "batch_size": (1, 2),
+    "decay": (None, "cosine"),
+    "clipnorm": (None, 1.0),
+    "per": "stage",
+}
+
+
+def trained(space, **values):
+    """A variant after a training step in which its weights changed; its outputs are finite."""
+    hp = keras_tuner.HyperParameters()
+    hp.values.update(values, lr=0.05)
+    built = space.build(hp)
+    weights = [weight.numpy() for weight in built.trainable_variables]
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *built.input_shape[1:])).astype("float32")
+    y = np.random.default_rng(1).uniform(0, 1, (2, *built.output_shape[1:]))
+    history = space.fit(hp, built, x, y, epochs=1, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert any((old != new).any() for old, new in zip(weights, built.trainable_variables, strict=True))
+    assert np.isfinite(nets.run(built)).all()
+    return built
+
+
 @pytest.mark.parametrize("name", ["article_cnn", "resnet8", "nested", "conv1d"])
-def test_every_net_gives_a_space_whose_models_all_build(name):
-    model = compiled(nets.build(name))
+def test_every_net_gives_a_space_whose_models_build_and_train(name):
+    model = compiled(nets.build(name), run_eagerly=True)
     before = nets.run(model)
-    space = SearchSpace.from_model(
-        model,
-        activation=("relu", "elu", "prelu"),
-        kernel_size=(1, 3, 5),
-        pooling=("max", "average", "adaptive"),
-        width=(0.5, 1),
-        per="stage",
-    )
-    np.testing.assert_array_equal(nets.run(model), before)
-    names = {axis.name.split("/")[0] for axis in space.axes}
-    assert names == {"activation", "kernel_size", "pooling", "width"}
-    if name != "resnet8":  # whose kernels are of one size and whose activations are all relu
-        return
-    np.testing.assert_allclose(nets.run(build(space)), before, atol=1e-5)
-    choose = random.Random(0)
-    for _ in range(2):
-        built = build(space, **{axis.name: choose.choice(axis.values) for axis in space.axes})
-        assert np.isfinite(nets.run(built)).all()
+    space = SearchSpace.from_model(model, **ALL_AXES)
+    architecture = {axis.name.split("/")[0] for axis in space.axes}
+    assert architecture - {"depth"} == {"activation", "kernel_size", "pooling", "width"}
+    assert ("depth" in architecture) is (name == "resnet8") is ("depth" not in space.missed)
+    if name == "resnet8":  # whose kernels are of one size and whose activations are all relu: the default is the model
+        np.testing.assert_allclose(nets.run(build(space)), before, atol=1e-5)
+    choose = random.Random(1)
+    for decay in ("none", "cosine"):
+        built = trained(space, decay=decay, **{axis.name: choose.choice(axis.values) for axis in space.axes})
         assert built.output_shape == model.output_shape
     np.testing.assert_array_equal(nets.run(model), before)
 
 
-def test_a_mobilenet_gives_a_space():
-    model = compiled(nets.build("mobilenet"))
-    space = SearchSpace.from_model(model, kernel_size=(3, 5), depth=(0.5, 1))
-    kernel, depth = space.axes[1], space.axes[0]
-    assert (kernel.default, depth.default) == (3, 1.0)
-    built = build(space, kernel_size=5, depth=0.5)
+def test_a_mobilenet_gives_a_space_too():
+    model = compiled(nets.build("mobilenet"), run_eagerly=True)
+    choices = {"activation": ("relu6", "elu"), "kernel_size": (3, 5), "pooling": ("average", "max"), "depth": (0.5, 1)}
+    space = SearchSpace.from_model(model, **{**ALL_AXES, **choices, "per": "model"})
+    defaults = {axis.name: axis.default for axis in space.axes}
+    assert defaults == {"activation": "relu6", "kernel_size": 3, "pooling": "average", "width": 1.0, "depth": 1.0}
+    built = trained(space, activation="elu", kernel_size=5, pooling="max", width=0.5, depth=0.5, decay="cosine")
     sizes = {
         layer.name: layer.kernel_size[0]
         for layer in built.layers

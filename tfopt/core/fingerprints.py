@@ -32,11 +32,17 @@ def computation_fingerprint(model: keras.Model) -> str:
         >>> computation_fingerprint(models[0]) == computation_fingerprint(models[1])
         True
     """
+    weights = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    return fingerprint([architecture_fingerprint(model), weights])
+
+
+def architecture_fingerprint(model: keras.Model) -> str:
+    """A hash of a model's layers and their order, whatever they are named and weigh."""
     try:
         config = _computation(keras.saving.serialize_keras_object(model), {})
     except NotImplementedError:  # a layer without `get_config`
         config = [type(layer).__name__ for _, layer in walk_layers(model)]
-    return fingerprint([config, [keras.ops.convert_to_numpy(weight) for weight in model.weights]])
+    return fingerprint(config)
 
 
 def fingerprint(value: Any) -> str:
@@ -63,6 +69,8 @@ def _feed(digest, value: Any) -> None:
         digest.update(np.ascontiguousarray(value).tobytes())
     elif value is None or isinstance(value, (str, int, float, np.number)):
         digest.update(f"{value!r};".encode())
+    elif hasattr(value, "__array__"):
+        _feed(digest, np.asarray(value))
     elif hasattr(value, "get_config"):
         config = {name: part for name, part in value.get_config().items() if name != "name"}  # "adam", then "adam_1"
         _feed(digest, [type(value).__qualname__, config])

@@ -16,6 +16,7 @@ import keras
 from tfopt.core.errors import FileError
 
 _ANY = object()
+_SHORT_NAMES = ("mse", "mae", "mape", "msle")  # of losses, which Keras writes into .h5 files and does not read again
 
 # Keys that Keras 2 wrote into a layer's config and Keras 3 rejects -> the only value that Keras 3 knows; `_ANY` where
 # the key says nothing about what the layer computes.
@@ -49,17 +50,20 @@ _KERAS_2_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-def load_model(path: str | os.PathLike, custom_objects: dict[str, Any] | None = None) -> keras.Model:
-    """Loads a `.keras` or `.h5` file, uncompiled; `.h5` files written by Keras 2 too. The file is never changed.
+def load_model(
+    path: str | os.PathLike, custom_objects: dict[str, Any] | None = None, *, compile: bool = False
+) -> keras.Model:
+    """Loads a `.keras` or `.h5` file; `.h5` files written by Keras 2 too. The file is never changed.
 
     Safe mode stays on: a file that brings Python code of its own (a `Lambda` layer) is refused.
 
     Args:
         path: a file that ends in `.keras`, `.h5` or `.hdf5`.
         custom_objects: names to classes or functions of your own that the file mentions.
+        compile: with the optimizer, loss and metrics that the file holds, if any.
 
     Returns:
-        The model, without optimizer, loss and metrics.
+        The model, without optimizer, loss and metrics unless asked for.
 
     Raises:
         FileError: the file is missing, damaged, of another kind, or needs something that is not there.
@@ -75,8 +79,8 @@ def load_model(path: str | os.PathLike, custom_objects: dict[str, Any] | None = 
     _check_kind(file)
     try:
         if file.suffix == ".keras":
-            return keras.saving.load_model(file, custom_objects=custom_objects, compile=False)
-        return _load_h5(file, custom_objects)
+            return keras.saving.load_model(file, custom_objects=custom_objects, compile=compile)
+        return _load_h5(file, custom_objects, compile)
     except FileError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError, zipfile.BadZipFile) as error:
@@ -117,8 +121,10 @@ def _check_kind(file: Path) -> None:
         )
 
 
-def _load_h5(file: Path, custom_objects: dict[str, Any] | None) -> keras.Model:
+def _load_h5(file: Path, custom_objects: dict[str, Any] | None, compile: bool) -> keras.Model:
     """Loads the file, or a copy of it whose config Keras 3 accepts."""
+    if compile:
+        custom_objects = {**{name: keras.losses.get(name) for name in _SHORT_NAMES}, **(custom_objects or {})}
     with h5py.File(file, "r") as stored:
         text = stored.attrs.get("model_config")
     if text is None:
@@ -129,12 +135,12 @@ def _load_h5(file: Path, custom_objects: dict[str, Any] | None) -> keras.Model:
         )
     config = json.loads(text)
     if not _drop_keras_2_keys(config, file):
-        return keras.saving.load_model(file, custom_objects=custom_objects, compile=False)
+        return keras.saving.load_model(file, custom_objects=custom_objects, compile=compile)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copyfile(file, Path(folder) / "model.h5"))
         with h5py.File(copy, "r+") as stored:
             stored.attrs["model_config"] = json.dumps(config)
-        return keras.saving.load_model(copy, custom_objects=custom_objects, compile=False)
+        return keras.saving.load_model(copy, custom_objects=custom_objects, compile=compile)
 
 
 def _drop_keras_2_keys(config: Any, file: Path) -> int:

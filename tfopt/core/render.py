@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfopt.core.figures import Figure
 
 UNKNOWN = "-"
+FORMATS = (".html", ".md", ".json", ".txt")
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,16 @@ class Report:
             ".json": self.to_json,
             ".txt": lambda: f"{self}\n",
         }
-        target = check_writable(path)
-        if target.suffix.lower() not in writers:
-            raise FileError(f"A report is saved as {', '.join(writers)}.", received=f"'{target}'")
+        target = check_report_path(path)
         return write_whole(target, writers[target.suffix.lower()]())
+
+
+def check_report_path(path: str | os.PathLike) -> Path:
+    """The path, if a report can be saved there; raises before any work is done."""
+    target = check_writable(path)
+    if target.suffix.lower() not in FORMATS:
+        raise FileError(f"A report is saved as {', '.join(FORMATS)}.", received=f"'{target}'")
+    return target
 
 
 def as_text(table: Table) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.fingerprints import fingerprint, model_fingerprint
+from tfopt.core.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
+from tfopt.core.keras_internals import compile_options
 from tfopt.pruning.folds import k_fold
+from tfopt.search.code import code_fingerprint
 from tfopt.search.packages import load
 from tfopt.search.space import SearchSpace
 
@@ -98,9 +99,27 @@ def _rows(data: tuple, numbers: Any) -> tuple:
 
 def fingerprints(hypermodel: Any, train: Any, val: Any) -> dict[str, str]:
     """Fingerprints of the space and the data."""
-    described: Sequence[Any] = [type(hypermodel).__name__, hypermodel.name or ""]
     if isinstance(hypermodel, SearchSpace):
         axes = [[axis.name, list(axis.values)] for axis in hypermodel.axes]
         inherited = model_fingerprint(hypermodel.model) if hypermodel.inherit else ""
-        described = [axes, hypermodel.training, hypermodel.inherit, inherited]
-    return {"space": fingerprint(described), "data": fingerprint([train, val])}
+        architecture = architecture_fingerprint(hypermodel.model)
+        options = compile_options(hypermodel.model)
+        written = code_fingerprint(
+            [type(hypermodel), *(options[name] for name in ("optimizer", "loss", "loss_weights"))]
+        )
+        described = [axes, hypermodel.training, hypermodel.inherit, inherited, architecture, written]
+    else:
+        described = [type(hypermodel).__name__, hypermodel.name or "", code_fingerprint(hypermodel)]
+    return {"space": fingerprint(described), "data": fingerprint([_content(train), _content(val)])}
+
+
+def _content(data: Any) -> Any:
+    """Of a dataset its length, the shapes in it, and its first batch unless that is another at each reading."""
+    if isinstance(data, tf.data.Dataset):
+        about, batches = [str(data.element_spec), int(data.cardinality())], lambda: next(iter(data), ())
+    elif isinstance(data, keras.utils.PyDataset):
+        about, batches = [type(data).__name__, data.num_batches], lambda: data[0]
+    else:
+        return data
+    first, again = (fingerprint(batches()) for _ in range(2))
+    return [*about, first if first == again else ""]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
-from tfopt.core.figures import COLOURS, INK, label_axes, new_figure
+from tfopt.core.figures import COLOURS, INK, label_axes, new_figure, plain
 from tfopt.core.render import UNKNOWN, Report, Table
+from tfopt.search.hparams import write_hparams
+from tfopt.search.importance import importances, reason_for_none
 from tfopt.search.journal import Journal, Trial
 from tfopt.search.objective import COSTS, Constraint, Objective, best_first, losses, ranks
 from tfopt.search.packages import load
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 HISTORY = "Each trial in the order of the search; the line is the best so far of those that keep to the constraints."
 FRONT = "Trials by two objectives; those on the front are beaten by none in both."
+IMPORTANCE = "Which share of the differences in {} each hyperparameter explains, interactions included (fANOVA)."
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,9 +78,9 @@ class SearchResult(Report):
         """
         if type(n) is not int or n < 1:
             raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
-        best = self.best
-        order = [best, *(trial for trial in self.ranking if trial.number != best.number)]
-        return [keras.saving.load_model(self.journal.model_path(trial.number)) for trial in order[:n]]
+        if not self.ranking:
+            raise self._nothing_found()
+        return [keras.saving.load_model(self.journal.model_path(trial.number)) for trial in self._best_first()[:n]]
 
     def to_dataframe(self) -> Any:
         """A pandas `DataFrame`, a row a trial.
@@ -90,6 +95,34 @@ class SearchResult(Report):
         ]
         return load("pandas").DataFrame(rows)
 
+    def importance(self) -> dict[str, float]:
+        """Which share of the differences in the first objective each hyperparameter explains, largest first.
+
+        Over the trained trials, of the hyperparameters that all of them have; the shares sum to 1. The more trials,
+        the better the shares: of ten or so they are a hint.
+
+        Raises:
+            InvalidArgumentError: too few trials, or nothing differs among them.
+
+        Source: functional ANOVA, Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html, by Optuna.
+        """
+        return importances(self.objectives[0], self._trained)
+
+    def to_tensorboard(self, directory: str | os.PathLike) -> Path:
+        """Writes the search for the HParams tab of TensorBoard, whole or not at all: a run a trial.
+
+        Of each trial the hyperparameters, its figures, and of its first training the logs of each epoch as scalars.
+        Show it with `tensorboard --logdir DIRECTORY`.
+
+        Args:
+            directory: a folder that is not there yet, or is empty.
+
+        Raises:
+            FileError: `directory` holds files or cannot be written.
+            InvalidArgumentError: the package tensorboard is not installed.
+        """
+        return write_hparams(directory, self.objectives, self.trials)
+
     @property
     def title(self) -> str:
         return f"Search of {self.model} by {self.method}"
@@ -99,7 +132,7 @@ class SearchResult(Report):
         bounded = [constraint.name for constraint in self.constraints]
         shown = dict.fromkeys([*(goal.name for goal in self.objectives), *bounded, *COSTS])
         figures = [name for name in shown if any(name in trial.figures for trial in self.trials)]
-        ranked = self.ranking
+        ranked = self._best_first()
         others = [trial for trial in self.trials if all(trial is not other for other in ranked)]
         on_front = {trial.number for trial in self.pareto}
         rows = tuple(
@@ -116,15 +149,19 @@ class SearchResult(Report):
         return [Table(self.title, columns, rows, notes=self._notes(), names=2)]
 
     def figures(self) -> dict[str, Figure]:
-        plots = {HISTORY: self.plot_history()} if any(trial.is_trained for trial in self.trials) else {}
-        return {**plots, FRONT: self.plot_front()} if plots and len(self.objectives) > 1 else plots
+        plots = {HISTORY: self.plot_history()} if self._trained else {}
+        if plots and len(self.objectives) > 1:
+            plots[FRONT] = self.plot_front()
+        if reason_for_none(self.objectives[0], self._trained) is None:
+            plots[IMPORTANCE.format(self.objectives[0].name)] = self.plot_importance()
+        return plots
 
     def plot_history(self) -> Figure:
         """The first objective of each trial, and the best so far."""
         from matplotlib.ticker import MaxNLocator
 
         goal = self.objectives[0]
-        trained = [trial for trial in self.trials if trial.is_trained]
+        trained = self._trained
         figure = new_figure(9, 4.2)
         axes = figure.subplots()
         for keeps, colour, label in ((True, COLOURS[0], "keeps to the constraints"), (False, COLOURS[1], "breaks one")):
@@ -165,6 +202,21 @@ class SearchResult(Report):
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
         return figure
 
+    def plot_importance(self) -> Figure:
+        """Bars: how much each hyperparameter matters for the first objective, as `importance` has it.
+
+        Raises:
+            InvalidArgumentError: as for `importance`.
+        """
+        shares = dict(reversed(self.importance().items()))
+        figure = new_figure(8, 1.2 + 0.32 * len(shares))
+        axes = figure.subplots()
+        axes.barh([plain(name) for name in shares], [100 * share for share in shares.values()], color=COLOURS[0])
+        label_axes(axes, f"importance for {self.objectives[0].name} in %")
+        axes.grid(axis="x", alpha=0.25)
+        axes.set_axisbelow(True)
+        return figure
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
@@ -177,6 +229,16 @@ class SearchResult(Report):
 
     def _repr_html_(self) -> str:
         return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
+
+    @property
+    def _trained(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.is_trained]
+
+    def _best_first(self) -> list[Trial]:
+        """`ranking`, with `best` before the others."""
+        ranked = self.ranking
+        best = self.best if ranked else None
+        return sorted(ranked, key=lambda trial: trial is not best)
 
     def _losses(self, trials: Any) -> np.ndarray:
         return losses(self.objectives, [trial.figures for trial in trials])
