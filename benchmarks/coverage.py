@@ -39,9 +39,9 @@ Keras 3, and 9 of the 18 that were tried in tf_keras.
 TOLERANCE = 1e-4
 QUANTIZATION = """All 40 architectures of `keras.applications`, at the smallest input they take, in integers.
 
-Each model, with random weights at which its outputs differ (`random_weights.py`), is quantized, trained for one step,
-calibrated on 64 random images and exported as int8. The file must give the class of the quantized model for at least
-95 % of the 64 images, out of 1000 classes; "classes" counts those that the float model gives. SQNR is the signal of a
+Each model, with random weights at which its outputs differ (`random_weights.py`), is quantized, trained for one step
+(run eagerly, which is faster for a single one), calibrated on 64 random images and exported as int8. The file must give
+the class of the quantized model for at least 95 % of the 64 images, out of 1000 classes; "classes" counts those that the float model gives. SQNR is the signal of a
 tensor over its quantization error, in dB: of the worst layer and of the logits of the quantized model, against the
 float model of the same weights; and of the logits of the file against those of the quantized model. (The last is that
 low because a value that one of them rounds up and the other down moves all that follow; no trained weights damp it.)
@@ -57,7 +57,11 @@ CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def main() -> int:
-    options = arguments(__doc__, only=("pruning", "quantization"))
+    options = arguments(
+        __doc__,
+        only=("pruning", "quantization"),
+        work="folder of finished rows: a run that was stopped goes on from there (default: that of temporary files)",
+    )
     parts = {"pruning": report_pruning, "quantization": report_quantization}
     return max(report(options) for name, report in parts.items() if options.only in (None, name))
 
@@ -131,18 +135,17 @@ def report_quantization(options) -> int:
 
 
 def rows_of(part: str, check, options) -> list[dict]:
-    """One row a model; a killed run goes on where it was."""
-    done = Path(tempfile.gettempdir()) / f"tfopt-coverage-{part}.jsonl"
+    """One row a model; a run that was stopped goes on where it was."""
+    done = (options.work or Path(tempfile.gettempdir())) / f"tfopt-coverage-{part}.jsonl"
     known = {row["model"]: row for row in map(json.loads, done.read_text().splitlines())} if done.exists() else {}
-    rows = []
-    for name in MODELS[11:14] if options.quick else MODELS:
+    names = MODELS[11:14] if options.quick else MODELS
+    for name in names:
         if name not in known or "error" in known[name]:
             known[name] = checked(name, check)
             with done.open("a") as file:
                 file.write(json.dumps(known[name]) + "\n")
-        rows.append(known[name])
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows
+        print(known[name], file=sys.stderr, flush=True)
+    return [known[name] for name in names]
 
 
 def checked(name: str, check) -> dict:
@@ -192,7 +195,7 @@ def with_statistics(model: keras.Model) -> keras.Model:
 def quantized_and_run(model: keras.Model, size: int) -> dict:
     images = random_images(IMAGES, size, high=input_high(model))
     spread_out(model, images)
-    classes = len(set(model.predict(images, verbose=0).argmax(axis=1).tolist()))
+    classes = len(set(np.argmax(model(images, training=False), axis=1).tolist()))
     assert classes > IMAGES / 2, f"the model gives only {classes} classes: agreement would mean nothing"
     begin = time.perf_counter()
     quantized = tfopt.quantize(model)
@@ -200,7 +203,9 @@ def quantized_and_run(model: keras.Model, size: int) -> dict:
     row = {"layers": len(model.layers), "quantize_seconds": round(seconds, 2), "classes": classes}
     del model
     quantized.compile(
-        keras.optimizers.SGD(1e-3, clipnorm=1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras.optimizers.SGD(1e-3, clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
     )
     loss = quantized.fit(images[:2], np.arange(2), verbose=0).history["loss"][0]
     assert np.isfinite(loss), f"the loss is {loss}"
@@ -210,7 +215,7 @@ def quantized_and_run(model: keras.Model, size: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         export = tfopt.export_tflite(calibrated, Path(folder) / "model.tflite", data=images, tolerance=EXPORT_TOLERANCE)
         file = tfopt.TFLiteModel(export.path)
-    wanted, got = calibrated.predict(images, verbose=0), file.predict(images)
+    wanted, got = np.asarray(calibrated(images, training=False)), file.predict(images)
     row.update(agreement=float((got.argmax(axis=1) == wanted.argmax(axis=1)).mean()), file_sqnr_db=sqnr_db(wanted, got))
     float_ops = Counter(
         op.name for op in file.op_types() if op.output_dtype == "float32" and op.name not in CONVERSIONS

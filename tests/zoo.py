@@ -67,7 +67,7 @@ def mixed():
 
 
 def sequence():
-    inputs = keras.Input((7,), dtype="int32", name="tokens")
+    inputs = keras.Input((5,), dtype="int32", name="tokens")
     x = kl.Embedding(20, 6, name="embedding")(inputs)
     x = kl.Bidirectional(kl.LSTM(4, return_sequences=True), name="lstm")(x)
     x = kl.MultiHeadAttention(2, 4, name="attention")(x, x)
