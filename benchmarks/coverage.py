@@ -41,8 +41,8 @@ QUANTIZATION = """All 40 architectures of `keras.applications`, at the smallest 
 
 Each model, with random weights at which its outputs differ (`random_weights.py`), is quantized, trained for one step
 (run eagerly, which is faster for a single one), calibrated on 64 random images and exported as int8. The file must give
-the class of the quantized model for at least 95 % of the 64 images, out of 1000 classes; "classes" counts those that the
-float model gives. SQNR is the signal of a tensor over its quantization error, in dB: of the worst layer and of the
+the class of the quantized model for at least 95 % of the 64 images, out of 1000 classes; "classes" counts those that
+the float model gives. SQNR is the signal of a tensor over its quantization error, in dB: of the worst layer and of the
 logits of the quantized model, against the float model of the same weights; and of the logits of the file against those
 of the quantized model. (The last is that low because a value that one of them rounds up and the other down moves all
 that follow; no trained weights damp it.)
