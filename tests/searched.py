@@ -28,11 +28,13 @@ class Watched(keras_tuner.HyperModel):
     Args:
         once: units that kill the process after the second epoch, but only the first time.
         always: units that kill it whenever they are trained.
+        together: no process begins a second epoch before so many have ended one.
     """
 
-    def __init__(self, folder, seconds=0.0, once=(), always=()):
+    def __init__(self, folder, seconds=0.0, once=(), always=(), together=1):
         super().__init__(name="watched")
         self.folder, self.seconds, self.once, self.always = Path(folder), seconds, once, always
+        self.together = together
 
     def build(self, hp):
         return net(hp.Choice("units", [1, 2, 3, 4, 5, 6]))
@@ -47,6 +49,7 @@ class Watched(keras_tuner.HyperModel):
         if units in self.always or (units in self.once and epoch == 1 and not killed.exists()):
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        wait_for(lambda: len({process for _, process, _ in notes(self.folder)}) >= self.together)
         time.sleep(self.seconds)
 
 

@@ -30,9 +30,9 @@ import sys
 from searched import DATA, EPOCHS, Watched
 from tfopt.search.tune import search
 
-folder, seconds = sys.argv[1:]
+folder = sys.argv[1]
 found = search(
-    Watched(folder, float(seconds)), train=DATA, val=DATA, method="grid", objectives="val_loss", budget=6,
+    Watched(folder, 0.3, together=2), train=DATA, val=DATA, method="grid", objectives="val_loss", budget=6,
     epochs=EPOCHS, stop_early=False, directory=f"{folder}/search", workers=2, verbose=0,
 )
 """
@@ -76,7 +76,7 @@ def test_deaths_of_workers_lose_nothing(tmp_path, monkeypatch):
 
 def test_no_worker_outlives_the_search_and_the_next_call_goes_on(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), "0.3"], env=environment)
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment)
     wait_for(lambda: len({process for _, process, _ in notes(tmp_path)}) == 2)
     wait_for(lambda: len(list((tmp_path / "search").glob("*.npz"))) == 2)
     parent.kill()

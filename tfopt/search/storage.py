@@ -20,8 +20,8 @@ from tfopt.search.studies import NUMBER, RECORD, begin_again, clear_errors, fail
 from tfopt.search.trainer import Trainer
 
 _POLL = 1.0  # seconds between two looks at the trials of others
-_COLLISIONS = 10  # proposals in a row that were there before, until random ones are taken instead
-_LAST_COLLISIONS = 50  # until the space counts as exhausted
+_COLLISIONS = 5  # proposals in a row that were there before, until a random one is taken instead
+_DRAWS = 200  # for that, until the space counts as exhausted
 _WORKER, _UNTIL = "tfopt worker", "tfopt until"  # attributes of a trial: who has it since when, and when it was over
 
 
@@ -67,8 +67,7 @@ class _SharedSearch:
     def __init__(self, trainer: Trainer, study: Any, most: int | None, seconds: float | None):
         self._trainer, self._study, self._most, self._seconds = trainer, study, most, seconds
         self._hp = choices(trainer.space, trainer.seed)
-        self._sampler, self._chance = study.sampler, make_sampler("random", None)
-        self._collisions = 0
+        self._collisions, self._is_exhausted = 0, False
         self._is_lost = False
         self._without_worker: dict[int, float] = {}  # number -> when it was first seen
 
@@ -102,7 +101,7 @@ class _SharedSearch:
         return self._study.get_trials(deepcopy=False)
 
     def _is_over(self, asked: list[Any]) -> bool:
-        if self._collisions >= _LAST_COLLISIONS or is_hopeless(self.trials()):
+        if self._is_exhausted or is_hopeless(self.trials()):
             return True
         return sum(map(_counts, asked)) >= self._most if self._most is not None else self._is_out_of_time()
 
@@ -162,13 +161,28 @@ class _SharedSearch:
         others = [trial for trial in self._asked() if trial.number < asked.number or NUMBER in trial.user_attrs]
         if self._most is not None and sum(map(_counts, others)) >= self._most:
             raise _Withdrawn
-        known = [trial for trial in others if trial.state.name in ("RUNNING", "WAITING") or RECORD in trial.user_attrs]
-        if any(trial.params == asked.params for trial in known):
+        known = [
+            trial.params
+            for trial in others
+            if trial.state.name in ("RUNNING", "WAITING") or record_of(trial) is not None
+        ]
+        if asked.params in known:
             self._collisions += 1
             if self._collisions >= _COLLISIONS:
-                self._study.sampler = self._chance
+                self._queue_untried(known)
             raise _Withdrawn
-        self._collisions, self._study.sampler = 0, self._sampler
+        self._collisions = 0
+
+    def _queue_untried(self, known: list[dict[str, Any]]) -> None:
+        """Queues values that were not there before; without any left the search ends."""
+        chance = load("optuna").create_study(sampler=make_sampler("random", None))
+        for _ in range(_DRAWS):
+            drawn = chance.ask()
+            suggested(drawn, self._hp.space)
+            if drawn.params not in known:
+                self._study.enqueue_trial(drawn.params)
+                return
+        self._is_exhausted = True
 
     def _taken_up(self, asked: Any, values: dict[str, Any]) -> Trial:
         """The trial as this or another worker left it in the folder, or as it begins."""
