@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -251,7 +252,7 @@ def test_a_missing_driver_is_named(tmp_path, monkeypatch):
 
 
 def test_passwords_are_not_shown(tmp_path):
-    with contextlib.closing(__import__("socket").socket()) as unused:
+    with contextlib.closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         for query in ("", "?password=secret"):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from tfopt.search.space import SearchSpace
 from tfopt.search.trainer import Trainer
 from tfopt.search.tune import search
 from tfopt.search.worker import _handed_over, hand_over
+from tfopt.search.workers import _environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -36,6 +38,23 @@ found = search(
     epochs=EPOCHS, stop_early=False, directory=f"{folder}/search", workers=2, verbose=0,
 )
 """
+CHIEF = """
+import sys
+import keras_tuner
+from searched import DATA, net
+from tfopt.search.space import SearchSpace
+
+space = SearchSpace.from_model(net(4), width=(0.5, 1, 2), lr=(1e-3, 1e-1))
+tuner = keras_tuner.RandomSearch(space, objective="val_loss", max_trials=3, directory=sys.argv[1], project_name="own")
+tuner.search(*DATA, validation_data=DATA, epochs=1, verbose=0)
+"""
+
+
+def start(script, *arguments, **environment):
+    """Starts a script in a process of its own."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths, **environment})
 
 
 def run(space, **options):
@@ -75,8 +94,7 @@ def test_deaths_of_workers_lose_nothing(tmp_path, monkeypatch):
 
 
 def test_no_worker_outlives_the_search_and_the_next_call_goes_on(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment)
+    parent = start(SCRIPT, tmp_path)
     wait_for(lambda: len({process for _, process, _ in notes(tmp_path)}) == 2)
     wait_for(lambda: len(list((tmp_path / "search").glob("*.npz"))) == 2)
     parent.kill()
@@ -204,3 +222,25 @@ def test_errors_of_workers_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [part for part in sys.path if Path(part) != ROOT / "tests"])
     with pytest.raises(TfoptError, match="able to load what is searched.*searched"):
         run(Watched(tmp_path), budget=1, workers=2)
+
+
+def test_workers_share_the_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for size, threads in ((2, "4"), (3, "2"), (20, "1")):
+        found = _environment(size)
+        assert found["OMP_NUM_THREADS"] == found["TF_NUM_INTRAOP_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _environment(2)["OMP_NUM_THREADS"] == "5"
+
+
+def test_keras_tuners_own_chief_takes_a_space(tmp_path):
+    with contextlib.closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port)}
+    processes = [start(CHIEF, tmp_path, KERASTUNER_TUNER_ID=name, **address) for name in ("chief", "worker0")]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    trials = [json.loads(path.read_text()) for path in (tmp_path / "own").glob("trial_*/trial.json")]
+    assert [trial["status"] for trial in trials] == ["COMPLETED"] * 3
