@@ -1,12 +1,14 @@
 """Costs before training are those of the model after it."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.search.costs import Costs, file_figures, least_bytes
+from tfopt.search.costs import Costs, _measures_alone, file_figures, least_bytes
 from tfopt.search.objective import as_constraints
 
 X = np.random.default_rng(0).normal(size=(24, 8, 8, 1)).astype("float32")
@@ -71,3 +73,19 @@ def test_unknown_macs_are_an_error_only_where_they_count():
     assert Costs((), (), None)(model)[0] == {"parameters": 8}
     with pytest.raises(InvalidArgumentError, match="MACs of each layer"):
         Costs(["macs"], (), None)(model)
+
+
+def test_one_process_measures_files_at_a_time():
+    order = []
+
+    def other():
+        with _measures_alone():
+            order.append("other")
+
+    thread = threading.Thread(target=other)
+    with _measures_alone():
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]

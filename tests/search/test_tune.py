@@ -117,7 +117,7 @@ def test_a_constraint_is_checked_before_training(monkeypatch):
 
 
 def test_a_search_among_hopeless_trials_ends(monkeypatch):
-    monkeypatch.setattr("tfopt.search.tune._REFUSED", 4)
+    monkeypatch.setattr("tfopt.search.loop._REFUSED", 4)
     for method in ("tpe", "random"):
         result = run(constraints="macs <= 10", method=method)
         assert [trial.state for trial in result.trials] == ["infeasible"] * 4

@@ -14,6 +14,7 @@ from tfopt.core.fingerprints import architecture_fingerprint, fingerprint, model
 from tfopt.core.keras_internals import compile_options
 from tfopt.pruning.folds import k_fold
 from tfopt.search.code import code_fingerprint
+from tfopt.search.oracles import IN_STORAGE
 from tfopt.search.packages import load
 from tfopt.search.space import SearchSpace
 
@@ -62,11 +63,37 @@ def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv
             "`cv` splits arrays, and is scored on its folds instead of `val`.",
             received="`val`" if arrays else type(train).__name__,
         )
+    if cv is not None:
+        _splits(train, cv, seed)
     if cv is None and val is None and any(objective.name.startswith("val_") for objective in objectives):
         raise InvalidArgumentError("An objective 'val_...' needs data to validate on.", fix="Pass `val` or `cv`.")
     if not arrays and "batch_size" in getattr(hypermodel, "training", {}):
         raise InvalidArgumentError(
             "A space with `batch_size` needs arrays to make batches of.", received=type(train).__name__
+        )
+
+
+def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
+    """Raises for a number of workers or a storage that the search cannot run on."""
+    if type(workers) is not int or workers < 1:
+        raise InvalidArgumentError("`workers` is a whole number of at least 1.", received=repr(workers))
+    if storage is None:
+        if name is not None:
+            raise InvalidArgumentError("`name` is that of a search in a `storage`.", received=repr(name))
+        return
+    if not isinstance(storage, str) or not isinstance(name, str) or not name:
+        raise InvalidArgumentError(
+            "A search in a `storage` has the address of a database and a `name`.",
+            received=f"{type(storage).__name__} and {name!r}",
+            fix="Such as storage='postgresql://user@host/searches', name='first'.",
+        )
+    if method not in IN_STORAGE:
+        raise InvalidArgumentError(f"In a `storage` `method` is one of {', '.join(IN_STORAGE)}.", received=repr(method))
+    if workers > 1:
+        raise InvalidArgumentError(
+            "`workers` are those of one call, and calls share a `storage`.",
+            received=f"workers={workers}",
+            fix="Start the script once for each worker.",
         )
 
 
@@ -88,9 +115,11 @@ def parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:
     """What to train and to validate on, a pair for each training of a trial."""
     if cv is None:
         return [(train, val)]
-    samples = len(keras.tree.flatten(train[0])[0])
-    splits = k_fold(train[1], samples, cv, seed, train=True)
-    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in splits]
+    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in _splits(train, cv, seed)]
+
+
+def _splits(train: Any, cv: int, seed: int) -> Any:
+    return k_fold(train[1], len(keras.tree.flatten(train[0])[0]), cv, seed, train=True)
 
 
 def _rows(data: tuple, numbers: Any) -> tuple:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ class Costs:
 
     Size and latency are those of an int8 .tflite with random weights in place of the model's, so that they hold for
     the trained model: neither zeros nor equal weights make the file smaller. Files of one architecture are made once.
+    Processes of one user on one machine measure files one after the other, so that no two disturb each other's latency;
+    what trains at the same time still shares caches and memory with it.
 
     Args:
         names: figures that are wanted besides those that are constrained.
@@ -71,7 +76,8 @@ class Costs:
             own = [variable.numpy() for variable in model.weights]
             try:
                 _randomise(model)
-                self._files[key] = file_figures(model, self._data)
+                with _measures_alone():
+                    self._files[key] = file_figures(model, self._data)
             finally:
                 for variable, value in zip(model.weights, own, strict=True):
                     variable.assign(value)
@@ -121,6 +127,18 @@ def _broken(constraints: Sequence[Constraint], figures: Mapping[str, float]) -> 
         if constraint.name in figures and (violation := constraint.violation(figures[constraint.name])):
             return constraint, violation
     return None
+
+
+@contextmanager
+def _measures_alone() -> Iterator[None]:
+    """Waits until no other process of this user measures; the system ends the wait for one that died."""
+    path = Path(tempfile.gettempdir()) / f"tfopt-{os.getuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _randomise(model: keras.Model) -> None:

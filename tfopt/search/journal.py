@@ -6,19 +6,21 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from tfopt.core.errors import FileError, InvalidArgumentError, first_line
 from tfopt.core.files import write_whole
 
 RUNNING, COMPLETE, STOPPED, INFEASIBLE, FAILED = "running", "complete", "stopped", "infeasible", "failed"
-_KIND = "tfopt search 1"
+_KIND = "tfopt search 2"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Trial:
         runs: trainings, one for each execution and fold.
         seconds: that the trial took.
         reason: why it failed, stopped or is infeasible.
+        proposed_after: how many trials were over when it was proposed.
+        ended_as: its place among the trials in the order of their ends, from 0 on.
     """
 
     number: int
@@ -60,6 +64,8 @@ class Trial:
     runs: tuple[Run, ...] = ()
     seconds: float = 0.0
     reason: str = ""
+    proposed_after: int = 0
+    ended_as: int = 0
 
     @property
     def is_trained(self) -> bool:
@@ -91,13 +97,15 @@ class Journal:
     Args:
         directory: made if it is not there; None is a folder that goes when the journal does.
         settings: `{name: fingerprint}` of all that the trials depend on.
+        shared: other processes write to it at the same time.
 
     Raises:
         FileError: the folder cannot be made, or holds something else.
         InvalidArgumentError: it holds a search with other settings.
     """
 
-    def __init__(self, directory: str | os.PathLike | None, settings: Mapping[str, str]):
+    def __init__(self, directory: str | os.PathLike | None, settings: Mapping[str, str], *, shared: bool = False):
+        self.settings = dict(settings)
         if directory is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="tfopt-search-")
             directory = self._temporary.name
@@ -107,32 +115,61 @@ class Journal:
         except OSError as error:
             raise FileError("`directory` is a folder to write to.", received=f"'{directory}': {error}") from error
         head = self.directory / "search.json"
+        holds_files = any(self.directory.glob("[!.]*"))  # looked at first: another process may begin the search now
         if head.exists():
-            self._check(head, settings)
-        elif any(self.directory.glob("[!.]*")):
+            self._check(head)
+        elif holds_files:
             raise FileError("`directory` is empty, or that of an earlier search.", received=f"'{self.directory}'")
         else:
-            write_whole(head, json.dumps({"kind": _KIND, "settings": dict(settings)}, indent=1))
-        for left_over in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left_over.unlink(missing_ok=True)
+            write_whole(head, json.dumps({"kind": _KIND, "settings": self.settings}, indent=1))
+        if not shared:
+            self._clear(".*.tmp*")  # of a process that was killed while it wrote
+
+    def __reduce__(self) -> Any:
+        return _shared, (self.directory, self.settings)
 
     def trials(self) -> list[Trial]:
         """All trials on record, in order."""
         return [self._read(path) for path in sorted(self.directory.glob("[0-9]*.json"))]
+
+    def trial(self, number: int) -> Trial | None:
+        """A trial on record."""
+        path = self._path(number, "json")
+        return self._read(path) if path.exists() else None
 
     def write(self, trial: Trial) -> None:
         """Records the trial; what it needed to go on is no longer kept once it is over."""
         write_whole(self._path(trial.number, "json"), json.dumps(dataclasses.asdict(trial), indent=1))
         if trial.state != RUNNING:
             self._path(trial.number, "npz").unlink(missing_ok=True)
+            self._clear(f".{trial.number:05d}.*.tmp*")  # of a worker that died in this trial
+
+    def forget(self, number: int) -> None:
+        """Drops what there is of a trial."""
+        self._clear(f"{number:05d}.*")
 
     def model_path(self, number: int) -> Path:
         """Where the trained model of a trial is."""
         return self._path(number, "keras")
 
+    def load_model(self, trial: Trial) -> Any:
+        """The trained model of a trial.
+
+        Raises:
+            FileError: it is not in this folder.
+        """
+        recorded = self.trial(trial.number)
+        if recorded is None or recorded.values != trial.values or not self.model_path(trial.number).exists():
+            raise FileError(
+                "The model of a trial is in the `directory` of the worker that trained it.",
+                received=f"trial {trial.number}, which is not in '{self.directory}'",
+                fix="Let all workers have one `directory`, on a file system that they share.",
+            )
+        return keras.saving.load_model(self.model_path(trial.number))
+
     def save_model(self, number: int, model: Any) -> None:
         """Saves the model of a trial, whole or not at all."""
-        unfinished = self.directory / f".{number:05d}.tmp.keras"
+        unfinished = self.directory / f".{number:05d}.{os.getpid()}.tmp.keras"
         model.save(unfinished)
         os.replace(unfinished, self.model_path(number))
 
@@ -170,19 +207,38 @@ class Journal:
                 "A trial on record has to be readable.", received=f"'{path}': {first_line(error)}"
             ) from error
 
-    def _check(self, head: Path, settings: Mapping[str, str]) -> None:
+    def _clear(self, pattern: str) -> None:
+        for left_over in self.directory.glob(pattern):
+            if left_over.is_dir():
+                shutil.rmtree(left_over, ignore_errors=True)
+            else:
+                left_over.unlink(missing_ok=True)
+
+    def _check(self, head: Path) -> None:
         try:
             content = json.loads(head.read_text())
             kind, recorded = content["kind"], dict(content["settings"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise FileError("`directory` is that of a search.", received=f"'{head}': {first_line(error)}") from error
-        other = [name for name, value in settings.items() if recorded.get(name) != value]
-        if kind != _KIND or other:
-            raise InvalidArgumentError(
-                "A search goes on with the same space, data and settings only.",
-                received=f"'{self.directory}', with another {' and another '.join(other) or 'format'}",
-                fix="Pass what was passed then, or a new `directory`.",
-            )
+        if kind != _KIND:
+            raise FileError("`directory` is that of a search of this version.", received=f"'{head}': {kind}")
+        check_same(recorded, self.settings, f"'{self.directory}'")
+
+
+def check_same(recorded: Mapping[str, str], settings: Mapping[str, str], where: str) -> None:
+    """Raises unless a search on record has the same settings as this one."""
+    other = [name for name in {**recorded, **settings} if recorded.get(name) != settings.get(name)]
+    if other:
+        raise InvalidArgumentError(
+            "A search goes on with the same space, data and settings only.",
+            received=f"{where}, with another {' and another '.join(other)}",
+            fix="Pass what was passed then, or begin a search of its own elsewhere.",
+        )
+
+
+def _shared(directory: Path, settings: Mapping[str, str]) -> Journal:
+    """The journal as another process has it."""
+    return Journal(directory, settings, shared=True)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

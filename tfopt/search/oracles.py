@@ -16,6 +16,7 @@ keras_tuner: Any = load("keras_tuner")
 Oracle: Any = keras_tuner.Oracle
 METHODS = ("random", "grid", "bayesian", "hyperband", "tpe", "nsga2")
 SEVERAL = ("random", "grid", "tpe", "nsga2")  # that take several objectives
+IN_STORAGE = ("tpe", "nsga2", "random")  # that work over a database
 VIOLATION = "violation"  # the metric that holds by how much a trial breaks its constraints
 _GRID = 100_000  # at most so many points of a grid are visited
 _COLLISIONS = 20  # proposals that were there before, until a random one is taken instead
@@ -63,18 +64,18 @@ def make_oracle(
     return oracle
 
 
-def proposed_again(oracle: Any, values: dict[str, Any]) -> Any:
-    """The next trial, with the values that it had in an earlier session.
+def proposed_again(oracle: Any, values: dict[str, Any], tuner: str = "tuner") -> Any:
+    """The next trial, for a tuner of that name, with the values that it had in an earlier session.
 
     With the same trials before it the oracle proposes them by itself. Keras Tuner's Bayesian oracle is spared the fit
     of its model, which takes seconds; it goes on with other random numbers then.
     """
     if isinstance(oracle, keras_tuner.oracles.BayesianOptimizationOracle):
         initial, oracle.num_initial_points = oracle.num_initial_points, sys.maxsize
-        trial = oracle.create_trial("tuner")
+        trial = oracle.create_trial(tuner)
         oracle.num_initial_points = initial
     else:
-        trial = oracle.create_trial("tuner")
+        trial = oracle.create_trial(tuner)
     trial.hyperparameters.values = dict(values)
     return trial
 
@@ -138,13 +139,14 @@ class OptunaOracle(Oracle):
         super().__init__(first, max_trials=max_trials, seed=seed + 1, max_consecutive_failed_trials=failures)
         self.verbose = 0
         self.objectives, self.constrained = tuple(objectives), constrained
-        self._study = _study(sampler, self.objectives, seed)
+        made = make_sampler(sampler, seed)
+        self._study = load("optuna").create_study(directions=directions(self.objectives), sampler=made)
         self._asked: dict[str, Any] = {}  # id of a running trial -> Optuna's
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         for _ in range(_COLLISIONS):
             trial = self._study.ask()
-            values = self._suggested(trial)
+            values = suggested(trial, self.get_space().space).values
             if self._compute_values_hash(values) not in self._tried_so_far:
                 self._asked[trial_id] = trial
                 return {"status": "RUNNING", "values": values}
@@ -162,7 +164,7 @@ class OptunaOracle(Oracle):
             self._fail(asked)
             self._study.enqueue_trial(values)
             asked = self._study.ask()
-            self._suggested(asked)
+            suggested(asked, self.get_space().space)
         if ended.status != "COMPLETED":
             self._fail(asked)
             return
@@ -170,29 +172,35 @@ class OptunaOracle(Oracle):
             asked.set_constraint(VIOLATION, ended.metrics.get_best_value(VIOLATION))
         self._study.tell(asked, [ended.metrics.get_best_value(objective.name) for objective in self.objectives])
 
-    def _suggested(self, trial: Any) -> dict[str, Any]:
-        """A value for each choice whose condition holds."""
-        hps = keras_tuner.HyperParameters()
-        for hp in self.get_space().space:
-            hps.merge([hp])
-            if hps.is_active(hp):
-                hps.values[hp.name] = _suggest(trial, hp)
-        return hps.values
-
     def _fail(self, trial: Any) -> None:
         if trial is not None:
             self._study.tell(trial, state=load("optuna").trial.TrialState.FAIL)
 
 
-def _study(sampler: str, objectives: Sequence[Objective], seed: int) -> Any:
+def make_sampler(method: str, seed: int | None) -> Any:
+    """Optuna's sampler of that name, one of `IN_STORAGE`; without a seed it is another in each process."""
     optuna = load("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if sampler == "tpe":
-        made = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    else:
-        made = optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
-    directions = ["maximize" if objective.direction == "max" else "minimize" for objective in objectives]
-    return optuna.create_study(directions=directions, sampler=made)
+    if method == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if method == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+
+
+def directions(objectives: Sequence[Objective]) -> list[str]:
+    """The directions of objectives as Optuna has them."""
+    return ["maximize" if objective.direction == "max" else "minimize" for objective in objectives]
+
+
+def suggested(trial: Any, space: Sequence[Any]) -> Any:
+    """`HyperParameters` with a value of an Optuna trial for each choice of a space whose condition holds."""
+    hps = keras_tuner.HyperParameters()
+    for hp in space:
+        hps.merge([hp])
+        if hps.is_active(hp):
+            hps.values[hp.name] = _suggest(trial, hp)
+    return hps
 
 
 def _suggest(trial: Any, hp: Any) -> Any:

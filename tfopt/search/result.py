@@ -75,12 +75,13 @@ class SearchResult(Report):
 
         Raises:
             TargetNotMetError: as for `best`.
+            FileError: one was trained by a worker that does not share the `directory`.
         """
         if type(n) is not int or n < 1:
             raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
         if not self.ranking:
             raise self._nothing_found()
-        return [keras.saving.load_model(self.journal.model_path(trial.number)) for trial in self._best_first()[:n]]
+        return [self.journal.load_model(trial) for trial in self._best_first()[:n]]
 
     def to_dataframe(self) -> Any:
         """A pandas `DataFrame`, a row a trial.
