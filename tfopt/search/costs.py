@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,11 @@ from tfopt.core.macs import model_macs
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tflite import export_tflite
 from tfopt.search.objective import Constraint
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has no workers that measure at the same time
+    fcntl = None  # type: ignore[assignment]
 
 _SAMPLES = 16  # to calibrate the file on; its size does not depend on them
 _OF_A_FILE = ("tflite_bytes", "latency_ms")
@@ -132,6 +136,9 @@ def _broken(constraints: Sequence[Constraint], figures: Mapping[str, float]) -> 
 @contextmanager
 def _measures_alone() -> Iterator[None]:
     """Waits until no other process of this user measures; the system ends the wait for one that died."""
+    if fcntl is None:
+        yield
+        return
     path = Path(tempfile.gettempdir()) / f"tfopt-{os.getuid()}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from tfopt.core.errors import TfoptError
+from tfopt.core.errors import InvalidArgumentError, TfoptError
 from tfopt.search.journal import FAILED, Trial
 from tfopt.search.packages import load
 from tfopt.search.trainer import Trainer
@@ -44,10 +44,16 @@ class Workers:
         size: how many.
 
     Raises:
-        InvalidArgumentError: `cloudpickle` is not installed, or the space cannot be pickled.
+        InvalidArgumentError: `cloudpickle` is not installed, the space cannot be pickled, or this is Windows.
     """
 
     def __init__(self, trainer: Trainer, size: int):
+        if os.name == "nt":
+            raise InvalidArgumentError(
+                "Workers need pipes that processes inherit.",
+                received="Windows",
+                fix="Search with `workers=1`, under WSL, or with `storage=`, started several times.",
+            )
         load("cloudpickle")
         self.size = size
         self._trainer, self._journal = trainer, trainer.journal
@@ -152,6 +158,7 @@ class _Worker:
 
 
 def _environment(size: int) -> dict[str, str]:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // size))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, processors // size))
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return {**dict.fromkeys(names, threads), "TF_FORCE_GPU_ALLOW_GROWTH": "true", **os.environ}
