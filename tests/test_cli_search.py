@@ -65,10 +65,19 @@ def test_the_best_model_is_written_and_the_table_printed(folder, capsys):
     assert accuracy == pytest.approx(max(trial["figures"]["val_accuracy"] for trial in trained))
     assert best.layers[0].units in (4, 8)  # 8 * (6 + 2) MACs, 16 would be 128
 
-    assert search(folder, "model.keras", *options, "--directory", folder / "run") == 0  # all of it is on record
+    again = ["--directory", folder / "run", "--workers", 2]
+    assert search(folder, "model.keras", *options, *again) == 0  # all of it is on record
     assert sorted(path.name for path in (folder / "run").glob("*.json"))[:-1] == [
         f"{trial['number']:05d}.json" for trial in report["trials"]
     ]
+
+
+def test_a_search_in_a_database_goes_on_there(folder, capsys):
+    where = ["--storage", f"sqlite:///{folder}/searches.db", "--name", "first", "--directory", folder / "run"]
+    options = ["--val", folder / "val.npz", "--lr", "1e-3,1e-1", *where, "--save", folder / "report.json"]
+    for budget in (1, 2, 2):
+        assert search(folder, "model.keras", *options, "--budget", budget) == 0, capsys.readouterr().err
+        assert len(json.loads((folder / "report.json").read_text())["trials"]) == budget
 
 
 def test_models_are_compiled_by_options(folder, capsys):
@@ -110,7 +119,7 @@ def test_errors_are_one_line_and_nothing_is_written(folder, capfd, options, mess
 
 
 @pytest.mark.parametrize(
-    "options", [["--width", "half"], ["--batch-size", "1.5"], ["--lr", "none"], ["--per", "block"]]
+    "options", [["--width", "half"], ["--batch-size", "1.5"], ["--lr", "none"], ["--per", "block"], ["--workers", "0"]]
 )
 def test_wrong_usage_is_2(folder, capsys, options):
     with pytest.raises(SystemExit) as exit:

@@ -85,6 +85,9 @@ def _add_search_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--executions", type=positive, default=1, metavar="N", help="trainings a trial [%(default)s]")
     group.add_argument("--cv", type=positive, metavar="K", help="score on K folds of the training data, without --val")
     group.add_argument("--directory", metavar="DIR", type=Path, help="record each trial, to go on from there")
+    group.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that train [%(default)s]")
+    group.add_argument("--storage", metavar="URL", help="a database in which several machines search, with --name")
+    group.add_argument("--name", help="of the search in the database")
     group.add_argument("--seed", type=int, default=0, help="of the method and each trial [%(default)s]")
 
 
@@ -115,7 +118,7 @@ def _search(arguments: argparse.Namespace) -> None:
         constraints=arguments.constraint,
         inherit=not arguments.no_inherit,
         **{name: getattr(arguments, name) for name in ("method", "budget", "epochs", "executions", "cv")},
-        **{name: getattr(arguments, name) for name in ("directory", "seed")},
+        **{name: getattr(arguments, name) for name in ("directory", "workers", "storage", "name", "seed")},
     )
     print(found)
     if arguments.save:
