@@ -67,7 +67,7 @@ def is_running(process):
         return False
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     """Waits until the condition holds; gives what it gives."""
     until = time.monotonic() + seconds
     while not (found := condition()):

@@ -29,7 +29,7 @@ from tfopt.search import studies
 from tfopt.search.tune import search
 
 url, folder = sys.argv[1:]
-studies.HEARTBEAT, studies.GRACE = 1, 6
+studies.HEARTBEAT, studies.GRACE = 1, 15
 found = search(
     Watched(folder, 0.3, together=2), train=DATA, val=DATA, objectives="val_loss", budget=5, epochs=EPOCHS,
     stop_early=False, directory=f"{folder}/search", storage=url, name="deaths", verbose=0,
@@ -64,7 +64,7 @@ def postgresql():
         command = [programs[1], "-D", data, *(part for setting in settings for part in ("-c", setting))]
         server = subprocess.Popen(command, **{**options, "stderr": subprocess.DEVNULL})
         try:
-            wait_for(lambda: Path(folder, ".s.PGSQL.5432").exists(), 30)
+            wait_for(lambda: Path(folder, ".s.PGSQL.5432").exists(), 120)
             yield f"postgresql://tester@/postgres?host={folder}"
         finally:
             server.send_signal(signal.SIGINT)  # does not wait for its clients
@@ -99,7 +99,7 @@ def test_the_trial_of_a_killed_worker_is_finished_by_another(postgresql, tmp_pat
     cut_off = wait_for(lambda: [units for units in range(1, 7) if len(epochs(killed, units)) == 2])[0]
     killed.kill()
     killed.communicate()
-    said, errors = other.communicate(timeout=120)
+    said, errors = other.communicate(timeout=400)
     assert other.returncode == 0, errors[-2000:]
     trials = json.loads(said)
     assert [state for _, _, state, _ in trials] == ["complete"] * 5
@@ -111,7 +111,12 @@ def test_the_trial_of_a_killed_worker_is_finished_by_another(postgresql, tmp_pat
     assert len(after) <= EPOCHS - 1  # and not from the start
 
     def again(**options):
-        return run(Watched(tmp_path), postgresql, name="deaths", **{"directory": tmp_path / "search", **options})
+        return run(
+            Watched(tmp_path, 0.3, together=2),
+            postgresql,
+            name="deaths",
+            **{"directory": tmp_path / "search", **options},
+        )
 
     whole = again()  # nothing left to do
     assert [[trial.number, trial.values, trial.state, trial.figures] for trial in whole.trials] == trials
@@ -127,7 +132,7 @@ def test_it_goes_on_and_ends_where_there_is_nothing_left_to_try(sqlite, tmp_path
     space = Watched(tmp_path)
     options = {"method": method, "epochs": 1, "directory": tmp_path / "search"}
     first = run(space, sqlite, budget=2, **options)
-    assert [trial.number for trial in first.trials] == [0, 1]
+    assert len(first.trials) == 2
     whole = run(space, sqlite, budget=40, **options)
     assert whole.trials[:2] == first.trials
     assert sorted(trial.values["units"] for trial in whole.trials) == [1, 2, 3, 4, 5, 6]  # the space has six points

@@ -100,11 +100,11 @@ def test_no_worker_outlives_the_search_and_the_next_call_goes_on(tmp_path):
     parent.kill()
     parent.wait()
     workers = {process for _, process, _ in notes(tmp_path)}
-    wait_for(lambda: not any(map(is_running, workers)), 5)
+    wait_for(lambda: not any(map(is_running, workers)), 60)
     before = [json.loads(path.read_text()) for path in sorted((tmp_path / "search").glob("0*.json"))]
     assert sum(trial["state"] == "running" for trial in before) == 2
 
-    result = run(Watched(tmp_path), directory=tmp_path / "search")  # by one worker, this process
+    result = run(Watched(tmp_path, 0.3, together=2), directory=tmp_path / "search")  # by one worker, this process
     assert sorted(trial.values["units"] for trial in result.trials) == [1, 2, 3, 4, 5, 6]
     assert {trial.state for trial in result.trials} == {"complete"}
     for trial in before:
