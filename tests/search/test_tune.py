@@ -349,7 +349,10 @@ def test_trials_survive_being_written(tmp_path):
         7, {"lr": 0.1, "kind": "deep"}, "complete", {"loss": 0.25}, 0.0, (Run({"loss": 0.25}, [{"loss": 0.25}]),), 1.5
     )
     Journal(tmp_path, settings).write(trial)
+    backup = tmp_path / "00007.npz"
+    backup.touch()  # of a process that was killed before it removed it
     assert Journal(tmp_path, settings).trials() == [trial]
+    assert not backup.exists()
     (tmp_path / "00008.json").write_text("{")
     with pytest.raises(FileError, match="readable"):
         Journal(tmp_path, settings).trials()

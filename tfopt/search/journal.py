@@ -115,6 +115,10 @@ class Journal:
             write_whole(head, json.dumps({"kind": _KIND, "settings": dict(settings)}, indent=1))
         for left_over in self.directory.glob(".*.tmp"):  # of a process that was killed while it wrote
             left_over.unlink(missing_ok=True)
+        for backup in self.directory.glob("[0-9]*.npz"):  # or between the two steps of `write`
+            record = backup.with_suffix(".json")
+            if record.exists() and self._read(record).state != RUNNING:
+                backup.unlink(missing_ok=True)
 
     def trials(self) -> list[Trial]:
         """All trials on record, in order."""
