@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_the_table_of_patterns_is_what_was_measured():
     for case, row in rows.items():
         ratios = [f"{row[name]:.2f}" for name in ("size_ratio", "gzip_ratio", "latency_ratio")]
         assert f"| {' | '.join([case, *ratios])} |" in page
+
+
+def test_the_table_of_fine_tuning_is_what_was_measured():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    modes = json.loads((ROOT / "benchmarks" / "results" / "fine_tuning.json").read_text())["measured"]["modes"]
+    assert len(modes) == 5
+    for name, runs in modes.items():
+        accuracy, seconds = (fmean(run[figure] for run in runs) for figure in ("accuracy", "seconds"))
+        assert f"| {name} | {runs[0]['trained']:,} | {100 * accuracy:.1f} % | {seconds:.0f} |" in page
 
 
 def test_a_wrong_page_is_found_out():

@@ -154,12 +154,31 @@ def test_weights_are_inherited_where_the_edit_allows():
     space = SearchSpace.from_model(model, **options)
     for values in ({}, {"kernel_size": 5}):  # a larger kernel computes what the smaller one did
         np.testing.assert_allclose(build(space, **values).predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
-    narrow = build(space, width=0.5)
-    assert [narrow.get_layer(name).filters for name in ("conv1", "conv2")] == [2, 2]
     fresh = build(SearchSpace.from_model(model, **options, inherit=False))
     for old, new in zip(model.weights, fresh.weights, strict=True):
         assert new.shape == old.shape
         assert len(old.shape) == 1 or not np.allclose(new, old)
+
+
+def test_narrow_variants_start_from_the_most_important_channels():
+    model = small()
+    conv1, conv2, head = (model.get_layer(name).kernel for name in ("conv1", "conv2", "head"))
+    conv1.assign(conv1 * np.array([1, 50, 1, 50]))
+    conv2.assign(conv2 * np.array([50, 1, 50, 1]))
+    options = {"kernel_size": (3, 5), "width": (0.5, 2, 1)}
+    space = SearchSpace.from_model(model, **options)
+    narrow = build(space, width=0.5, kernel_size=5)
+    assert [narrow.get_layer(name).filters for name in ("conv1", "conv2")] == [2, 2]
+    inner = np.s_[1:-1, 1:-1]  # around it zeros
+    np.testing.assert_array_equal(narrow.get_layer("conv1").kernel.numpy()[inner], conv1.numpy()[..., [1, 3]])
+    expected = conv2.numpy()[:, :, [1, 3]][..., [0, 2]]  # its input is smaller than 5
+    np.testing.assert_array_equal(narrow.get_layer("conv2").kernel.numpy(), expected)
+    np.testing.assert_array_equal(narrow.get_layer("head").kernel.numpy(), head.numpy()[[0, 2]])
+    wide = build(space, width=2.0)
+    assert wide.get_layer("conv1").filters == 8
+    fresh = build(SearchSpace.from_model(model, **options, inherit=False), width=0.5)
+    assert fresh.get_layer("conv1").kernel.shape == (3, 3, 2, 2)
+    assert not np.isin(fresh.get_layer("conv1").kernel.numpy(), conv1.numpy()).any()
 
 
 def test_training_is_part_of_the_space():

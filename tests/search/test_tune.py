@@ -154,7 +154,7 @@ def test_hyperband_goes_on_with_the_trials_it_keeps():
 
 
 def test_executions_and_folds_are_averaged():
-    result = run(executions=2, budget=1)
+    result = run(executions=2, budget=1, inherit=False)
     (trial,) = result.trials
     assert len(trial.runs) == 2
     losses = [one.figures["val_accuracy"] for one in trial.runs]
@@ -273,13 +273,14 @@ def test_a_budget_of_seconds_ends_in_time():
 def test_training_without_hope_is_stopped():
     good = [[{"val_loss": 1.0}, {"val_loss": 0.5 + i / 10}] for i in range(5)]  # the best so far: 0.5 to 0.9
 
-    def reason(history, rivals=good, objective="val_loss"):
+    def reason(history, rivals=good, objective="val_loss", epochs=9):
         class Epochs:
             epochs = len(history)
 
         Epochs.history = [{"val_loss": value} for value in history]
         stopper = Stopper(Epochs(), as_objectives(objective)[0], rivals, np.inf)
         stopper.set_model(keras.Sequential())
+        stopper.set_params({"epochs": epochs})
         stopper.model.stop_training = False
         stopper.on_epoch_end(len(history) - 1)
         assert stopper.model.stop_training is (stopper.reason is not None)
@@ -289,6 +290,7 @@ def test_training_without_hope_is_stopped():
     assert reason([2.0, 0.70]) is None
     assert reason([0.6, 2.0]) is None  # its best counts
     assert reason([2.0]) is None  # too early
+    assert reason([2.0, 0.71], epochs=2) is None  # at its end
     assert reason([2.0, 0.71], good[:4]) is None  # too few to compare with
     assert reason([2.0, 2.0, 2.0]) is None  # none has come that far
 
@@ -349,7 +351,10 @@ def test_trials_survive_being_written(tmp_path):
         7, {"lr": 0.1, "kind": "deep"}, "complete", {"loss": 0.25}, 0.0, (Run({"loss": 0.25}, [{"loss": 0.25}]),), 1.5
     )
     Journal(tmp_path, settings).write(trial)
+    backup = tmp_path / "00007.npz"
+    backup.touch()  # of a process that was killed before it removed it
     assert Journal(tmp_path, settings).trials() == [trial]
+    assert not backup.exists()
     (tmp_path / "00008.json").write_text("{")
     with pytest.raises(FileError, match="readable"):
         Journal(tmp_path, settings).trials()

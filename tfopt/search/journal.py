@@ -123,7 +123,7 @@ class Journal:
         else:
             write_whole(head, json.dumps({"kind": _KIND, "settings": self.settings}, indent=1))
         if not shared:
-            self._clear(".*.tmp*")  # of a process that was killed while it wrote
+            self._clear_left_overs()
 
     def __reduce__(self) -> Any:
         return _shared, (self.directory, self.settings)
@@ -206,6 +206,14 @@ class Journal:
             raise FileError(
                 "A trial on record has to be readable.", received=f"'{path}': {first_line(error)}"
             ) from error
+
+    def _clear_left_overs(self) -> None:
+        """Removes what a process left that was killed while it wrote, or between the two steps of `write`."""
+        self._clear(".*.tmp*")
+        for backup in self.directory.glob("[0-9]*.npz"):
+            record = backup.with_suffix(".json")
+            if record.exists() and self._read(record).state != RUNNING:
+                backup.unlink(missing_ok=True)
 
     def _clear(self, pattern: str) -> None:
         for left_over in self.directory.glob(pattern):

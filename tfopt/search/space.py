@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 
-from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.graph import check_model
 from tfopt.core.keras_internals import compile_metrics, compile_options
 from tfopt.core.rewrite import rewrite
+from tfopt.distillation.initialization import init_from
 from tfopt.editing.width import reinitialised
 from tfopt.search.axes import ACTIVATION, KERNEL_SIZE, PER, POOLING, Axis, depth_axes, edited, swap_axes, width_axes
 from tfopt.search.packages import load
@@ -81,8 +82,8 @@ class SearchSpace(HyperModel):
             clipnorm: bounds of the norm of the gradient of each weight variable; None is no clipping.
             per: choose activation, kernel size and pooling once for the `"model"`, for each `"stage"` (all that reads
                 inputs of one spatial size), or for each `"layer"`.
-            inherit: variants start from the weights of `model`, kernels cropped or padded; only a width other than 1
-                starts anew. With False all start anew.
+            inherit: variants start from the weights of `model`: kernels cropped or padded, of fewer channels the most
+                important ones, as `tfopt.init_from` takes them; what is wider starts anew. With False all start anew.
 
         Raises:
             InvalidArgumentError: a value of the wrong kind, nothing to search, or choices that do not go together.
@@ -147,10 +148,11 @@ class SearchSpace(HyperModel):
         return model.fit(x, y, **options)
 
     def _edited(self, values: dict[str, Any]) -> keras.Model:
-        variant = edited(self.model, self.axes, values)
-        if not self.inherit and values.get("width", 1) == 1:
-            return reinitialised(variant)
-        return rewrite(variant) if variant is self.model else variant
+        full = edited(self.model, [axis for axis in self.axes if axis.name != "width"], values)
+        variant = edited(full, [axis for axis in self.axes if axis.name == "width"], values)
+        if variant is full:
+            return rewrite(full) if self.inherit else reinitialised(full)
+        return _sliced(variant, full) if self.inherit else variant
 
     def _optimizer_options(self, hp: Any) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -179,6 +181,14 @@ class SearchSpace(HyperModel):
                 raise InvalidArgumentError(
                     "The choices of a space go together.", received=f"{listed}: {first_line(error)}"
                 ) from error
+
+
+def _sliced(narrow: keras.Model, wide: keras.Model) -> keras.Model:
+    """The model, with the weights of the most important channels of a wider one where it has any of the kind."""
+    try:
+        return init_from(narrow, wide, by="name", verbose=0)
+    except NothingToDoError:
+        return narrow
 
 
 def _check_compiled(model: keras.Model) -> None:

@@ -94,6 +94,8 @@ class Stopper(keras.callbacks.Callback):
         self.reason: str | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self.params is not None and epoch + 1 == self.params["epochs"]:
+            return  # it has come to its end
         if time.monotonic() > self._deadline:
             self.reason = "the time is up"
         elif self._objective is not None and self._is_hopeless(self._objective):
