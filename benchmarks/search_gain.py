@@ -3,8 +3,9 @@
 The articles' CNN (Conv 32-64-64, Dense 64-10; 100 KB as an int8 file) is trained on 2,500 images. `tpe` and `nsga2` of
 `tfopt.search` then try 40 of its variants, which start from its weights, each trained for two epochs on these images.
 Keras Tuner's random search and Bayesian optimization get the same space, its models built from scratch, and the seconds
-that `tpe` took, the training of the given CNN included. A model that is too large is never trained:
-for Keras Tuner it counts as an accuracy of 0, found out by the same measurement (the int8 file, once an architecture).
+that `tpe` took, the training of the given CNN included; the trial under way then is finished and counts. A model that
+is too large is never trained: for Keras Tuner it counts as an accuracy of 0, found out by the same measurement (the
+int8 file, once an architecture).
 
 2,000 other images choose; the winner's int8 file is scored on the 10,000 test images, which had no part in the search.
 Seconds are those of the process on one thread, so that other work on the machine counts for none.
@@ -163,12 +164,10 @@ class Seed:
 
     def result(self, model, values: dict, space: Clocked, trials: int, began: float, seconds: float) -> dict:
         reached = [(round(moment - began, 2), accuracy) for moment, accuracy in space.reached]
-        in_time = [accuracy for moment, accuracy in reached if moment <= seconds]
         return {
             "seconds": seconds,
             "trials": trials,
             "trained": len(reached),
-            "val_accuracy": max(in_time),
             **self.scored(model),
             "values": values,
             "reached": reached,
@@ -194,6 +193,11 @@ class Timed(keras_tuner.Tuner):
             self.oracle.max_trials = len(self.oracle.trials)
 
 
+def best(run: dict) -> float:
+    """The highest accuracy on the images that choose."""
+    return max(accuracy for _, accuracy in run["reached"])
+
+
 def seconds_to(run: dict, accuracy: float, before: float = 0.0) -> float:
     """When a search had a model of that accuracy, on the images that choose; infinite if it never had."""
     return before + min((moment for moment, reached in run["reached"] if reached >= accuracy), default=math.inf)
@@ -205,9 +209,8 @@ def own_seconds(runs: dict[str, dict], method: str, accuracy: float) -> float:
 
 def time_ratio(runs: list[dict], method: str, rival: str) -> float:
     """Seconds of ours to reach the best of the rival by the seconds of the rival, summed over seeds."""
-    best = [run[rival]["val_accuracy"] for run in runs]
-    ours = sum(own_seconds(run, method, accuracy) for run, accuracy in zip(runs, best, strict=True))
-    return ours / sum(seconds_to(run[rival], accuracy) for run, accuracy in zip(runs, best, strict=True))
+    ours = sum(own_seconds(run, method, best(run[rival])) for run in runs)
+    return ours / sum(seconds_to(run[rival], best(run[rival])) for run in runs)
 
 
 def mean(runs: list[dict], method: str) -> float:
@@ -265,12 +268,12 @@ def body(runs: list[dict]) -> str:
 
 def effort_cell(run: dict, method: str) -> str:
     before = run["given"]["seconds"] if method in OWN else 0.0
-    found, own = run[method], seconds_to(run[method], run[method]["val_accuracy"], before)
+    found, own = run[method], seconds_to(run[method], best(run[method]), before)
     return f"{own:.0f} of {found['seconds'] + before:.0f}; {found['trained']} of {found['trials']}"
 
 
 def speed_cell(run: dict, method: str, rival: str) -> str:
-    accuracy = run[rival]["val_accuracy"]
+    accuracy = best(run[rival])
     return f"{own_seconds(run, method, accuracy):.0f}; {seconds_to(run[rival], accuracy):.0f}"
 
 
