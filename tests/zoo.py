@@ -111,13 +111,18 @@ def inputs_for(model: keras.Model, samples: int = 16):
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
+def called(model: keras.Model, x):
+    """The outputs as arrays, without the graph that `predict` builds first."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, model(x, training=False))
+
+
 def predictions(model: keras.Model, x) -> list[np.ndarray]:
-    return [np.asarray(y, "float32") for y in keras.tree.flatten(model.predict(x, verbose=0))]
+    return [np.asarray(y, "float32") for y in keras.tree.flatten(called(model, x))]
 
 
 def fit(model: keras.Model, x, *, epochs=1, optimizer=None, batch_size=4, **compile_options):
     """A few training steps towards zero outputs."""
-    targets = keras.tree.map_structure(lambda y: np.zeros_like(y), model.predict(x, verbose=0))
+    targets = keras.tree.map_structure(np.zeros_like, called(model, x))
     model.compile(optimizer or keras.optimizers.Adam(1e-2), "mse", **compile_options)
     return model.fit(x, targets, epochs=epochs, batch_size=batch_size, verbose=0, shuffle=False)
 

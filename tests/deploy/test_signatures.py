@@ -39,7 +39,7 @@ def test_each_signature_runs_as_its_model(tmp_path):
     for name, model in (("classify", classify), ("embed", embed), (None, classify)):
         file = tfopt.TFLiteModel(tmp_path / "m.tflite", signature=name)
         assert file.signatures == ("classify", "embed")
-        np.testing.assert_allclose(file.predict(x), model.predict(x, verbose=0), atol=1e-5)
+        np.testing.assert_allclose(file.predict(x), zoo.called(model, x), atol=1e-5)
         assert file.latency(runs=5, warmup=1).median_ms > 0
 
 
@@ -63,7 +63,7 @@ def test_quantized_signatures_are_integers_to_the_step(tmp_path, images):
         assert (file.inputs[0].dtype, file.outputs[0].dtype) == ("int8", "uint8")
         (step,) = file.output_steps()
         assert step == file.outputs[0].scale > 0
-        assert np.abs(file.predict(images) - model.predict(images, verbose=0)).max() <= 1.01 * step
+        assert np.abs(file.predict(images) - zoo.called(model, images)).max() <= 1.01 * step
         assert file.float_compute_ops() == ()
     int8 = [w.elements for w in tfopt.TFLiteModel(tmp_path / "m.tflite").weights() if w.dtype == "int8"]
     assert sorted(int8) == [3 * 24, 3 * 24 * 9]
@@ -79,7 +79,7 @@ def test_loops_of_a_later_signature_find_their_subgraphs(tmp_path):
     assert [check.samples for check in export.checks] == [6, 6]
     file = tfopt.TFLiteModel(tmp_path / "m.tflite", signature="tokens")
     assert "WHILE" in [op.name for op in file.op_types()]
-    np.testing.assert_allclose(file.predict(ids), tokens.predict(ids, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(file.predict(ids), zoo.called(tokens, ids), atol=1e-5)
 
 
 def test_several_inputs_and_outputs_keep_their_names(tmp_path):
@@ -90,7 +90,7 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path):
     )
     file = tfopt.TFLiteModel(tmp_path / "m.tflite", signature="shared")
     assert [tensor.name for tensor in file.inputs] == ["left", "right"]
-    got, want = file.predict(x), several.predict(x, verbose=0)
+    got, want = file.predict(x), zoo.called(several, x)
     assert set(got) == {"a", "b"}
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=2e-3)

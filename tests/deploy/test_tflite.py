@@ -114,7 +114,7 @@ def test_integer_inputs_and_outputs(tmp_path):
     tfopt.export_tflite(model, tmp_path / "m.tflite", data=x, input_type="uint8", output_type="int8")
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
     assert (file.inputs[0].dtype, file.outputs[0].dtype) == ("uint8", "int8")
-    assert np.abs(file.predict(x) - model.predict(x, verbose=0)).mean() < file.outputs[0].scale
+    assert np.abs(file.predict(x) - zoo.called(model, x)).mean() < file.outputs[0].scale
     spec = file.inputs[0]
     by_hand = np.clip(np.rint(x / np.float32(spec.scale)) + spec.zero_point, 0, 255).astype("uint8")
     np.testing.assert_array_equal(file.predict(by_hand, raw=True), file.predict(x, raw=True))
@@ -150,7 +150,7 @@ def test_integers_for_several_inputs_and_outputs(io_type, road, tmp_path):
     limits, numbers = np.iinfo(io_type), specs["numbers"]
     stored = np.clip(np.rint(x["numbers"] / np.float32(numbers.scale)) + numbers.zero_point, limits.min, limits.max)
     raw = file.predict({"tokens": x["tokens"], "numbers": stored.astype(io_type)}, raw=True)
-    for name, want in model.predict(x, verbose=0).items():
+    for name, want in zoo.called(model, x).items():
         assert raw[name].dtype == io_type
         real = (raw[name].astype("float32") - specs[name].zero_point) * specs[name].scale
         assert np.abs(real - want).mean() <= 2 * specs[name].scale
@@ -171,7 +171,7 @@ def test_int8_of_a_float_model_takes_its_ranges_from_data(tmp_path):
         tfopt.export_tflite(model, tmp_path / "m.tflite", "int8")
     tfopt.export_tflite(model, tmp_path / "m.tflite", "int8", data=x)
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
-    want = model.predict(x, verbose=0)
+    want = zoo.called(model, x)
     assert np.abs(file.predict(x) - want).mean() < 0.05 * np.ptp(want)
     assert all(op.output_dtype == "int8" for op in file.op_types() if op.name == "CONV_2D")
 
@@ -187,7 +187,7 @@ def test_sparse_encoding_is_used_where_it_pays(tmp_path):
     assert not tfopt.export_tflite(model, tmp_path / "plain.tflite").sparse
     x = zoo.inputs_for(model, 4)
     got = tfopt.TFLiteModel(tmp_path / "auto.tflite").predict(x)
-    np.testing.assert_allclose(got, pruned.predict(x, verbose=0), atol=1e-4)
+    np.testing.assert_allclose(got, zoo.called(pruned, x), atol=1e-4)
 
 
 def test_half_zeros_beside_a_dense_layer_are_stored_sparse(tmp_path):
@@ -329,6 +329,6 @@ def test_applications_go_the_whole_road(name, tmp_path):
     tfopt.export_tflite(ready, tmp_path / "m.tflite", data=x[:8], sparse=False)
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
     assert file.float_compute_ops() == ()
-    got, want = file.predict(x[:8]), ready.predict(x[:8], verbose=0)
+    got, want = file.predict(x[:8]), zoo.called(ready, x[:8])
     noise = 10 * np.log10(np.mean(want**2) / np.mean((got - want) ** 2))
     assert noise > 20  # dB

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import zoo
 from distilled import IMAGES, SAMPLES, X, Y, cnn, copy_of, divergence, net, randomized, same, softmax, state
 from keras import layers as kl
 
@@ -70,7 +71,7 @@ def test_without_a_share_of_the_teacher_it_is_plain_training():
 
 def test_without_labels_the_loss_is_the_teachers_alone():
     student, teacher = randomized(net(4)), randomized(net(9), seed=1)
-    z = [np.log(model.predict(X, verbose=0).astype("float64")) for model in (student, teacher)]
+    z = [np.log(zoo.called(model, X).astype("float64")) for model in (student, teacher)]
     distiller = tfopt.Distiller(student, teacher, alpha=0.2, temperature=2.0)
     compiled(distiller)  # what an earlier `compile` was given is forgotten
     loss = compiled(distiller, None, evaluate_teacher=True).evaluate(X, verbose=0, return_dict=True)["loss"]
@@ -135,7 +136,7 @@ def two_outputs(width, keys):
 @pytest.mark.parametrize("keys", [True, False])
 def test_each_of_several_outputs_learns_by_its_own_loss(keys):
     student, teacher = two_outputs(4, keys), two_outputs(9, keys)
-    mine, theirs = (keras.tree.flatten(model.predict(X, verbose=0)) for model in (student, teacher))
+    mine, theirs = (keras.tree.flatten(zoo.called(model, X)) for model in (student, teacher))
     labels, parts = [Y, X[:, :1]], ["sparse_categorical_crossentropy", "mse"]
     shares, weights = [1.0, 0.25], [np.linspace(0, 2, SAMPLES), np.linspace(2, 0, SAMPLES)]
 
@@ -163,19 +164,19 @@ def test_one_of_several_outputs_can_be_named():
     distiller = tfopt.Distiller(student, other, td.RegressionTargets(output="n"))
     distiller.compile("sgd", {"c": "sparse_categorical_crossentropy"}, evaluate_teacher=True)
     logs = distiller.evaluate(X, {"c": Y, "n": X[:, :1]}, batch_size=SAMPLES, verbose=0, return_dict=True)
-    difference = student.predict(X, verbose=0)["n"] - other.predict(X, verbose=0)["n"]
+    difference = zoo.called(student, X)["n"] - zoo.called(other, X)["n"]
     np.testing.assert_allclose(logs["distillation_loss"], np.mean(difference**2), rtol=1e-4)
 
 
 def test_several_teachers_answer_by_the_mean_of_their_probabilities():
     student = randomized(net(4, None))
     teachers = [randomized(net(5, "softmax"), seed=1), randomized(net(6, None), seed=2)]
-    first, second = teachers[0].predict(X, verbose=0), softmax(teachers[1].predict(X, verbose=0))
+    first, second = zoo.called(teachers[0], X), softmax(zoo.called(teachers[1], X))
     distiller = tfopt.Distiller(student, teachers, teacher_weights=[3, 1], temperature=2.0)
     compiled(distiller, CE, evaluate_teacher=True)
     logs = distiller.evaluate(X, Y, verbose=0, return_dict=True)
     taught = np.log(0.75 * first.astype("float64") + 0.25 * second)
-    expected = divergence(student.predict(X, verbose=0), taught, 2.0).mean()
+    expected = divergence(zoo.called(student, X), taught, 2.0).mean()
     np.testing.assert_allclose(logs["distillation_loss"], expected, rtol=1e-4)
 
 
@@ -192,21 +193,21 @@ def test_features_of_one_of_several_teachers_are_named_by_it():
 
 def test_a_model_that_teaches_itself_stays_as_it_was():
     student = randomized(net(4))
-    before = student.predict(X, verbose=0)
+    before = zoo.called(student, X)
     distiller = compiled(tfopt.Distiller(student, student))
     fit(distiller, epochs=3)
-    assert np.abs(student.predict(X, verbose=0) - before).max() > 0.01
-    np.testing.assert_array_equal(distiller.teacher.predict(X, verbose=0), before)
+    assert np.abs(zoo.called(student, X) - before).max() > 0.01
+    np.testing.assert_array_equal(zoo.called(distiller.teacher, X), before)
     head = keras.Sequential([keras.Input((6,)), *student.layers[:2], kl.Dense(3, "softmax")])  # shares layers
     distiller = compiled(tfopt.Distiller(student, head))
-    before = head.predict(X, verbose=0)
+    before = zoo.called(head, X)
     fit(distiller)
-    np.testing.assert_array_equal(distiller.teacher.predict(X, verbose=0), before)
+    np.testing.assert_array_equal(zoo.called(distiller.teacher, X), before)
 
 
 def test_teacher_gap_is_what_it_says():
     student, teacher = randomized(net(4)), randomized(net(9), seed=1)
-    mine, theirs = (model.predict(X, verbose=0).argmax(-1) for model in (student, teacher))
+    mine, theirs = (zoo.called(model, X).argmax(-1) for model in (student, teacher))
     compiled(distiller := tfopt.Distiller(student, teacher), teacher_gap=True, evaluate_teacher=True)
     logs = distiller.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
     np.testing.assert_allclose(logs["teacher_gap"], (theirs == Y).mean() - (mine == Y).mean(), atol=1e-6)
@@ -250,7 +251,7 @@ def test_padded_steps_of_a_sequence_teach_nothing():
 
     student, teacher = tagger(3), tagger(5)
     tokens = np.array([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-    mine, theirs = (np.log(model.predict(tokens, verbose=0)) for model in (student, teacher))
+    mine, theirs = (np.log(zoo.called(model, tokens)) for model in (student, teacher))
     steps = divergence(mine, theirs, 2.0)
     distiller = tfopt.Distiller(student, teacher, temperature=2.0)
     distiller.compile("sgd", None, evaluate_teacher=True, run_eagerly=True)
@@ -276,4 +277,4 @@ def test_a_regression_comes_nearer_to_its_teacher():
     noisy = truth + generator.normal(0, 1.0, truth.shape)
     logs = distiller.fit(x, noisy, epochs=15, verbose=0).history
     assert logs["distillation_loss"][-1] < 0.3 * logs["distillation_loss"][0]
-    assert np.mean((student.predict(x, verbose=0) - teacher.predict(x, verbose=0)) ** 2) < 0.3
+    assert np.mean((zoo.called(student, x) - zoo.called(teacher, x)) ** 2) < 0.3

@@ -95,16 +95,16 @@ def test_masks_and_fake_quantization_hold():
     assert sum("range" in path for path in moved) > 2  # the ranges follow the data
     # What is taught are the logits of the quantized model.
     answer = distiller._plan.ask(IMAGES, training=False)
-    probabilities = student.predict(IMAGES, verbose=0)
+    probabilities = zoo.called(student, IMAGES)
     np.testing.assert_allclose(keras.ops.softmax(answer.scores[0]), probabilities, atol=2e-3)
-    assert not np.allclose(probabilities, tfopt.strip(student).predict(IMAGES, verbose=0), atol=1e-5)
+    assert not np.allclose(probabilities, zoo.called(tfopt.strip(student), IMAGES), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["residual", "nested", "shared", "mixed", "sequence"])
 def test_models_of_every_shape(name):
     student, teacher = zoo.build(name), randomized(zoo.build(name), seed=3)
     x, before = zoo.inputs_for(student), state(teacher)
-    labels = keras.tree.map_structure(lambda y: np.zeros_like(y), student.predict(x, verbose=0))
+    labels = keras.tree.map_structure(lambda y: np.zeros_like(y), zoo.called(student, x))
     loss = {"a": "mse", "b": "binary_crossentropy"} if name == "shared" else "mse"
     distiller = tfopt.Distiller(student, teacher)
     distiller.compile(keras.optimizers.Adam(0.01), loss, run_eagerly=True, evaluate_teacher=True)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import zoo
 from keras import layers as kl
 
 import tfopt
@@ -119,10 +120,10 @@ def test_the_file_runs_in_integers_as_the_model_does(name, tmp_path):
     quantized = tfopt.calibrate(tfopt.quantize(model), x)
     tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x)
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
-    got, want = file.predict(x), quantized.predict(x, verbose=0)
+    got, want = file.predict(x), zoo.called(quantized, x)
     assert np.abs(got - want).max() <= 5 * file.output_steps()[0]
     assert np.abs(got - want).mean() <= 0.5 * file.output_steps()[0]
-    assert np.abs(got - model.predict(x, verbose=0)).mean() < 0.05 * np.ptp(want)
+    assert np.abs(got - zoo.called(model, x)).mean() < 0.05 * np.ptp(want)
 
     counts = Counter(op.name for op in file.op_types() if op.output_dtype == "int8")
     assert {op: counts[op] for op in expected} == expected
@@ -208,7 +209,7 @@ def test_sequences_of_any_length_train():
     quantized = tfopt.calibrate(tfopt.quantize(network(kl.GRU(UNITS, return_sequences=True), steps=None)), data())
     quantized.compile("sgd", "mse")
     quantized.fit(data()[:, :3], np.ones((16, 3, UNITS)), verbose=0)
-    whole, start = quantized.predict(data(), verbose=0), quantized(data()[:, :2])
+    whole, start = zoo.called(quantized, data()), quantized(data()[:, :2])
     assert whole.shape == (16, STEPS, UNITS)
     np.testing.assert_allclose(start, whole[:, :2], atol=1e-5)
 
@@ -238,7 +239,7 @@ def test_zeros_stay_through_pruning_saving_training_and_stripping(tmp_path):
         np.testing.assert_array_equal(got, want)
     quantized.save(tmp_path / "q.keras")
     loaded = keras.models.load_model(tmp_path / "q.keras")
-    np.testing.assert_array_equal(loaded.predict(data(), verbose=0), quantized.predict(data(), verbose=0))
+    np.testing.assert_array_equal(zoo.called(loaded, data()), zoo.called(quantized, data()))
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -313,7 +314,7 @@ def test_time_distributed_is_its_layer_on_each_step(tmp_path):
     tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=images)
     file = tfopt.TFLiteModel(tmp_path / "m.tflite")
     assert not file.float_compute_ops()
-    assert np.abs(file.predict(images) - quantized.predict(images, verbose=0)).max() <= 3 * file.output_steps()[0]
+    assert np.abs(file.predict(images) - zoo.called(quantized, images)).max() <= 3 * file.output_steps()[0]
 
     plain = tfopt.strip(quantized)
     assert plain.get_layer("each").layer.activation is keras.activations.gelu

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
@@ -92,7 +93,7 @@ def test_a_fusion_shows_its_branches(models, data):
     fused = fuse(models, "weighted", weights=[0.5, 0.3, 0.2])
     comparison = compare({"alone": models[0], "fused": fused}, data)
     (ensemble,) = comparison.ensembles
-    outputs = [model.predict(x, verbose=0) for model in models]
+    outputs = [zoo.called(model, x) for model in models]
     mean = np.tensordot([0.5, 0.3, 0.2], outputs, 1)
     classes = [each.argmax(-1) for each in outputs]
     assert ensemble.name == "fused"
@@ -144,7 +145,7 @@ def test_every_way_to_fuse_classifiers_has_branches(models, data, how, weights):
     assert [member.weight for member in ensemble.members] == weights
     own = compare({model.name: model for model in models}, data)
     assert [member.score for member in ensemble.members] == [row.scores["accuracy"] for row in own.rows]
-    errors = [calibration_error(data[1], model.predict(data[0], verbose=0)) for model in models]
+    errors = [calibration_error(data[1], zoo.called(model, data[0])) for model in models]
     assert [member.calibration_error for member in ensemble.members] == pytest.approx(errors, abs=1e-5)
 
 
@@ -160,7 +161,7 @@ def test_a_regression_has_scores_alone(data):
     x, y = data[0], np.random.default_rng(3).normal(size=90)
     (ensemble,) = compare({"fused": fuse(pair, "mean")}, (x, y)).ensembles
     assert ensemble.metric == "mae"
-    assert ensemble.members[0].score == pytest.approx(np.abs(pair[0].predict(x, verbose=0)[:, 0] - y).mean(), rel=1e-5)
+    assert ensemble.members[0].score == pytest.approx(np.abs(zoo.called(pair[0], x)[:, 0] - y).mean(), rel=1e-5)
     assert (ensemble.diversity, ensemble.members[0].agreement, ensemble.fusion.calibration_error) == (None, None, None)
     assert len(ensemble.tables()) == 1
 
