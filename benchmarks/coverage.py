@@ -87,7 +87,7 @@ def report_pruning(options) -> int:
             for row in rows
         ],
     )
-    targets = [Target("models that fail", sum("error" in row for row in rows), 0)]
+    targets = [_not_run(rows), Target("models that fail", sum("error" in row for row in rows), 0)]
     return finish("coverage", PRUNING, body, {"models": rows}, targets, options)
 
 
@@ -117,6 +117,7 @@ def report_quantization(options) -> int:
     )
     good = {row["model"]: row for row in rows if "error" not in row}
     targets = [
+        _not_run(rows),
         Target("models that fail", len(rows) - len(good), 0),
         Target(
             f"models whose file gives another class for more than {1 - AGREEMENT:.0%} of the images",
@@ -135,18 +136,25 @@ def report_quantization(options) -> int:
     return finish("coverage_quantization", QUANTIZATION, body, {"models": rows}, targets, options)
 
 
+def _not_run(rows: list[dict]) -> Target:
+    return Target(f"models of {len(MODELS)} that were not run", len(MODELS) - len(rows), 0)
+
+
 def rows_of(part: str, check, options) -> list[dict]:
-    """One row a model; a run that was stopped goes on where it was."""
+    """One row a model; a run that was stopped goes on where it was. Ctrl-C ends with the models so far."""
     done = (options.work or Path(tempfile.gettempdir())) / f"tfopt-coverage-{part}.jsonl"
     known = {row["model"]: row for row in map(json.loads, done.read_text().splitlines())} if done.exists() else {}
     names = MODELS[11:14] if options.quick else MODELS
-    for name in names:
-        if name not in known or "error" in known[name]:
-            known[name] = checked(name, check)
-            with done.open("a") as file:
-                file.write(json.dumps(known[name]) + "\n")
-        print(known[name], file=sys.stderr, flush=True)
-    return [known[name] for name in names]
+    try:
+        for name in names:
+            if name not in known or "error" in known[name]:
+                known[name] = checked(name, check)
+                with done.open("a") as file:
+                    file.write(json.dumps(known[name]) + "\n")
+            print(known[name], file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return [known[name] for name in names if name in known]
 
 
 def checked(name: str, check) -> dict:
