@@ -1,5 +1,6 @@
 """`tfopt search`: a search on files."""
 
+import inspect
 import json
 
 import keras
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from tfopt.cli import main
+from tfopt.cli.search import AXES, METHODS
+from tfopt.search import oracles
+from tfopt.search.space import SearchSpace
 
 
 @pytest.fixture
@@ -70,6 +74,12 @@ def test_the_best_model_is_written_and_the_table_printed(folder, capsys):
     assert sorted(path.name for path in (folder / "run").glob("*.json"))[:-1] == [
         f"{trial['number']:05d}.json" for trial in report["trials"]
     ]
+
+
+def test_the_command_offers_what_python_does():
+    """It names the choices itself, so that `--help` loads no TensorFlow."""
+    assert sorted(METHODS) == sorted(oracles.METHODS)
+    assert {*AXES, "per", "inherit"} == set(inspect.signature(SearchSpace.from_model).parameters) - {"model"}
 
 
 def test_a_search_in_a_database_goes_on_there(folder, capsys):

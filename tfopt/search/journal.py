@@ -20,6 +20,7 @@ from tfopt.core.errors import FileError, InvalidArgumentError, first_line
 from tfopt.core.files import write_whole
 
 RUNNING, COMPLETE, STOPPED, INFEASIBLE, FAILED = "running", "complete", "stopped", "infeasible", "failed"
+DEATHS = 3  # of workers in one trial, until it is given up
 _KIND = "tfopt search 2"
 
 

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
-from tfopt.search.journal import FAILED, Run, Trial, check_same
+from tfopt.search.journal import DEATHS, FAILED, Run, Trial, check_same
 from tfopt.search.objective import Objective
 from tfopt.search.oracles import directions
 from tfopt.search.packages import load
 
 HEARTBEAT = 30  # seconds between two signs of life of a worker
 GRACE = 120  # seconds without one, until the trial of a worker is begun again
-DEATHS = 3  # of workers in one trial, until it is given up
 RECORD, NUMBER = "tfopt trial", "tfopt number"  # attributes of a trial: what came of it, and which one it continues
 _DIED, _SETTINGS = "tfopt deaths", "tfopt settings"
 _CONNECT = 10  # seconds to wait for a database

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError
-from tfopt.search.journal import FAILED, Trial
+from tfopt.search.journal import DEATHS, FAILED, Trial
 from tfopt.search.packages import load
 from tfopt.search.trainer import Trainer
 from tfopt.search.worker import RAISED, STARTED, UNUSABLE, hand_over
 
-DEATHS = 3  # of workers in one trial, until it is given up
 _FAREWELL = 10  # seconds that a worker takes at most to end
 _START = (
     "import json, signal, sys\n"
