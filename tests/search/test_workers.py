@@ -1,6 +1,7 @@
 """Several processes run the trials of one search: nothing is lost when one dies, none outlives the search."""
 
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -213,15 +214,21 @@ def test_what_cannot_go_to_workers_is_refused(tmp_path):
         run(Watched(tmp_path), workers=0)
 
 
-def test_errors_of_workers_come_back(tmp_path, monkeypatch):
+def test_errors_of_workers_come_back(tmp_path):
     with pytest.raises(InvalidArgumentError, match="logged are loss, val_loss"):
         run(Watched(tmp_path), objectives=[("val_iou", "max")], budget=1, workers=2)
     processes = {process for _, process, _ in notes(tmp_path)}
     assert processes
     assert not any(map(is_running, processes))
-    monkeypatch.setattr("sys.path", [part for part in sys.path if Path(part) != ROOT / "tests"])
-    with pytest.raises(TfoptError, match="able to load what is searched.*No module named"):
-        run(Watched(tmp_path), budget=1, workers=2)
+
+
+def test_a_module_that_a_worker_does_not_find(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("from searched import net\n\ndef build(hp):\n    return net(2)\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        builder = importlib.import_module("only_here").build
+    with pytest.raises(TfoptError, match="able to load what is searched.*No module named 'only_here'"):
+        run(builder, budget=1, workers=2, directory=tmp_path / "search")
 
 
 def test_workers_share_the_processors(monkeypatch):

@@ -19,6 +19,7 @@ SEVERAL = ("random", "grid", "tpe", "nsga2")  # that take several objectives
 IN_STORAGE = ("tpe", "nsga2", "random")  # that work over a database
 VIOLATION = "violation"  # the metric that holds by how much a trial breaks its constraints
 _GRID = 100_000  # at most so many points of a grid are visited
+_POPULATION = 10  # of NSGA-II: trainings are dear, and the first generation is random
 _COLLISIONS = 20  # proposals that were there before, until a random one is taken instead
 
 
@@ -185,7 +186,7 @@ def make_sampler(method: str, seed: int | None) -> Any:
         return optuna.samplers.RandomSampler(seed=seed)
     if method == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=20)
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
 
 
 def directions(objectives: Sequence[Objective]) -> list[str]:
