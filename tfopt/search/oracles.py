@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,7 +187,11 @@ def make_sampler(method: str, seed: int | None) -> Any:
         return optuna.samplers.RandomSampler(seed=seed)
     if method == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+    parts = optuna.samplers.nsgaii
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        operators = {"crossover": parts.SBXCrossover(), "mutation": parts.PolynomialMutation()}  # those of the paper
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION, **operators)
 
 
 def directions(objectives: Sequence[Objective]) -> list[str]:
