@@ -8,7 +8,9 @@ is too large is never trained: for Keras Tuner it counts as an accuracy of 0, fo
 int8 file, once an architecture).
 
 2,000 other images choose; the winner's int8 file is scored on the 10,000 test images, which had no part in the search.
-Seconds are those of the process on one thread, so that other work on the machine counts for none.
+Seconds are those of the process on one thread, so that other work on the machine counts for none. The population and
+the operators of `nsga2` were set with this benchmark in view: with 20 models a generation and numbers that are swapped
+but not blended, its mean was 0.7707.
 """
 
 import gc
