@@ -18,8 +18,8 @@ FLOORS = {
 }
 # Outside package -> the rooms or files that may import it.
 DOORS = {
-    "tensorflow_model_optimization": ["interop/tfmot.py"],
-    "tf_keras": ["interop/tfmot.py"],
+    "tensorflow_model_optimization": ["interop/packages.py"],
+    "tf_keras": ["interop/packages.py"],
     "ai_edge_litert": ["deploy/"],
     "keras_tuner": ["search/"],
     "optuna": ["search/"],

@@ -1,25 +1,17 @@
-"""TFMOT and tf_keras: the only file that imports them, and only when one of its functions is called.
+"""What TFMOT does for tfopt.
 
 Two things come from here. TFMOT's pruning schedules serve Keras 3 as they are: `PolynomialDecay`, `ConstantSparsity`.
 And a model of tf_keras (Keras 2) that comes to a verb of tfopt is handed to TFMOT itself
 (https://www.tensorflow.org/model_optimization): `prune`, `cluster`, `quantize`, `strip`, `convert`.
-
-Importing TFMOT sets `TF_USE_LEGACY_KERAS=1`, which turns a `tf.keras`, `tf.compat.v1.keras` or `tf.compat.v2.keras`
-that nobody has used yet into tf_keras, for the whole process. `tfmot` imports it without that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
-import os
-import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,34 +20,34 @@ import tensorflow as tf
 from tfopt.core.errors import (
     ExportError,
     InvalidArgumentError,
-    NonFiniteError,
     NothingToDoError,
-    TfoptError,
     UnsupportedModelError,
     first_line,
 )
-from tfopt.core.graph import as_patterns, matches
+from tfopt.interop.models import (
+    FAILURES,
+    call_on,
+    check_model,
+    clone_of,
+    layer_amounts,
+    map_layers,
+    selected,
+    walk,
+    wrapped,
+)
+from tfopt.interop.packages import MissingPackageError as MissingPackageError
+from tfopt.interop.packages import (
+    clustering_wrapper,
+    core,
+    pruning_wrapper,
+    quantization_wrapper,
+    tfmot,
+)
+from tfopt.interop.packages import is_tf_keras_model as is_tf_keras_model
 
 SCHEDULES = ("ConstantSparsity", "PolynomialDecay")
 QUANTIZATIONS = ("none", "dynamic", "float16", "int8")
 _INITS = {"kmeans++": "KMEANS_PLUS_PLUS", "linear": "LINEAR", "density": "DENSITY_BASED", "random": "RANDOM"}
-
-# What TFMOT and tf_keras were seen to raise on models they do not support.
-_FAILURES = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    AssertionError,
-    tf.errors.OpError,
-)
-_import_lock = threading.RLock()
-
-
-class MissingPackageError(TfoptError, ImportError):
-    """TFMOT, tf_keras or, on Python 3.12 and later, setuptools is not installed."""
 
 
 def __getattr__(name: str) -> Any:
@@ -63,44 +55,6 @@ def __getattr__(name: str) -> Any:
     if name in SCHEDULES:
         return getattr(tfmot().sparsity.keras, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@functools.cache
-def tfmot() -> ModuleType:
-    """The module `tensorflow_model_optimization`, imported at the first call.
-
-    The environment and what `tf.keras`, `tf.compat.v1.keras` and `tf.compat.v2.keras` stand for are as before.
-
-    Raises:
-        MissingPackageError: if a package it needs is not installed.
-
-    Example:
-        >>> tfmot().sparsity.keras.PolynomialDecay.__name__
-        'PolynomialDecay'
-    """
-    with _import_lock, _keras_kept():
-        try:
-            importlib.import_module("tf_keras")
-            with _aliases_on_tf_keras():
-                return importlib.import_module("tensorflow_model_optimization")
-        except ImportError as error:
-            raise MissingPackageError(
-                "TFMOT's schedules and tf_keras models need tensorflow-model-optimization, tf_keras and, from Python "
-                "3.12 on, setuptools (for distutils).",
-                received=str(error),
-                fix="Run: pip install tensorflow-model-optimization tf_keras setuptools",
-            ) from error
-
-
-def is_tf_keras_model(model: object) -> bool:
-    """True for a model of tf_keras (Keras 2). Never imports tf_keras: without it there is no such model.
-
-    Example:
-        >>> is_tf_keras_model("a path")
-        False
-    """
-    tf_keras = sys.modules.get("tf_keras")
-    return tf_keras is not None and isinstance(model, tf_keras.Model)
 
 
 def prune(
@@ -146,24 +100,22 @@ def prune(
         >>> int((pruned.get_layer("d").kernel.numpy() == 0).sum())
         24
     """
-    _check_model(model)
+    check_model(model)
     _check_amount(schedule, sparsity)
-    if _wrapped(model, _pruning_wrapper()):
+    if wrapped(model, pruning_wrapper()):
         raise NothingToDoError(
             "A tf_keras model is pruned once.", received=f"'{model.name}', pruned", fix="Strip it first."
         )
     wrap = functools.partial(tfmot().sparsity.keras.prune_low_magnitude, **(options or {}))
-    clone = _clone(model)
+    clone = clone_of(model)
     if include is None and exclude is None and not isinstance(sparsity, Mapping):
-        with _call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
+        with call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
             pruned = wrap(clone, schedule or _held(sparsity))
     else:
         schedules = _layer_schedules(clone, schedule, sparsity, include, exclude)
-        with _call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
-            pruned = _map_layers(
-                clone, lambda path, layer: wrap(layer, schedules[path]) if path in schedules else layer
-            )
-    wrappers = _wrapped(pruned, _pruning_wrapper())
+        with call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
+            pruned = map_layers(clone, lambda path, layer: wrap(layer, schedules[path]) if path in schedules else layer)
+    wrappers = wrapped(pruned, pruning_wrapper())
     if not any(wrapper.pruning_vars for wrapper in wrappers):
         raise NothingToDoError("A model to prune has a kernel.", received=f"'{model.name}', none that TFMOT can prune")
     if schedule is None:
@@ -207,14 +159,14 @@ def cluster(
         >>> len(np.unique(clustered.get_layer("d").kernel)) <= 4
         True
     """
-    _check_model(model)
-    for kind, verb in ((_clustering_wrapper(), "clustered"), (_pruning_wrapper(), "pruned")):
-        if _wrapped(model, kind):
+    check_model(model)
+    for kind, verb in ((clustering_wrapper(), "clustered"), (pruning_wrapper(), "pruned")):
+        if wrapped(model, kind):
             raise NothingToDoError(
                 "TFMOT clusters a plain model.", received=f"'{model.name}', {verb}", fix="Strip it first."
             )
-    clone = _clone(model)
-    amounts = _layer_amounts(clone, n_clusters, "n_clusters", include, exclude)
+    clone = clone_of(model)
+    amounts = layer_amounts(clone, n_clusters, "n_clusters", include, exclude)
     api = tfmot().clustering.keras
     options = {"cluster_centroids_init": getattr(api.CentroidInitialization, _INITS[init])}
     if per_channel:
@@ -225,9 +177,9 @@ def cluster(
             return layer
         return api.cluster_weights(layer, amounts[path], preserve_sparsity=_is_sparse(layer, amounts[path]), **options)
 
-    with _call_on(clone, "tfmot.clustering.keras.cluster_weights"):
-        clustered = _map_layers(clone, wrap)
-    if not any(wrapper.cluster_centroids for wrapper in _wrapped(clustered, _clustering_wrapper())):
+    with call_on(clone, "tfmot.clustering.keras.cluster_weights"):
+        clustered = map_layers(clone, wrap)
+    if not any(wrapper.cluster_centroids for wrapper in wrapped(clustered, clustering_wrapper())):
         raise NothingToDoError(
             "A model to cluster has a kernel.", received=f"'{model.name}', none for TFMOT to cluster"
         )
@@ -257,28 +209,28 @@ def quantize(model, include: str | list[str] | None = None, exclude: str | list[
         >>> [layer.name for layer in quantize(model).layers]
         ['quantize_layer', 'quant_d']
     """
-    _check_model(model)
+    check_model(model)
     if is_quantized(model):
         raise NothingToDoError(
             "A model is made quantization-aware once.", received=f"'{model.name}', quantization-aware"
         )
-    if _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
+    if wrapped(model, (pruning_wrapper(), clustering_wrapper())):
         raise UnsupportedModelError(
             "TFMOT cannot quantize its clustering and pruning wrappers.",
             received=f"'{model.name}', pruned or clustered",
             fix="Call `tfopt.strip(model)` first.",
         )
     api = tfmot().quantization.keras
-    clone = _clone(model)
+    clone = clone_of(model)
     if include is None and exclude is None:
-        with _call_on(clone, "tfmot.quantization.keras.quantize_model"):
+        with call_on(clone, "tfmot.quantization.keras.quantize_model"):
             return api.quantize_model(clone)
-    chosen = _selected(clone, include, exclude)
+    chosen = selected(clone, include, exclude)
     if not chosen:
         raise NothingToDoError("A layer has to be left to quantize.", received=f"exclude={exclude!r}")
     annotate = api.quantize_annotate_layer
-    with _call_on(clone, "tfmot.quantization.keras.quantize_apply"):
-        return api.quantize_apply(_map_layers(clone, lambda path, layer: annotate(layer) if path in chosen else layer))
+    with call_on(clone, "tfmot.quantization.keras.quantize_apply"):
+        return api.quantize_apply(map_layers(clone, lambda path, layer: annotate(layer) if path in chosen else layer))
 
 
 def strip(model):
@@ -298,24 +250,24 @@ def strip(model):
 
     Example: see `prune`.
     """
-    _check_model(model)
+    check_model(model)
     if is_quantized(model):
         raise UnsupportedModelError(
             "TFMOT has no strip for its quantization-aware models (tensorflow/model-optimization issue 958).",
             received=f"'{model.name}', quantization-aware",
             fix="Export it with `tfopt.export_tflite`, keep the float model, or port the model to Keras 3.",
         )
-    if not _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
+    if not wrapped(model, (pruning_wrapper(), clustering_wrapper())):
         raise NothingToDoError(
             "A model to strip holds clustering or pruning wrappers.", received=f"'{model.name}' without any"
         )
-    clone = _clone(model)
-    if _wrapped(model, _clustering_wrapper()):
-        with _call_on(clone, "tfmot.clustering.keras.strip_clustering"):
+    clone = clone_of(model)
+    if wrapped(model, clustering_wrapper()):
+        with call_on(clone, "tfmot.clustering.keras.strip_clustering"):
             return tfmot().clustering.keras.strip_clustering(clone)
-    for wrapper in _wrapped(clone, _pruning_wrapper()):
+    for wrapper in wrapped(clone, pruning_wrapper()):
         wrapper.pruning_obj.weight_mask_op()
-    with _call_on(clone, "tfmot.sparsity.keras.strip_pruning"):
+    with call_on(clone, "tfmot.sparsity.keras.strip_pruning"):
         return tfmot().sparsity.keras.strip_pruning(clone)
 
 
@@ -342,9 +294,9 @@ def convert(
         >>> convert(tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,))]))[4:8]
         b'TFL3'
     """
-    _check_model(model)
+    check_model(model)
     _check_quantization(model, quantization)
-    if _wrapped(model, (_pruning_wrapper(), _clustering_wrapper())):
+    if wrapped(model, (pruning_wrapper(), clustering_wrapper())):
         model = strip(model)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([_inference(model, batch_size)], model)
     if quantization != "none":
@@ -356,7 +308,7 @@ def convert(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # they are in the model
             return converter.convert()
-    except (_converter_error(), *_FAILURES) as error:
+    except (_converter_error(), *FAILURES) as error:
         raise ExportError(
             "The TFLite converter takes a model of the operations that LiteRT has.", received=first_line(error)
         ) from error
@@ -364,62 +316,7 @@ def convert(
 
 def is_quantized(model) -> bool:
     """True for a tf_keras model from `quantize` or TFMOT's `quantize_model`."""
-    return bool(_wrapped(model, _quantization_wrapper()))
-
-
-# Importing
-
-
-@contextlib.contextmanager
-def _keras_kept() -> Iterator[None]:
-    """Holds `tf.keras` and the environment through an import."""
-    tf.keras.Model  # noqa: B018  resolves the lazy `tf.keras` to what it is for the user, before anything else does
-    variable = "TF_USE_LEGACY_KERAS"
-    value = os.environ.get(variable)
-    try:
-        yield
-    finally:
-        if value is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = value
-
-
-@contextlib.contextmanager
-def _aliases_on_tf_keras() -> Iterator[None]:
-    """TFMOT reads the recurrent cells it can prune from these two: tf_keras' while it is imported, then the user's."""
-    aliases = [(tf.compat.v1, "_v1", tf.compat.v1.keras), (tf.compat.v2, "_v2", tf.compat.v2.keras)]
-    for module, version, _ in aliases:
-        module.keras = importlib.import_module(f"tf_keras.api.{version}.keras")
-    try:
-        yield
-    finally:
-        for module, _, alias in aliases:
-            module.keras = alias
-
-
-def _tf_keras() -> ModuleType:
-    tfmot()
-    return sys.modules["tf_keras"]
-
-
-def _core(name: str) -> ModuleType:
-    """A module of TFMOT that its public API leaves out."""
-    tfmot()
-    return importlib.import_module(f"tensorflow_model_optimization.python.core.{name}")
-
-
-def _pruning_wrapper() -> type:
-    return _core("sparsity.keras.pruning_wrapper").PruneLowMagnitude
-
-
-def _clustering_wrapper() -> type:
-    return _core("clustering.keras.cluster_wrapper").ClusterWeights
-
-
-def _quantization_wrapper() -> tuple[type, ...]:
-    layer = _core("quantization.keras.quantize_layer").QuantizeLayer
-    return (tfmot().quantization.keras.QuantizeWrapper, layer)
+    return bool(wrapped(model, quantization_wrapper()))
 
 
 def _inference(model, batch_size: int | None):
@@ -438,47 +335,7 @@ def _converter_error() -> type[Exception]:
     return importlib.import_module("tensorflow.lite.python.convert_phase").ConverterError
 
 
-@contextlib.contextmanager
-def _call_on(model, function: str) -> Iterator[None]:
-    """The model's own layer classes in scope; what TFMOT raises becomes an error that carries TFMOT's message."""
-    keras = _tf_keras()
-    layers = [part for part in model.submodules if isinstance(part, keras.layers.Layer)]
-    own = {type(layer).__name__: type(layer) for layer in layers if not type(layer).__module__.startswith("tf_keras.")}
-    try:
-        with keras.utils.custom_object_scope(own):
-            yield
-    except _FAILURES as error:
-        raise UnsupportedModelError(
-            f"`{function}` has to know every layer of a tf_keras model that it is given.",
-            received=first_line(error),
-            fix="Leave layers out with `exclude`, or port the model to Keras 3, where tfopt does the work itself.",
-        ) from error
-
-
 # Checks
-
-
-def _check_model(model) -> None:
-    keras = _tf_keras()
-    if not (isinstance(model, keras.Sequential) or getattr(model, "_is_graph_network", False)):
-        raise UnsupportedModelError(
-            "A tf_keras model has to be Sequential or Functional.",
-            received=f"{type(model).__name__}, subclassed",
-            fix="Build it as `tf_keras.Model(inputs, outputs)`.",
-        )
-    if not model.built:
-        raise UnsupportedModelError(
-            "The model has to be built.",
-            received=f"{type(model).__name__} '{model.name}', not built",
-            fix="Give it an input shape or call `model.build(input_shape)`.",
-        )
-    for weight in model.weights:
-        if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
-            raise NonFiniteError(
-                "All weights of the model have to be finite.",
-                received=f"NaN or infinity in '{weight.name}'",
-                fix="Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint.",
-            )
 
 
 def _check_amount(schedule: object, sparsity: object) -> None:
@@ -516,69 +373,6 @@ def _check_quantization(model, quantization: str) -> None:
         )
 
 
-# Layers
-
-
-def _walk(model, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`(path, layer)` of each layer, nested models and the layers in them too."""
-    for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        yield path, layer
-        if isinstance(layer, _tf_keras().Model):
-            yield from _walk(layer, f"{path}/")
-
-
-def _wrapped(model, kind: type | tuple[type, ...]) -> list:
-    """The layers of class `kind`, those of nested models too."""
-    return [layer for _, layer in _walk(model) if isinstance(layer, kind)]
-
-
-def _map_layers(model, replace: Callable[[str, Any], Any], prefix: str = ""):
-    """The model cloned with `replace(path, layer)` in each layer's place."""
-
-    def replaced(layer):
-        path = f"{prefix}{layer.name}"
-        return _map_layers(layer, replace, f"{path}/") if isinstance(layer, keras.Model) else replace(path, layer)
-
-    keras = _tf_keras()
-    return keras.models.clone_model(model, clone_function=replaced)
-
-
-def _clone(model):
-    """A copy that shares nothing: TFMOT puts the layers it is given into its own model and calls them there."""
-    keras = _tf_keras()
-    with _call_on(model, "tf_keras.models.clone_model"):
-        clone = keras.models.clone_model(model)
-        clone.set_weights(model.get_weights())
-    return clone
-
-
-def _selected(model, include: object, exclude: object) -> dict[str, Any]:
-    """Path -> layer of the layers that `include` and `exclude` leave, no models among them."""
-    wanted, unwanted = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    _check_each_fits(wanted, model, "include")
-    _check_each_fits(unwanted, model, "exclude")
-    layers = {path: layer for path, layer in _walk(model) if not isinstance(layer, _tf_keras().Model)}
-    return {p: layer for p, layer in layers.items() if (include is None or _fits(p, wanted)) and not _fits(p, unwanted)}
-
-
-def _fits(path: str, patterns: list[str]) -> bool:
-    """A name or glob fits the layer itself or a model that it is nested in."""
-    parts = path.split("/")
-    return any(matches("/".join(parts[: end + 1]), patterns) for end in range(len(parts)))
-
-
-def _check_each_fits(patterns: list[str], model, argument: str) -> None:
-    paths = [path for path, _ in _walk(model)]
-    for pattern in patterns:
-        if not any(matches(path, [pattern]) for path in paths):
-            raise InvalidArgumentError(
-                f"Each name or glob in `{argument}` has to fit a layer of the model.",
-                received=repr(pattern),
-                fix=f"The layers are: {', '.join(paths[:12])}{', ...' if len(paths) > 12 else ''}.",
-            )
-
-
 # Pruning and clustering
 
 
@@ -591,25 +385,15 @@ def _held(sparsity: Any):
 
 def _layer_schedules(model, schedule, sparsity, include, exclude) -> dict[str, Any]:
     """Path -> schedule of the layers to prune, where not all are pruned alike."""
-    amounts = _layer_amounts(model, sparsity, "sparsity", include, exclude)
-    layers = dict(_walk(model))
+    amounts = layer_amounts(model, sparsity, "sparsity", include, exclude)
+    layers = dict(walk(model))
     one_for_all = None if isinstance(sparsity, Mapping) else schedule or _held(sparsity)
     return {path: one_for_all or _held(amount) for path, amount in amounts.items() if _prunable(layers[path])}
 
 
-def _layer_amounts(model, amount: Any, argument: str, include: object, exclude: object) -> dict[str, Any]:
-    """Path -> what is wanted of each chosen layer: `amount`, or that of the last fitting entry where it is a dict."""
-    paths = _selected(model, include, exclude)
-    if not isinstance(amount, Mapping):
-        return dict.fromkeys(paths, amount)
-    _check_each_fits(list(amount), model, argument)
-    fitting = {path: [amount[key] for key in amount if matches(path, [key])] for path in paths}
-    return {path: values[-1] for path, values in fitting.items() if values}
-
-
 def _prunable(layer) -> bool:
     if not hasattr(layer, "get_prunable_weights"):
-        registry = _core("sparsity.keras.prune_registry").PruneRegistry
+        registry = core("sparsity.keras.prune_registry").PruneRegistry
         if not registry.supports(layer):
             return False
         registry.make_prunable(layer)  # what TFMOT's wrapper does first, here on the clone
