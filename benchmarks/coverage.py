@@ -51,7 +51,10 @@ TFMOT quantizes none of the 40 in Keras 3, and 6 of the 18 that were tried in tf
 """
 IMAGES = 64
 AGREEMENT = 0.95
-EXPORT_TOLERANCE = 0.5  # of the mean difference of the logits; whether the file is right is for AGREEMENT to say
+EXPORT_TOLERANCE = 1.0  # of the mean difference of the logits; whether the file is right is for AGREEMENT to say
+TRAINED_IMAGES = 2
+# Of two images its gradients are 1e38, in plain float too: batch normalization of two values a channel.
+MORE_TRAINED_IMAGES = {"efficientnetv2-l": 8}
 GROWTH = 1.25  # of the time to quantize a layer from ResNet50 to ResNet152, where 1 is linear; timings vary
 MATRIX_OPS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -202,6 +205,7 @@ def with_statistics(model: keras.Model) -> keras.Model:
 
 
 def quantized_and_run(model: keras.Model, size: int) -> dict:
+    name = model.name
     images = random_images(IMAGES, size, high=input_high(model))
     spread_out(model, images)
     classes = len(set(np.argmax(model(images, training=False), axis=1).tolist()))
@@ -211,12 +215,13 @@ def quantized_and_run(model: keras.Model, size: int) -> dict:
     seconds = time.perf_counter() - begin
     row = {"layers": len(model.layers), "quantize_seconds": round(seconds, 2), "classes": classes}
     del model
+    trained = MORE_TRAINED_IMAGES.get(name, TRAINED_IMAGES)
     quantized.compile(
         keras.optimizers.SGD(1e-3, clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         run_eagerly=True,
     )
-    loss = quantized.fit(images[:2], np.arange(2), verbose=0).history["loss"][0]
+    loss = quantized.fit(images[:trained], np.arange(trained), verbose=0).history["loss"][0]
     assert np.isfinite(loss), f"the loss is {loss}"
     calibrated = tfopt.calibrate(quantized, images)
     del quantized

@@ -8,7 +8,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.deploy import assembly, integers, sharing
-from tfopt.deploy.sharing import compacted
+from tfopt.deploy.sharing import _layer_path, compacted
 
 
 class Unshared(sharing._SharingBuilder):
@@ -89,6 +89,16 @@ def test_tensors_are_named_after_their_layers(monkeypatch, tmp_path):
     assert sum(map(len, after)) < 0.5 * sum(map(len, names(before)))
     assert {"inner_1/a_1", "b_1"} < set(after)
     assert (after[0], after[-1]) == (names(before)[0], names(before)[-1])  # input and output, as the converter has them
+
+
+@pytest.mark.parametrize("name", ["residual", "sequence"])
+def test_tensors_of_a_float_file_have_names_of_their_own(name, monkeypatch, tmp_path):
+    before = as_converted(monkeypatch, tmp_path, zoo.build(name))
+    shared = [_layer_path(each.encode()) for each in names(before)]
+    assert len(set(shared)) < len(shared)  # they would not
+    after = names(compacted(before))
+    assert len(set(after)) == len(after)
+    assert sum(map(len, after)) < sum(map(len, names(before)))
 
 
 def test_sparse_files_say_the_same_and_give_the_same(monkeypatch, tmp_path):

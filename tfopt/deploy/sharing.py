@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flatbuffers
@@ -30,12 +31,31 @@ def compacted(content: bytes) -> bytes:
 
 
 def shorten_names(model: Any) -> None:
-    """Names each inner tensor of a `ModelT` after its layer: `net/conv_1/Relu;net/conv_1/Bias` becomes `conv_1`."""
+    """Names each inner tensor of a `ModelT` after its layer: `net/conv_1/Relu;net/conv_1/Bias` becomes `conv_1`.
+
+    Further tensors of the layer become `conv_1:1` and so on in a float file: tools that quantize one tell tensors apart
+    by their names. In a quantized file, where that would be 15 % of an unrolled LSTM, they share the name.
+    """
+    apart = not any(_is_quantized(tensor) for graph in model.subgraphs for tensor in graph.tensors)
     for graph in model.subgraphs:
         kept = {*graph.inputs, *graph.outputs}
+        taken = {graph.tensors[index].name for index in kept}
         for index, tensor in enumerate(graph.tensors):
             if index not in kept:
-                tensor.name = _layer_path(tensor.name)
+                name = _layer_path(tensor.name)
+                tensor.name = _unused(name, taken) if apart else name
+
+
+def _is_quantized(tensor: Any) -> bool:
+    return tensor.quantization is not None and tensor.quantization.scale is not None
+
+
+def _unused(name: bytes, taken: set[bytes]) -> bytes:
+    """The name, with a number if it is taken; it is taken then."""
+    numbered = (b"%s:%d" % (name, number) for number in itertools.count(1))
+    found = next(each for each in itertools.chain([name], numbered) if each not in taken)
+    taken.add(found)
+    return found
 
 
 def _layer_path(name: bytes) -> bytes:
