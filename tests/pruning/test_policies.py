@@ -5,7 +5,7 @@ import pytest
 from keras import layers as kl
 
 import tfopt
-from tfopt.interop import tfmot
+from tfopt.interop.packages import core, tfmot
 
 
 def network(library, *, stem="valid", pad=1, end=True, between=(), activation="relu6", channels=3):
@@ -31,10 +31,10 @@ def network(library, *, stem="valid", pad=1, end=True, between=(), activation="r
 
 def of_tfmot(model):
     """Names of the layers that TFMOT wraps, or the class of its error."""
-    api = tfmot.tfmot().sparsity.keras
+    api = tfmot().sparsity.keras
     try:
         wrapped = api.prune_low_magnitude(
-            model, pruning_policy=tfmot._core("sparsity.keras.pruning_policy").PruneForLatencyOnXNNPack()
+            model, pruning_policy=core("sparsity.keras.pruning_policy").PruneForLatencyOnXNNPack()
         )
     except ValueError:
         return ValueError
@@ -75,7 +75,7 @@ FIT = {
 
 @pytest.mark.parametrize("options", FIT.values(), ids=FIT)
 def test_the_layers_are_tfmots(options):
-    tfmot.tfmot()
+    tfmot()
     import tf_keras
 
     assert ours(network(keras, **options)) == of_tfmot(network(tf_keras, **options)) == ["first", "second"]
@@ -83,14 +83,14 @@ def test_the_layers_are_tfmots(options):
 
 @pytest.mark.parametrize("options", UNFIT.values(), ids=UNFIT)
 def test_what_tfmot_refuses_is_refused(options):
-    tfmot.tfmot()
+    tfmot()
     import tf_keras
 
     assert ours(network(keras, **options)) is of_tfmot(network(tf_keras, **options)) is ValueError
 
 
 def test_mobilenet_as_keras_builds_it_is_refused():
-    tfmot.tfmot()
+    tfmot()
     import tf_keras
 
     options = {"weights": None, "input_shape": (64, 64, 3), "alpha": 0.25}
