@@ -205,7 +205,7 @@ def with_statistics(model: keras.Model) -> keras.Model:
 
 
 def quantized_and_run(model: keras.Model, size: int) -> dict:
-    name = model.name
+    trained = MORE_TRAINED_IMAGES.get(model.name, TRAINED_IMAGES)
     images = random_images(IMAGES, size, high=input_high(model))
     spread_out(model, images)
     classes = len(set(np.argmax(model(images, training=False), axis=1).tolist()))
@@ -215,7 +215,6 @@ def quantized_and_run(model: keras.Model, size: int) -> dict:
     seconds = time.perf_counter() - begin
     row = {"layers": len(model.layers), "quantize_seconds": round(seconds, 2), "classes": classes}
     del model
-    trained = MORE_TRAINED_IMAGES.get(name, TRAINED_IMAGES)
     quantized.compile(
         keras.optimizers.SGD(1e-3, clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
