@@ -146,6 +146,7 @@ def _not_run(rows: list[dict]) -> Target:
 def rows_of(part: str, check, options) -> list[dict]:
     """One row a model; a run that was stopped goes on where it was. Ctrl-C ends with the models so far."""
     done = (options.work or Path(tempfile.gettempdir())) / f"tfopt-coverage-{part}.jsonl"
+    done.parent.mkdir(parents=True, exist_ok=True)
     known = {row["model"]: row for row in map(json.loads, done.read_text().splitlines())} if done.exists() else {}
     names = MODELS[11:14] if options.quick else MODELS
     try:
