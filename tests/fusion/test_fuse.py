@@ -167,6 +167,21 @@ def test_several_outputs_are_fused_each_with_its_like():
         np.testing.assert_allclose(values, (first[key] + second[key]) / 2, atol=1e-6)
 
 
+def listed(model):
+    return keras.Model(list(model.inputs), list(model.outputs), name=model.name)
+
+
+@pytest.mark.parametrize("first", [listed, lambda model: model])
+@pytest.mark.parametrize("second", [listed, lambda model: model])
+@pytest.mark.parametrize("how", ["parallel", "serial", "stacked"])
+def test_one_input_or_output_may_be_a_list_of_one(how, first, second):
+    plain = [net(4, classes=12), net(8, classes=12)]
+    fused = tfopt.fuse([first(plain[0]), second(plain[1])], how)
+    again = tfopt.fuse(plain, how)
+    again.set_weights(fused.get_weights())
+    np.testing.assert_allclose(fused.predict(X, verbose=0), again.predict(X, verbose=0), atol=1e-6)
+
+
 def test_models_of_different_inputs():
     image = keras.Sequential([keras.Input((6, 6, 1), name="image"), kl.Flatten(), kl.Dense(4, "softmax")], name="sight")
     sound = keras.Sequential([keras.Input((9,), name="wave"), kl.Dense(4, "softmax")], name="sound")

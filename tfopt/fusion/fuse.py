@@ -158,7 +158,9 @@ def _new_inputs(models: list[keras.Model], inputs: str, plan: Plan, names: _Name
             )
     structure = _like(first, names)
     flat = keras.tree.flatten(structure)
-    return _Inputs(structure, [keras.tree.pack_sequence_as(functional_of(model).input, flat) for model in models])
+    return _Inputs(
+        structure, [keras.tree.pack_sequence_as(_bare(functional_of(model).input), flat) for model in models]
+    )
 
 
 def _like(model: keras.Model, names: _Names) -> Any:
@@ -167,8 +169,13 @@ def _like(model: keras.Model, names: _Names) -> Any:
         lambda tensor: keras.Input(
             batch_shape=tensor.shape, dtype=tensor.dtype, name=names.unique(_plain(tensor._keras_history.operation))
         ),
-        functional_of(model).input,
+        _bare(functional_of(model).input),
     )
+
+
+def _bare(structure: Any) -> Any:
+    """The tensors of a model's side; a list of one as that one, since models differ in it by how they were made."""
+    return structure[0] if isinstance(structure, (list, tuple)) and len(structure) == 1 else structure
 
 
 def _plain(layer: keras.layers.InputLayer) -> str:
@@ -190,7 +197,7 @@ def _branch(model: keras.Model, layer: str | None, names: _Names, trainable: boo
 def _renamed(model: keras.Model, name: str, outputs: Any = None) -> keras.Model:
     """A copy of another name, of the whole model or as far as some tensors of it."""
     graph = functional_of(model)
-    return rewrite(keras.Model(graph.input, graph.output if outputs is None else outputs, name=name))
+    return rewrite(keras.Model(_bare(graph.input), _bare(graph.output) if outputs is None else outputs, name=name))
 
 
 def _features(model: keras.Model, layer: str):
