@@ -8,7 +8,7 @@ larger ResNet, trained here. The four files take turns on one thread; ratios are
 labels alone, so that its accuracies are below the main trial's. All accuracies are on the 10,000 test images after the
 last epoch. Other main trials, without the larger ResNet: 10 epochs at a rate of 1e-3 gave 85.05 % (with 0.449 of the
 multiply-accumulates left), 15 epochs at 3e-3 86.51 %, with the base as teacher 86.43 %, at 2e-3 in batches of 64
-86.20 %.
+86.20 %; six steps of pruning with an epoch between them, then ten epochs, 86.45 %.
 """
 
 import datetime
