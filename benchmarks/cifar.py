@@ -1,4 +1,4 @@
-"""Training that several benchmarks share: shifted and flipped images, a learning rate that decays."""
+"""Training on CIFAR-10, which several benchmarks share: shifted and flipped images, a learning rate that decays."""
 
 from __future__ import annotations
 
@@ -47,16 +47,12 @@ def fine_tune(
 
 
 class Augmented(keras.utils.PyDataset):
-    """Shuffled batches, each image moved by up to `shift` pixels in both directions and flipped every other time.
+    """Shuffled batches, each image moved by up to 4 pixels in both directions and flipped every other time."""
 
-    `prepare` makes a network's input of the images.
-    """
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int = 0, shift: int = SHIFT, prepare=for_resnet8):
+    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int = 0):
         super().__init__()
-        self._x = np.pad(x, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+        self._x = np.pad(x, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
         self._y = y
-        self._shift, self._prepare = shift, prepare
         self._random = np.random.default_rng(seed)
         self._order = self._random.permutation(len(y))
 
@@ -65,13 +61,13 @@ class Augmented(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = self._order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
-        size = self._x.shape[1] - 2 * self._shift
-        top, left = self._random.integers(0, 2 * self._shift + 1, (2, len(chosen), 1))
+        size = self._x.shape[1] - 2 * SHIFT
+        top, left = self._random.integers(0, 2 * SHIFT + 1, (2, len(chosen), 1))
         columns = left + np.arange(size)
         flipped = self._random.random((len(chosen), 1)) < 0.5
         columns = np.where(flipped, columns[:, ::-1], columns)
         rows = top + np.arange(size)
-        return self._prepare(self._x[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]), self._y[chosen]
+        return for_resnet8(self._x[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]), self._y[chosen]
 
     def on_epoch_end(self) -> None:
         self._order = self._random.permutation(len(self._y))
