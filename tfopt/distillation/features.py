@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import Functional, call_in, flat_inputs, functional_of
+from tfopt.distillation.folded import Folded, foldable
 
 
-def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True) -> keras.Model:
+def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True, folds: bool = False) -> keras.Model:
     """A model of the same layers, not copies of them, whose call gives `(outputs, {path: feature})` in one run.
 
     Layers on which nothing of this depends do not run.
@@ -23,6 +25,7 @@ def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True) -> 
         paths: names of layers and ops, those of nested models as `"backbone/block3/relu"`. Of one that is called
             several times, the call is named too, counted from 0: `"tower:1"`, `"tower:1/relu"`.
         outputs: False for features alone, with None for the outputs.
+        folds: for a model that only answers: convolutions do the work of the batch normalizations behind them.
 
     Raises:
         InvalidArgumentError: for a path that does not lead to one tensor.
@@ -33,7 +36,7 @@ def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True) -> 
         >>> tuple(outputs.shape), features["relu"].numpy().tolist()
         ((1, 1), [[0.0, 3.0]])
     """
-    return Observed(model, {path: feature_calls(model, path) for path in paths}, outputs)
+    return Observed(model, {path: feature_calls(model, path) for path in paths}, outputs, folds)
 
 
 def feature_shape(model: keras.Model, path: str) -> tuple[int | None, ...]:
@@ -109,14 +112,15 @@ class Observed(Functional):
         model: the model.
         chains: path -> the calls it names, see `feature_calls`.
         outputs: whether those of the model are wanted.
+        folds: whether convolutions do the work of batch normalizations.
     """
 
-    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool):
+    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool, folds: bool):
         functional = functional_of(model)
         super().__init__(functional.input, functional.output, name=model.name)
         self.dtype_policy = model.dtype_policy
         # Set past Keras, which would take the models inside for further layers of this one.
-        object.__setattr__(self, "_watched", _Watched(model, chains, outputs))
+        object.__setattr__(self, "_watched", _Watched(model, chains, outputs, folds))
 
     def call(self, inputs, training=None, mask=None):
         watched = self._watched
@@ -124,13 +128,14 @@ class Observed(Functional):
         features = {}
         for call in watched.calls:
             args, kwargs = call.arguments(values)
-            inside = watched.inside.get(id(call.node))
-            outputs = call_in(inside or call.op, args, kwargs, training)
-            if inside is not None:
+            op = watched.runs.get(id(call.node), call.op)
+            outputs = call_in(op, args, kwargs, training)
+            if isinstance(op, Observed):
                 outputs, found = outputs
                 features.update(found)
             if outputs is not None:
-                values.update(zip(map(id, call.outputs), keras.tree.flatten(outputs), strict=True))
+                tensors = watched.given.get(id(call.node), call).outputs
+                values.update(zip(map(id, tensors), keras.tree.flatten(outputs), strict=True))
         features.update({path: values[tensor] for path, tensor in watched.tensors.items()})
         if not watched.outputs:
             return None, features
@@ -141,26 +146,41 @@ class Observed(Functional):
 
 
 class _Watched:
-    """The calls of a model that have to run, and where its features are found then."""
+    """The calls of a model that have to run, and where its features are found then.
 
-    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool):
+    Attributes:
+        calls: in order.
+        runs: id of a node -> what runs in place of its layer.
+        given: id of a node -> the call whose outputs that gives, where it is another one.
+        tensors: path of a feature -> id of the tensor, of those that are not inside nested models.
+        outputs: whether those of the model are wanted.
+    """
+
+    def __init__(self, model: keras.Model, chains: Mapping[str, list[Call]], outputs: bool, folds: bool):
         graph = Graph(model)
         self.outputs = outputs
         self.tensors: dict[str, int] = {}
         wanted = list(graph.outputs) if outputs else []
         deeper: dict[int, dict[str, list[Call]]] = defaultdict(dict)
-        nested = {}
         for path, (call, *rest) in chains.items():
             if rest:
                 deeper[id(call.node)][path] = rest
-                nested[id(call.node)] = call.op
                 wanted.extend(call.inputs)
             else:
                 self.tensors[path] = id(call.outputs[0])
                 wanted.append(call.outputs[0])
         needed = _needed(graph, wanted)
-        self.calls = [call for call in graph.calls if id(call.node) in needed | set(deeper)]
-        self.inside = {node: Observed(nested[node], inner, node in needed) for node, inner in deeper.items()}
+        calls = [call for call in graph.calls if id(call.node) in needed | set(deeper)]
+        self.runs: dict[int, Any] = {
+            id(call.node): Observed(call.op, deeper[id(call.node)], id(call.node) in needed, folds)
+            for call in calls
+            if id(call.node) in deeper or (folds and isinstance(call.op, keras.Model))
+        }
+        pairs = foldable(graph, self.tensors.values()) if folds else {}
+        self.runs.update({node: Folded(call.op, norm.op) for node, (call, norm) in pairs.items()})
+        self.given = {node: norm for node, (_, norm) in pairs.items()}
+        folded = {id(norm.node) for norm in self.given.values()}
+        self.calls = [call for call in calls if id(call.node) not in folded]
 
 
 def _needed(graph: Graph, tensors: list) -> set[int]:

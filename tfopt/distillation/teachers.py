@@ -75,7 +75,7 @@ class Teachers:
         key = (tuple(sorted(paths)), outputs)
         if key not in self._runs:
             own = self._own(key[0])
-            self._runs[key] = [observed(*pair, outputs) for pair in zip(self.models, own, strict=True)]
+            self._runs[key] = [observed(*pair, outputs, folds=True) for pair in zip(self.models, own, strict=True)]
         return self._runs[key]
 
     def _structured(self, flat: list) -> Any:
