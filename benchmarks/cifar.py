@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from keras import layers as kl
 
 BATCH_SIZE = 128
 SHIFT = 4  # pixels
+CLASSES = 10
 STEM_FILTERS, STAGE_FILTERS = 24, (32, 96, 160)  # of the larger ResNet
 
 
@@ -74,13 +76,21 @@ class Augmented(keras.utils.PyDataset):
 
 
 def larger_resnet() -> keras.Model:
-    """Eleven layers with weights, most of the work at low resolution, where a CPU is fastest."""
-    inputs = keras.Input((32, 32, 3))
-    x = convolved(inputs, STEM_FILTERS)
-    for filters in STAGE_FILTERS:
-        x = convolved(x, filters, pool=True)
-        x = kl.Add()([x, convolved(convolved(x, filters), filters)])
-    return keras.Model(inputs, kl.Dense(10, activation="softmax")(kl.GlobalAveragePooling2D()(x)))
+    """Eleven layers with weights, most of the work at low resolution, where a CPU is fastest; in bfloat16.
+
+    Where the processor has instructions for it, a step takes 0.4 of the time that it takes in float32.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        inputs = keras.Input((32, 32, 3))
+        x = convolved(inputs, STEM_FILTERS)
+        for filters in STAGE_FILTERS:
+            x = convolved(x, filters, pool=True)
+            x = kl.Add()([x, convolved(convolved(x, filters), filters)])
+        return keras.Model(inputs, kl.Dense(CLASSES, activation="softmax")(kl.GlobalAveragePooling2D()(x)))
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def convolved(x, filters: int, pool: bool = False):
@@ -97,6 +107,24 @@ def from_scratch(epochs: int) -> dict:
 def nesterov(rate) -> keras.optimizers.Optimizer:
     # Keras applies the decay apart from the momentum: 5e-3 is what others call 5e-4, with a momentum of 0.9.
     return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=5e-3)
+
+
+class Muon(keras.optimizers.Muon):
+    """Keras' Muon for convolutions too, whose kernel counts as a matrix of one column for each filter.
+
+    Keras leaves all but matrices to AdamW. Here that has the vectors and the layer of the classes. The learning rate is
+    that of AdamW. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+
+    def _should_use_adamw(self, variable) -> bool:
+        return len(variable.shape) < 2 or variable.shape[-1] == CLASSES
+
+    def zeropower_via_newtonschulz5(self, x, steps: int):
+        matrix = super().zeropower_via_newtonschulz5(keras.ops.reshape(x, (-1, x.shape[-1])), steps)
+        return keras.ops.reshape(matrix, x.shape)
+
+    def lr_adjust(self, x):
+        return x * self.rms_rate * max(math.prod(x.shape[:-1]), x.shape[-1]) ** 0.5
 
 
 def say(text: str) -> None:
