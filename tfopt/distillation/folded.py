@@ -51,9 +51,10 @@ class Folded:
         shift = -tensor_of(norm.moving_mean) * factor
         if norm.center:
             shift += tensor_of(norm.beta)
-        values = [(layer.kernel, tensor_of(layer.kernel) * ops.reshape(factor, self._shape))]
+        # The layers may have weights of different precision, which `ops` reconciles.
+        values = [(layer.kernel, ops.multiply(tensor_of(layer.kernel), ops.reshape(factor, self._shape)))]
         if layer.use_bias:
-            values.append((layer.bias, tensor_of(layer.bias) * factor + shift))
+            values.append((layer.bias, ops.add(ops.multiply(tensor_of(layer.bias), factor), shift)))
         with keras.StatelessScope(values):
             outputs = layer(*args, **kwargs)
         outputs = ops.cast(outputs, norm.compute_dtype)
