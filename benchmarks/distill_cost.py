@@ -68,7 +68,7 @@ def student_network() -> keras.Model:
     """Three convolutions; the second ends the stage of 14x14 and gives the features."""
     inputs = keras.Input((28, 28, 1))
     x = inputs
-    for filters, strides, name in ((32, 2, None), (32, 1, FEATURE), (80, 2, None)):
+    for filters, strides, name in ((32, 2, None), (32, 1, FEATURE), (64, 2, None)):
         x = layers.Conv2D(filters, 3, strides, padding="same", activation="relu", name=name)(x)
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 

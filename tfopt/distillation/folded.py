@@ -6,6 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers as kl
 from keras import ops
 
@@ -58,7 +59,8 @@ class Folded:
         with keras.StatelessScope(values):
             outputs = layer(*args, **kwargs)
         outputs = ops.cast(outputs, norm.compute_dtype)
-        return outputs if layer.use_bias else outputs + ops.cast(shift, outputs.dtype)
+        # TensorFlow computes this op, but not a sum of two tensors, together with the convolution before it.
+        return outputs if layer.use_bias else tf.nn.bias_add(outputs, ops.cast(shift, outputs.dtype))
 
 
 def foldable(graph: Graph, kept: Container[int]) -> dict[int, tuple[Call, Call]]:
