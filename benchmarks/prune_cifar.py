@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -116,8 +115,9 @@ class Bench:
             "main",
             lambda: self.pruned(
                 MAIN_CRITERION,
+                MAIN_REMOVED,
                 self.settings.main_epochs,
-                {"to_macs": 1 - MAIN_REMOVED, "scope": "global", "round_to": MAIN_ROUND_TO},
+                MAIN_ROUND_TO,
                 learning_rate=3e-3,
                 warm_up=min(1, self.settings.main_epochs - 1),
                 optimizer=Muon,
@@ -131,10 +131,7 @@ class Bench:
                 f"{removed:.0%}": self.trial(
                     f"curve: {criterion}, {removed:.0%} removed",
                     lambda c=criterion, r=removed: self.pruned(
-                        c,
-                        self.settings.curve_epochs,
-                        {"to_macs": 1 - r, "scope": "global"},
-                        images=self.settings.curve_images,
+                        c, r, self.settings.curve_epochs, images=self.settings.curve_images
                     ),
                 )
                 for removed in REMOVED
@@ -178,8 +175,9 @@ class Bench:
     def pruned(
         self,
         criterion: str,
+        removed: float,
         epochs: int,
-        how_much: Mapping[str, Any],
+        round_to: int = 1,
         *,
         images: int | None = None,
         learning_rate: float = 1e-3,
@@ -188,16 +186,18 @@ class Bench:
         teacher: Path | None = None,
         save: Path | None = None,
     ) -> dict:
-        """Prunes the base, takes the channels out, fine-tunes; `warm_up` is in epochs, `how_much` for `prune`."""
+        """Prunes the base, takes the channels out, fine-tunes; `warm_up` is in epochs."""
         keras.utils.set_random_seed(1)
         base = tfopt.load_model(self.work / "base.keras")
         x, y = self.data.train
         masked = tfopt.prune(
             base,
             pattern="channel",
+            to_macs=1 - removed,
             criterion=criterion,
             data=(for_resnet8(x[:SCORED_IMAGES]), y[:SCORED_IMAGES]),
-            **how_much,
+            scope="global",
+            round_to=round_to,
         )
         model = tfopt.shrink(masked)
         before = self.accuracy(model)
