@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 # Two workers with one thread each: TensorFlow's own threads gain nothing on models this small.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 MPLBACKEND=agg \
-	    $(BIN)/python -m pytest -n 2 --dist loadfile -q $(ARGS)
+	    $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -q $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

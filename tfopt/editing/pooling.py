@@ -19,10 +19,18 @@ KINDS = {"max": "Max", "average": "Average"}
 
 
 class AdaptivePooling(kl.Layer):
-    """Adaptive pooling for a Keras older than its own layers; `adaptive_layer` makes the classes of it.
+    """Adaptive pooling; `_adaptive_layer` makes the classes of it.
+
+    Not those of Keras 3.13 and later, which fail where an axis has one bin, since one of their two windows is longer
+    than the axis: in `fit` and `predict` with an error, and max pooling, called eagerly, ends the process.
 
     Bin i of m over an axis of length n reaches from floor(i n / m) to ceil((i + 1) n / m): an axis is cut into bins of
     almost the same size, neighbours share an element where n is no multiple of m.
+
+    Example:
+        >>> x = keras.ops.reshape([1.0, 4.0, 3.0, 2.0, 0.0], (1, 5, 1))
+        >>> AdaptiveMaxPooling1D(2)(x).numpy().ravel().tolist()
+        [4.0, 3.0]
     """
 
     reduction: Any
@@ -55,14 +63,7 @@ class AdaptivePooling(kl.Layer):
         return {**super().get_config(), "output_size": self.output_size, "data_format": self.data_format}
 
 
-def adaptive_layer(kind: str, rank: int) -> type:
-    """The class `Adaptive{kind}Pooling{rank}D` as tfopt makes it where Keras has none.
-
-    Example:
-        >>> x = keras.ops.reshape([1.0, 4.0, 3.0, 2.0, 0.0], (1, 5, 1))
-        >>> adaptive_layer("Max", 1)(2)(x).numpy().ravel().tolist()
-        [4.0, 3.0]
-    """
+def _adaptive_layer(kind: str, rank: int) -> type:
     reduction = {"Max": keras.ops.max, "Average": keras.ops.mean}[kind]
     body = {
         "reduction": staticmethod(reduction),
@@ -70,14 +71,8 @@ def adaptive_layer(kind: str, rank: int) -> type:
         "__module__": __name__,
         "__doc__": AdaptivePooling.__doc__,
     }
-    return register_layer(output="same", channels="same")(
-        type(f"Adaptive{kind}Pooling{rank}D", (AdaptivePooling,), body)
-    )
-
-
-def _adaptive(kind: str, rank: int) -> type:
-    of_keras = layers_named(f"Adaptive{kind}Pooling{rank}D")
-    return of_keras[0] if of_keras else keras.saving.register_keras_serializable("tfopt")(adaptive_layer(kind, rank))
+    cls = type(f"Adaptive{kind}Pooling{rank}D", (AdaptivePooling,), body)
+    return register_layer(output="same", channels="same")(keras.saving.register_keras_serializable("tfopt")(cls))
 
 
 # (family, kind, rank) -> class.
@@ -86,8 +81,12 @@ _CLASSES = {
     for family in ("", "Global")
     for kind in KINDS.values()
     for rank in (1, 2, 3)
-} | {("Adaptive", kind, rank): _adaptive(kind, rank) for kind in KINDS.values() for rank in (1, 2, 3)}
-_FACTS = {cls: facts for facts, cls in _CLASSES.items()}
+} | {("Adaptive", kind, rank): _adaptive_layer(kind, rank) for kind in KINDS.values() for rank in (1, 2, 3)}
+_FACTS = {
+    cls: (family, kind, rank)
+    for (family, kind, rank), own in _CLASSES.items()
+    for cls in (own, *layers_named(f"{family}{kind}Pooling{rank}D"))
+}
 AdaptiveAveragePooling1D = _CLASSES["Adaptive", "Average", 1]
 AdaptiveAveragePooling2D = _CLASSES["Adaptive", "Average", 2]
 AdaptiveMaxPooling1D = _CLASSES["Adaptive", "Max", 1]
