@@ -18,7 +18,8 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/tfopt demo --out $(OUT)
 
-# Two workers with one thread each: TensorFlow's own threads gain nothing on models this small.
+# Two workers with one thread each: TensorFlow's own threads gain nothing on models this small. A worker that crashes ends
+# the run: pytest-xdist can wait forever after it has replaced one.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 MPLBACKEND=agg \
 	    $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -q $(ARGS)

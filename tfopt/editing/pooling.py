@@ -27,6 +27,16 @@ class AdaptivePooling(kl.Layer):
     Bin i of m over an axis of length n reaches from floor(i n / m) to ceil((i + 1) n / m): an axis is cut into bins of
     almost the same size, neighbours share an element where n is no multiple of m.
 
+    Args:
+        output_size: the number of bins along each spatial axis, or one number for all, 1 or more.
+        data_format: "channels_last" or "channels_first"; None for that of the Keras configuration.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Called on (batch, *lengths, channels), gives (batch, *output_size, channels); the lengths have to be known.
+
+    Raises:
+        InvalidArgumentError: if `output_size` does not fit; when built, if a length is not known.
+
     Example:
         >>> x = keras.ops.reshape([1.0, 4.0, 3.0, 2.0, 0.0], (1, 5, 1))
         >>> AdaptiveMaxPooling1D(2)(x).numpy().ravel().tolist()
@@ -39,11 +49,20 @@ class AdaptivePooling(kl.Layer):
     def __init__(self, output_size, data_format=None, **kwargs):
         super().__init__(**kwargs)
         self.output_size = (output_size,) * self.rank if isinstance(output_size, int) else tuple(output_size)
+        if len(self.output_size) != self.rank or any(bins < 1 for bins in self.output_size):
+            raise InvalidArgumentError(
+                "`output_size` has a number of bins for each spatial axis, 1 or more.", received=repr(output_size)
+            )
         self.data_format = data_format or keras.config.image_data_format()
 
     def _axes(self) -> range:
         first = 2 if self.data_format == "channels_first" else 1
         return range(first, first + self.rank)
+
+    def build(self, input_shape):
+        """Raises if a length is not known."""
+        if None in [input_shape[axis] for axis in self._axes()]:
+            raise InvalidArgumentError("Adaptive pooling needs known lengths.", received=f"inputs {tuple(input_shape)}")
 
     def call(self, inputs):
         for axis, bins in zip(self._axes(), self.output_size, strict=True):
