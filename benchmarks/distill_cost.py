@@ -26,7 +26,7 @@ from common import Target, arguments, finish, ratio_of_medians, spread, table, t
 from keras import layers
 
 import tfopt
-from tfopt.core.macs import model_macs
+from tfopt.core.models.macs import model_macs
 from tfopt.distillation import FeatureMatching, SoftTargets
 
 BATCH_SIZE = 128

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.graph import Call, Graph
+from tfopt.core.models.graph import Call, Graph
 
 _WITH_KERNEL = (kl.Conv2D, kl.DepthwiseConv2D, kl.Dense)
 _LINEAR = (None, "linear")

@@ -27,8 +27,8 @@ from datasets import fashion_parts
 from keras import layers as kl
 
 import tfopt
-from tfopt.search.objective import as_objectives
-from tfopt.search.oracles import make_oracle
+from tfopt.tuner.objective import as_objectives
+from tfopt.tuner.oracles import make_oracle
 
 PEER = "Keras Tuner"
 OUTSIDE_LIMIT = 0.6

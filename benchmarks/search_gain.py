@@ -33,8 +33,8 @@ from datasets import fashion_parts
 import tfopt
 from tfopt.core.files import write_whole
 from tfopt.demo import article_cnn
-from tfopt.search.costs import Costs
-from tfopt.search.objective import as_constraints
+from tfopt.tuner.costs import Costs
+from tfopt.tuner.objective import as_constraints
 
 SEEDS = 3
 LIMIT_BYTES = 60_000

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.catalog import prunable_weights
-from tfopt.core.graph import walk_layers
+from tfopt.core.layers.registry import prunable_weights
+from tfopt.core.models.graph import walk_layers
 
 DATA = np.random.default_rng(0).normal(size=(64, 12)).astype("float32")
 LABELS = np.random.default_rng(1).integers(0, 3, 64)

@@ -7,7 +7,7 @@ import numpy as np
 
 import tfopt
 from tfopt.core.keras_internals import input_names
-from tfopt.core.modes import ranges_of
+from tfopt.core.models.fake_quantized import ranges_of
 
 
 def quietly(model, scheme="int8", **options):

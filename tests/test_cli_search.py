@@ -9,8 +9,8 @@ import pytest
 
 from tfopt.cli import main
 from tfopt.cli.search import AXES, METHODS
-from tfopt.search import oracles
-from tfopt.search.space import SearchSpace
+from tfopt.tuner import oracles
+from tfopt.tuner.space import SearchSpace
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import keras
 
-from tfopt.core import constraints
 from tfopt.core.errors import NothingToDoError
-from tfopt.core.graph import check_model
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models import constraints
+from tfopt.core.models.graph import check_model
+from tfopt.core.models.rewrite import rewrite
 from tfopt.interop import tfmot
 
 

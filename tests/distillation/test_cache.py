@@ -347,7 +347,8 @@ def test_other_folders(tmp_path):
 KILLED = """
     import os, random, signal, sys, time
     import keras, numpy as np, tfopt
-    from tfopt.distillation import cache, shards
+    from tfopt.distillation import cache
+    from tfopt.distillation import shards
     shards.SHARD_ROWS = 200
     folder = sys.argv[1]
 

@@ -13,7 +13,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt import InvalidArgumentError, NothingToDoError, UnsupportedModelError, swap_activation, swap_kernel_size
-from tfopt.core.graph import walk_layers
+from tfopt.core.models.graph import walk_layers
 from tfopt.editing.activations import activation_of
 
 # What numpy makes of the activations that the articles compare.

@@ -10,7 +10,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.core.errors import FileError, InvalidArgumentError, TargetNotMetError, UnsupportedModelError
-from tfopt.core.macs import model_macs
+from tfopt.core.models.macs import model_macs
 from tfopt.deploy.cascade import TFLiteCascade, export_cascade
 from tfopt.fusion import Cascade, CascadeSelection
 from tfopt.fusion.fuse import fuse

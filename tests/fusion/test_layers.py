@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
-from tfopt.core.composed import opened
-from tfopt.core.graph import walk_layers
-from tfopt.core.macs import model_macs
+from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened
 from tfopt.fusion import GatedFusion, ParallelFusion, SerialFusion, StackedFusion, VotingFusion
 from tfopt.fusion.combine import whole_numbers
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers as kl
 
 import tfopt
-from tfopt.core.macs import model_macs
+from tfopt.core.models.macs import model_macs
 from tfopt.editing.depth import drop_layers
 from tfopt.pruning.depth import prune_layers
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
-from tfopt.core import constraints
-from tfopt.core.catalog import prunable_weights
 from tfopt.core.keras_internals import sublayers
+from tfopt.core.layers.registry import prunable_weights
+from tfopt.core.models import constraints
 from tfopt.pruning.criteria import Criterion
 from tfopt.pruning.masks import PruningMask
 

@@ -5,10 +5,10 @@ import tensorflow as tf
 import zoo
 from keras import layers as kl
 
-from tfopt.core.catalog import prunable_weights, register_layer
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.graph import walk_layers
-from tfopt.core.rewrite import rewrite
+from tfopt.core.layers.registry import prunable_weights, register_layer
+from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.rewrite import rewrite
 from tfopt.pruning.criteria import CRITERIA, Criterion, as_criterion
 from tfopt.pruning.scoring import score_kernels
 

@@ -7,9 +7,9 @@ from keras import layers as kl
 from quantized import file_outputs, float_ops, inputs_for, outputs_of, quietly, randomize
 
 import tfopt
-from tfopt.core.graph import walk_layers
 from tfopt.core.keras_internals import sublayers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import walk_layers
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
 KERNELS = {kl.Dense: "kernel", kl.EinsumDense: "kernel", kl.Embedding: "embeddings", kl.AdditiveAttention: "scale"}

@@ -8,7 +8,7 @@ from keras import layers as kl
 from quantized import quietly, ranges
 
 import tfopt
-from tfopt.core.graph import walk_layers
+from tfopt.core.models.graph import walk_layers
 from tfopt.quantization import histogram
 from tfopt.quantization.fakequant import fake_quantize_kernel
 

@@ -8,8 +8,8 @@ from keras import layers as kl
 from quantized import quietly, ranges
 
 import tfopt
-from tfopt.core.graph import walk_layers
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import walk_layers
 from tfopt.quantization.layers import QuantizedLayer
 
 

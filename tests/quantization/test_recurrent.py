@@ -10,7 +10,7 @@ import zoo
 from keras import layers as kl
 
 import tfopt
-from tfopt.core.modes import mode
+from tfopt.core.models.fake_quantized import mode
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.timedistributed import QuantizedTimeDistributed
 

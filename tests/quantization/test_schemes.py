@@ -13,9 +13,9 @@ from keras import layers as kl
 from quantized import quietly
 
 import tfopt
-from tfopt.core.graph import walk_layers
-from tfopt.core.modes import FakeQuantized
-from tfopt.deploy.flatfile import read_ops, read_weights, schema
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import walk_layers
+from tfopt.deploy.flatbuffer.read import read_ops, read_weights, schema
 from tfopt.quantization import fakequant
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import QuantizedLayer

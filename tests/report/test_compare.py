@@ -9,8 +9,8 @@ import pytest
 from keras import layers as kl
 from sklearn import metrics as oracle
 
+from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.scores import score
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.report.compare import compare
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
 
-from tfopt.core.branches import branches_of
+from tfopt.core.data.metrics import calibration_error
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.scores import calibration_error
+from tfopt.core.models.branches import branches_of
 from tfopt.fusion.fuse import fuse
 from tfopt.report.compare import compare
 

@@ -8,7 +8,7 @@ import pytest
 from keras import layers as kl
 
 from tfopt.core.errors import FileError, InvalidArgumentError, UnsupportedModelError
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.report.measure import summary
 from tfopt.report.records import FileSummary, ModelSummary

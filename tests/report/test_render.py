@@ -113,7 +113,7 @@ def test_jupyter(comparison, layers):
 
 
 def test_bars_show_the_numbers(layers):
-    parameters, sparsity = layer_figure({"m": layers}).axes
+    parameters, sparsity = layer_figure({"m": layers.layers}).axes
     widths = [bar.get_width() for bar in parameters.patches]
     assert widths == [28, 10, 0, 8]  # all of dense and head, then what is not zero: biases start as zeros
     assert [bar.get_width() for bar in sparsity.patches] == [100.0, 0.0]
@@ -123,7 +123,7 @@ def test_bars_show_the_numbers(layers):
 def test_large_models_show_their_largest_layers():
     stack = [kl.Dense(width, name=f"d{width}") for width in range(2, MOST_LAYERS + 12)]
     record = summary(keras.Sequential([keras.Input((2,)), *stack]))
-    figure = layer_figure({"m": record})
+    figure = layer_figure({"m": record.layers})
     assert len(figure.axes[0].get_yticks()) == MOST_LAYERS
     assert f"{MOST_LAYERS} largest of {len(stack)}" in figure.legends[0].get_title().get_text()
 

@@ -8,7 +8,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt import InvalidArgumentError, fine_tune, recipe
-from tfopt.core.graph import walk_layers
+from tfopt.core.models.graph import walk_layers
 
 X = np.random.default_rng(0).normal(2, 3, (16, 8, 8, 2)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 16)

@@ -92,7 +92,7 @@ def add_quantize(commands) -> None:
 
 def _prune(arguments: argparse.Namespace) -> None:
     with quiet_start():
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
         from tfopt.pruning.prune import prune
 
     check_out(arguments.out)
@@ -105,7 +105,7 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 def _shrink(arguments: argparse.Namespace) -> None:
     with quiet_start():
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
         from tfopt.pruning.shrink import shrink
 
     check_out(arguments.out)
@@ -118,7 +118,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
 def _cluster(arguments: argparse.Namespace) -> None:
     with quiet_start():
         from tfopt.clustering.cluster import cluster
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
 
     check_out(arguments.out)
     options = {name: getattr(arguments, name) for name in ("init", "per_channel", "include", "exclude")}
@@ -128,7 +128,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
 def _quantize(arguments: argparse.Namespace) -> None:
     with quiet_start():
         from tfopt.core.errors import InvalidArgumentError
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
         from tfopt.quantization.calibrate import calibrate
         from tfopt.quantization.quantize import quantize
 

@@ -45,7 +45,7 @@ def add_export(commands) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     with quiet_start():
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
         from tfopt.deploy.c_array import export_c_array
         from tfopt.deploy.tflite import export_tflite
 

@@ -102,8 +102,8 @@ def _add_compilation(command: argparse.ArgumentParser) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     with quiet_start():
-        from tfopt.core.render import check_report_path
-        from tfopt.search.tune import search
+        from tfopt.core.reporting.render import check_report_path
+        from tfopt.tuner.tune import search
 
     check_out(arguments.out)
     if arguments.save:
@@ -134,7 +134,7 @@ def _pair(path: Path) -> tuple[Any, Any]:
 def _compiled(arguments: argparse.Namespace, objectives: list[str]) -> keras.Model:
     """The model, compiled as the options say, or as it was when it was saved."""
     from tfopt.core.errors import InvalidArgumentError
-    from tfopt.core.loading import load_model
+    from tfopt.core.models.loading import load_model
 
     if arguments.loss is None:
         if arguments.optimizer or arguments.metrics:
@@ -159,7 +159,7 @@ def _compiled(arguments: argparse.Namespace, objectives: list[str]) -> keras.Mod
 
 def _metrics(objectives: list[str]) -> list[str]:
     """The metrics that objectives ask for."""
-    from tfopt.search.objective import COSTS
+    from tfopt.tuner.objective import COSTS
 
     names = [name.removeprefix("val_") for name in objectives if name not in COSTS]
     return [name for name in dict.fromkeys(names) if name != "loss"]

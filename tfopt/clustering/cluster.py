@@ -10,14 +10,14 @@ import numpy as np
 
 from tfopt.clustering.centroids import INITS, find_centroids, nearest
 from tfopt.clustering.clusters import ZERO, WeightClusters
-from tfopt.core import constraints
-from tfopt.core.catalog import range_axes
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.progress import progress
-from tfopt.core.rewrite import rewrite
-from tfopt.core.selection import Kernel, select_kernels
+from tfopt.core.layers.registry import range_axes
+from tfopt.core.models import constraints
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.selection import Kernel, select_kernels
+from tfopt.core.reporting.progress import progress
 from tfopt.interop import tfmot
 
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core import constraints
-from tfopt.core.constraints import WeightConstraint
 from tfopt.core.keras_internals import moving_average_of, running_apply
+from tfopt.core.models import constraints
+from tfopt.core.models.constraints import WeightConstraint
 
 ZERO = 0  # the label, in each row, of the weights that stay at zero
 

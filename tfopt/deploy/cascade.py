@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.cascades import in_turn
+from tfopt.core.data.cascades import in_turn
+from tfopt.core.data.metrics import score
 from tfopt.core.errors import FileError, InvalidArgumentError
-from tfopt.core.scores import score
 from tfopt.deploy.records import Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tensors import checked_inputs

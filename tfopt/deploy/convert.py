@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python.convert_phase import ConverterError
 
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import ExportError, InvalidArgumentError, first_line
 from tfopt.core.keras_internals import functional_of, input_names
-from tfopt.core.modes import fake_quantized, mode, ranges_of
-from tfopt.core.rewrite import in_float32
-from tfopt.deploy.integers import finished
-from tfopt.deploy.packing import pack_kernels
+from tfopt.core.models.fake_quantized import fake_quantized, mode, ranges_of
+from tfopt.core.models.rewrite import in_float32
+from tfopt.deploy.flatbuffer.legalize import finished
+from tfopt.deploy.flatbuffer.packing import pack_kernels
 
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 INT16X8_OPS = [

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt.core.render import Report, Table, count, decimal, percent
+from tfopt.core.reporting.render import Report, Table, count, decimal, percent
 
 if TYPE_CHECKING:
-    from tfopt.core.figures import Figure
+    from tfopt.core.reporting.figures import Figure
 
 
 @dataclass(frozen=True)

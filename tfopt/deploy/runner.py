@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.data.metrics import score
 from tfopt.core.errors import FileError, InvalidArgumentError
-from tfopt.core.scores import score
-from tfopt.deploy.flatfile import (
+from tfopt.deploy.flatbuffer.read import (
     Op,
     Weight,
     read_metadata,

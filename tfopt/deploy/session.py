@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.core.errors import FileError, InvalidArgumentError
-from tfopt.deploy.flatfile import Signature, read_signatures
+from tfopt.deploy.flatbuffer.read import Signature, read_signatures
 from tfopt.deploy.tensors import Tensor, tensors_of
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.catalog import prunable_weights
 from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
-from tfopt.core.graph import check_finite, check_model, walk_layers
-from tfopt.core.loading import load_model
-from tfopt.core.modes import check_ranges, fake_quantized
-from tfopt.core.rewrite import computes_in_16_bits
-from tfopt.deploy.assembly import assemble
+from tfopt.core.layers.registry import prunable_weights
+from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
+from tfopt.core.models.graph import check_finite, check_model, walk_layers
+from tfopt.core.models.loading import load_model
+from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.deploy.checks import check_comparison, check_options, check_shapes
 from tfopt.deploy.convert import convert, kind_of
-from tfopt.deploy.metadata import all_metadata, check_metadata
+from tfopt.deploy.flatbuffer.assembly import assemble
+from tfopt.deploy.flatbuffer.metadata import all_metadata, check_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for

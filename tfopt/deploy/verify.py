@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import ExportError
 from tfopt.core.keras_internals import functional_of, input_names
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.deploy.convert import output_names
 from tfopt.deploy.records import Difference
 from tfopt.deploy.runner import TFLiteModel

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.data import Batch, as_inputs
+from tfopt.core.data.batches import Batch, as_inputs
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
-from tfopt.core.fingerprints import computation_fingerprint, fingerprint
-from tfopt.core.graph import check_finite, check_model
 from tfopt.core.keras_internals import compiled_loss, functional_of
+from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint
+from tfopt.core.models.graph import check_finite, check_model
 from tfopt.distillation.choice import task_of
 from tfopt.distillation.heads import Head
 from tfopt.distillation.outputs import part_of

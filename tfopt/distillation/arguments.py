@@ -10,11 +10,11 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import check_finite, check_model
 from tfopt.core.keras_internals import functional_of
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
-from tfopt.distillation.loss_layer import DistillationLoss
+from tfopt.distillation.loss_layers.base import DistillationLoss
 from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
 from tfopt.distillation.plan import Objective
 from tfopt.distillation.taught import Taught

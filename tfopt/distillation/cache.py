@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.data import Batch, paired_batches, whole_batch
+from tfopt.core.data.batches import Batch, paired_batches, whole_batch
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.progress import progress
+from tfopt.core.reporting.progress import progress
 from tfopt.distillation.answers import Answers, columns_of, names_in
 from tfopt.distillation.feed import Feed, MemoryTable, batches_of
 from tfopt.distillation.shards import Rows, ShardFolder, check_columns

@@ -8,8 +8,8 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation.heads import Head
-from tfopt.distillation.loss_layer import DistillationLoss
-from tfopt.distillation.objectives import (
+from tfopt.distillation.loss_layers.base import DistillationLoss
+from tfopt.distillation.loss_layers.outputs import (
     BinaryTargets,
     BoundedTargets,
     DecoupledTargets,

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import Functional, call_in, flat_inputs, functional_of
+from tfopt.core.models.graph import Call, Graph
 from tfopt.distillation.folded import Folded, foldable
 
 

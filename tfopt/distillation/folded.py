@@ -10,9 +10,9 @@ import tensorflow as tf
 from keras import layers as kl
 from keras import ops
 
-from tfopt.core.catalog import channel_axis
-from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import tensor_of
+from tfopt.core.layers.registry import channel_axis
+from tfopt.core.models.graph import Call, Graph
 
 # Axes of the kernel that count the channels of the output.
 _CHANNELS: dict[type, tuple[int, ...]] = {

@@ -15,10 +15,10 @@ import numpy as np
 from keras import layers as kl
 from keras import ops
 
-from tfopt.core.catalog import Output, entry_of
-from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import functional_of, logits_behind, mask_of, op_class, set_mask
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.layers.registry import Output, entry_of
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import Graph
 
 _SMALLEST = float(np.finfo("float32").tiny)  # probability; a softmax in float32 is exact to its digits down to here
 _SMALLEST_REST = 1e-7  # of 1 - probability, where smaller ones are noise of the rounding in float32

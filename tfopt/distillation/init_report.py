@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfopt.core.render import UNKNOWN, Report, Table, count, percent
+from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, percent
 
 EXACT, SLICED, OWN = "exact", "sliced", "own init"
 _SHOWN = 8

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from tfopt.core import constraints
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import check_finite, check_model
 from tfopt.core.keras_internals import sublayers
-from tfopt.core.modes import without_fake_quantization
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models import constraints
+from tfopt.core.models.fake_quantized import without_fake_quantization
+from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.init_report import EXACT, OWN, SLICED, InitLayer, InitReport
 from tfopt.distillation.matching import Pair, Part, matched, parts_of, weights_of
 from tfopt.distillation.slices import DoesNotFit, KeptChannels

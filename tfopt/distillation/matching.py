@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.flow import ADDITIONS
-from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import sublayers
+from tfopt.core.models.flow import ADDITIONS
+from tfopt.core.models.graph import Graph
 
 # What it is worth to pair two layers.
 _SAME_SHAPE, _FITTING, _ALIKE, _SAME_GRID = 5, 4, 1, 1

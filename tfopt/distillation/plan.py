@@ -14,7 +14,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation.choice import ON_VALUES
 from tfopt.distillation.features import observed
 from tfopt.distillation.heads import Head, to_scores, to_values
-from tfopt.distillation.loss_layer import DistillationLoss
+from tfopt.distillation.loss_layers.base import DistillationLoss
 from tfopt.distillation.outputs import output_names, part_of
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers

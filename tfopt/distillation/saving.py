@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tfopt.core.constraints import constrained
+from tfopt.core.models.constraints import constrained
 
 
 class SavedWithTeacher(keras.Model):

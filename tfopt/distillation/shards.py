@@ -14,7 +14,7 @@ import numpy as np
 
 from tfopt.core.errors import FileError, InvalidArgumentError, first_line
 from tfopt.core.files import write_whole
-from tfopt.core.fingerprints import fingerprint
+from tfopt.core.models.fingerprints import fingerprint
 
 SHARD_ROWS = 8192
 SHARD_BYTES = 2**25  # no shard is larger, unless a single batch is

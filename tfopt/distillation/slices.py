@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from tfopt.core.channel_graph import OUTPUT_STAYS, ChannelGraph
-from tfopt.core.channel_scores import channel_magnitudes
-from tfopt.core.channels import FIXED, Slot
+from tfopt.core.channels.graph import OUTPUT_STAYS, ChannelGraph
+from tfopt.core.channels.scores import channel_magnitudes
+from tfopt.core.layers.channels import FIXED, Slot
 
 VariablePair = tuple[keras.Variable, keras.Variable]
 _NONE = -1  # in the place of a channel without a counterpart

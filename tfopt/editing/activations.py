@@ -13,9 +13,9 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Call, trace_back
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.rewrite import Rewrite
+from tfopt.core.models.graph import Call, trace_back
+from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
 # Those that turn a value into a probability, a gate or an exponent: what reads them counts on their range.

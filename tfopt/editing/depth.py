@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import keras
 
-from tfopt.core.blocks import Block, Blocks
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import as_patterns
+from tfopt.core.models.blocks import Block, Blocks
+from tfopt.core.models.graph import as_patterns
 
 
 def drop_layers(model: keras.Model, names: str | list[str], *, verbose: int = 0) -> keras.Model:

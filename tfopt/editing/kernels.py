@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core import constraints
 from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import sublayers
-from tfopt.core.rewrite import Rewrite
+from tfopt.core.models import constraints
+from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
 _FORWARD = (kl.Conv1D, kl.Conv2D, kl.Conv3D, kl.SeparableConv1D, kl.SeparableConv2D)

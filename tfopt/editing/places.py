@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import keras
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import Call, Graph, as_patterns, check_model, is_selected, matches
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.rewrite import Rewrite, rewrite
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import Call, Graph, as_patterns, check_model, is_selected, matches
+from tfopt.core.models.rewrite import Rewrite, rewrite
 
 Where = str | list[str] | Callable[[keras.Operation], bool] | None
 # Id of an op -> what gives the ops to put in its place, as `rewrite` takes them.

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from tfopt.core.catalog import layers_named, register_layer
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Call
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.rewrite import Rewrite
+from tfopt.core.layers.registry import layers_named, register_layer
+from tfopt.core.models.graph import Call
+from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, policy_of
 
 KINDS = {"max": "Max", "average": "Average"}

@@ -12,8 +12,17 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
-from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, trace_back, walk_layers
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models.graph import (
+    Call,
+    Graph,
+    as_patterns,
+    check_model,
+    check_patterns,
+    is_selected,
+    trace_back,
+    walk_layers,
+)
+from tfopt.core.models.rewrite import rewrite
 
 # Config key that holds the number of output channels, by layer class.
 _WIDTH_KEYS: dict[type, str] = {

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.fingerprints import fingerprint
-from tfopt.core.graph import Call, Graph
+from tfopt.core.models.fingerprints import fingerprint
+from tfopt.core.models.graph import Call, Graph
 
 # What a model computes in inference does not depend on these parts of a layer's config.
 _IRRELEVANT = ("name", "trainable", "seed", "rate", "momentum")

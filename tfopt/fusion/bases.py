@@ -12,15 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.constraints import constrained
+from tfopt.core.data.samples import Labelled, labelled
+from tfopt.core.data.training import ShuffledBatches, compile_alike
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
-from tfopt.core.fingerprints import fingerprint
-from tfopt.core.graph import check_finite, check_model, walk_layers
 from tfopt.core.keras_internals import compile_options
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.rewrite import untrained
-from tfopt.core.samples import Labelled, labelled
-from tfopt.core.training import ShuffledBatches, compile_alike
+from tfopt.core.models.constraints import constrained
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.fingerprints import fingerprint
+from tfopt.core.models.graph import check_finite, check_model, walk_layers
+from tfopt.core.models.rewrite import untrained
 from tfopt.fusion.predictions import one_output
 
 FIT_OPTIONS = ("batch_size", "callbacks", "class_weight", "validation_data", "validation_batch_size", "validation_freq")

@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfopt.core.cascades import in_turn
-from tfopt.core.catalog import register_layer
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
+from tfopt.core.data.cascades import in_turn
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import functional_of
-from tfopt.core.macs_rules import register_macs
+from tfopt.core.layers.macs import register_macs
+from tfopt.core.layers.registry import register_layer
+from tfopt.core.models.graph import Call, Graph
 
 _WHOLE = 2**62  # more samples than an array has: it is one batch
 
@@ -73,7 +73,7 @@ class CascadeSelection(keras.layers.Layer):
         return answer
 
     def _confidence(self, answers):
-        """As `tfopt.core.cascades.confidence`, in operations of a graph: (batch, 1)."""
+        """As `tfopt.core.data.cascades.confidence`, in operations of a graph: (batch, 1)."""
         if answers.shape[-1] == 1:
             return ops.maximum(answers, 1.0 - answers)
         return ops.max(ops.softmax(answers, -1) if self.from_logits else answers, -1, keepdims=True)

@@ -10,8 +10,8 @@ import keras
 from keras import layers as kl
 from keras import ops
 
-from tfopt.core.composed import ComposedLayer
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align
 from tfopt.fusion.layers import Fusion
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import layers as kl
 
-from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import op_class
-from tfopt.core.rewrite import Rewrite, rewrite
+from tfopt.core.models.graph import Graph
+from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.fusion.chains import StackedFusion
 from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
 

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
-from tfopt.core.graph import check_finite, check_model
 from tfopt.core.keras_internals import functional_of
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.rewrite import rewrite, transfer_settings, transfer_values
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
 from tfopt.fusion.endings import LINEAR, SIGMOID, SOFTMAX, Ending, ending_of, logits_of

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+from tfopt.core.data.samples import Labelled, classes_of
+from tfopt.core.data.training import compile_alike
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
-from tfopt.core.graph import check_model
 from tfopt.core.keras_internals import compile_options, has_graph
-from tfopt.core.rewrite import untrained
-from tfopt.core.samples import Labelled, classes_of
-from tfopt.core.training import compile_alike
+from tfopt.core.models.graph import check_model
+from tfopt.core.models.rewrite import untrained
 from tfopt.fusion.bases import Trainee, Training, seed_of
 
 EPOCHS = 50

@@ -8,8 +8,8 @@ import keras
 from keras import layers as kl
 from keras import ops
 
-from tfopt.core.composed import ComposedLayer
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align, combine
 from tfopt.fusion.combine import LEARNED
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.core.data.goals import Goal, as_goal
+from tfopt.core.data.metrics import score
+from tfopt.core.data.samples import labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
-from tfopt.core.goals import Goal, as_goal
-from tfopt.core.graph import check_model
-from tfopt.core.samples import labelled
-from tfopt.core.scores import score
+from tfopt.core.models.graph import check_model
 
 TINY = 1e-7  # the least probability that a logarithm is taken of, as in Keras
 Rank = tuple[float, float]

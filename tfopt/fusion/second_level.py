@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from tfopt.core.goals import Goal, drop
+from tfopt.core.data.goals import Goal, drop
 from tfopt.fusion.heads import GivenHead, LinearHead
 from tfopt.fusion.splits import Fold
 

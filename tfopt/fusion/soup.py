@@ -10,16 +10,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core import constraints
-from tfopt.core.batch_norm import has_batch_norm, reestimate_batch_norms
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
+from tfopt.core.data.goals import Goal, as_goal
+from tfopt.core.data.metrics import score
+from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, UnsupportedModelError
-from tfopt.core.goals import Goal, as_goal
-from tfopt.core.graph import check_finite, check_model
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.rewrite import rewrite
-from tfopt.core.samples import Labelled, labelled
-from tfopt.core.scores import score
+from tfopt.core.models import constraints
+from tfopt.core.models.batch_norm import has_batch_norm, reestimate_batch_norms
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.rewrite import rewrite
 from tfopt.fusion.architecture import check_same_architecture
 from tfopt.fusion.predictions import check_in_memory, names_of
 from tfopt.fusion.soup_result import Mix, Soup

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfopt.core.figures import COLOURS, label_axes, new_figure, plain
-from tfopt.core.render import UNKNOWN, Report, Table, count, decimal
+from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
+from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 
 if TYPE_CHECKING:
-    from tfopt.core.figures import Figure
+    from tfopt.core.reporting.figures import Figure
 
 
 @dataclass(frozen=True)

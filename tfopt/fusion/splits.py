@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.data.samples import classes_of
 from tfopt.core.errors import InvalidArgumentError, first_line
-from tfopt.core.samples import classes_of
 
 
 @dataclass(frozen=True)

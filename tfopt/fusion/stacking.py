@@ -11,15 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.data.goals import as_goal
+from tfopt.core.data.metrics import score
+from tfopt.core.data.samples import Labelled, take
+from tfopt.core.data.training import compile_alike
 from tfopt.core.errors import NonFiniteError
-from tfopt.core.fingerprints import fingerprint
-from tfopt.core.goals import as_goal
 from tfopt.core.keras_internals import functional_of, input_names
-from tfopt.core.progress import progress
-from tfopt.core.rewrite import rewrite
-from tfopt.core.samples import Labelled, take
-from tfopt.core.scores import score
-from tfopt.core.training import compile_alike
+from tfopt.core.models.fingerprints import fingerprint
+from tfopt.core.models.rewrite import rewrite
+from tfopt.core.reporting.progress import progress
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
 from tfopt.fusion.chains import StackedFusion
 from tfopt.fusion.checkpoints import Checkpoints

@@ -11,11 +11,11 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from tfopt.core.cascades import confidence
+from tfopt.core.data.cascades import confidence
+from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, UnsupportedModelError
-from tfopt.core.macs import model_macs
-from tfopt.core.render import Report, Table, count, decimal, percent
-from tfopt.core.scores import score
+from tfopt.core.models.macs import model_macs
+from tfopt.core.reporting.render import Report, Table, count, decimal, percent
 from tfopt.fusion.cascade import Cascade
 from tfopt.fusion.fuse import fuse
 
@@ -156,7 +156,7 @@ def _macs(model: keras.Model) -> int:
         raise UnsupportedModelError(
             "The MACs of each layer have to be known, to weigh one model against another.",
             received=f"no count for {', '.join(unknown)} of '{model.name}'",
-            fix="Tell tfopt by `tfopt.core.macs.register_macs`, or choose thresholds by hand.",
+            fix="Tell tfopt by `tfopt.core.models.macs.register_macs`, or choose thresholds by hand.",
         )
     return sum(macs for macs in counts.values() if macs is not None)
 

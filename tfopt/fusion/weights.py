@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt.core.data.goals import Goal
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.figures import COLOURS, label_axes, new_figure, plain
-from tfopt.core.goals import Goal
-from tfopt.core.render import UNKNOWN, Report, Table, count, decimal
+from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
+from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
 from tfopt.fusion.simplex import greedy, logloss, nnls
 from tfopt.fusion.splits import make_folds
 
 if TYPE_CHECKING:
-    from tfopt.core.figures import Figure
+    from tfopt.core.reporting.figures import Figure
 
 METHODS = ("greedy", "nnls", "logloss")
 GUARDS = (None, "cv")

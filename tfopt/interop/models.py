@@ -15,7 +15,7 @@ from tfopt.core.errors import (
     UnsupportedModelError,
     first_line,
 )
-from tfopt.core.graph import as_patterns, matches
+from tfopt.core.models.graph import as_patterns, matches
 from tfopt.interop.packages import tf_keras
 
 # What TFMOT and tf_keras were seen to raise on models they do not support.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.macs import model_macs
+from tfopt.core.models.macs import model_macs
 
 STEPS = 14  # of the bisection: sparsity to 1/16384
 

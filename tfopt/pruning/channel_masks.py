@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.constraints import WeightConstraint
 from tfopt.core.keras_internals import moving_average_of, running_apply, updates_done
+from tfopt.core.models.constraints import WeightConstraint
 from tfopt.pruning.patterns import highest, kept_count
 from tfopt.pruning.schedules import Schedule, evaluate, latest
 

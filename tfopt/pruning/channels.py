@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core import constraints
-from tfopt.core.channel_graph import INPUT_STAYS, OUTPUT_STAYS, ChannelGraph
-from tfopt.core.channel_scores import channel_sums, ranked_kernels
-from tfopt.core.channels import Group
+from tfopt.core.channels.graph import INPUT_STAYS, OUTPUT_STAYS, ChannelGraph
+from tfopt.core.channels.scores import channel_sums, ranked_kernels
+from tfopt.core.channels.slicing import without_channels
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
-from tfopt.core.graph import is_selected, matches
-from tfopt.core.rewrite import rewrite
-from tfopt.core.slicing import without_channels
+from tfopt.core.layers.channels import Group
+from tfopt.core.models import constraints
+from tfopt.core.models.graph import is_selected, matches
+from tfopt.core.models.rewrite import rewrite
 from tfopt.pruning.budget import Budget, sparsity_within
 from tfopt.pruning.channel_masks import ChannelMask, ChannelPool, Ranking
 from tfopt.pruning.criteria import Criterion

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.blocks import Block, Blocks
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
-from tfopt.core.graph import as_patterns, check_finite, compute, is_selected
+from tfopt.core.models.blocks import Block, Blocks
+from tfopt.core.models.graph import as_patterns, check_finite, compute, is_selected
 from tfopt.pruning.criteria import Criterion, as_criterion
 from tfopt.pruning.scoring import score_kernels
 

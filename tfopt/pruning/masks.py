@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core import constraints
-from tfopt.core.constraints import WeightConstraint
 from tfopt.core.keras_internals import moving_average_of, running_apply, updates_done
+from tfopt.core.models import constraints
+from tfopt.core.models.constraints import WeightConstraint
 from tfopt.pruning.criteria import Criterion, as_criterion, magnitude
 from tfopt.pruning.patterns import Element, Pattern, kept_count
 from tfopt.pruning.schedules import Schedule, evaluate, latest

@@ -9,8 +9,8 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import UnsupportedModelError
-from tfopt.core.graph import Call, Graph
 from tfopt.core.keras_internals import op_class
+from tfopt.core.models.graph import Call, Graph
 
 ARITHMETIC = (kl.Add, kl.Multiply, *map(op_class, ("Add", "Subtract", "Multiply")))
 ELEMENTWISE = (kl.ZeroPadding2D, kl.ReLU, kl.LeakyReLU, kl.ELU, kl.Dropout)

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core import constraints
-from tfopt.core.composed import opened
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
-from tfopt.core.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
-from tfopt.core.rewrite import rewrite
-from tfopt.core.selection import select_kernels
+from tfopt.core.models import constraints
+from tfopt.core.models.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.models.opening import opened
+from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.selection import select_kernels
 from tfopt.interop import tfmot
 from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
 from tfopt.pruning.budget import as_budget

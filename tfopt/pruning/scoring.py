@@ -8,12 +8,12 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from tfopt.core.catalog import channel_axis
+from tfopt.core.data.gathering import batch_gradients, counterparts, observe
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.core.keras_internals import compiled_loss
-from tfopt.core.rewrite import in_float32
+from tfopt.core.layers.registry import channel_axis
+from tfopt.core.models.rewrite import in_float32
 from tfopt.pruning.criteria import Criterion
-from tfopt.pruning.gathering import batch_gradients, counterparts, observe
 from tfopt.pruning.sites import Site, find_sites, why_not
 
 

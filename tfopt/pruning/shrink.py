@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import keras
 
-from tfopt.core.channel_graph import ChannelGraph
-from tfopt.core.composed import opened
+from tfopt.core.channels.graph import ChannelGraph
+from tfopt.core.channels.slicing import without_channels
 from tfopt.core.errors import NothingToDoError
-from tfopt.core.graph import check_finite, check_model
-from tfopt.core.modes import check_not_quantized
-from tfopt.core.slicing import without_channels
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.opening import opened
 
 
 def shrink(model: keras.Model) -> keras.Model:

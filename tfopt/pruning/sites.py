@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.catalog import KernelAxes, channel_axis, is_per_channel, kernel_axes, prunable_weights
-from tfopt.core.graph import Call, Graph, walk_layers
+from tfopt.core.layers.registry import KernelAxes, channel_axis, is_per_channel, kernel_axes, prunable_weights
+from tfopt.core.models.graph import Call, Graph, walk_layers
 from tfopt.pruning.criteria import along
 
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core import constraints
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.models import constraints
 from tfopt.pruning.channel_masks import ChannelMask
 from tfopt.pruning.masks import PruningMask
 

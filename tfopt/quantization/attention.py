@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.keras_internals import children
-from tfopt.core.modes import in_mode
+from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite
 from tfopt.quantization.einsum import DenseEquation, dense_equation, einsum_dense, shape_of

@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
-from tfopt.core.data import as_inputs, input_batches
+from tfopt.core.data.batches import as_inputs, input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
-from tfopt.core.graph import check_model
-from tfopt.core.modes import check_quantized, mode, ranges_of
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models.fake_quantized import check_quantized, mode, ranges_of
+from tfopt.core.models.graph import check_model
+from tfopt.core.models.rewrite import rewrite
 from tfopt.quantization import histogram
 from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms
 from tfopt.quantization.ranges import ActivationRange

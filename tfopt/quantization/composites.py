@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import keras
 
-from tfopt.core.rewrite import Rewrite
+from tfopt.core.models.rewrite import Rewrite
 from tfopt.quantization.layers import QuantizedWrapper, rounded_kernel
 
 

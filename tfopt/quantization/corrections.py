@@ -15,10 +15,10 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.batch_norm import ChannelStatistics, assign_finite
-from tfopt.core.catalog import channel_axis
-from tfopt.core.graph import Graph
-from tfopt.core.modes import mode
+from tfopt.core.layers.registry import channel_axis
+from tfopt.core.models.batch_norm import ChannelStatistics, assign_finite
+from tfopt.core.models.fake_quantized import mode
+from tfopt.core.models.graph import Graph
 from tfopt.quantization.layers import QuantizedLayer
 from tfopt.quantization.twins import Step, Twins
 

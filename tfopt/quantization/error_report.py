@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.figures import COLOURS, INK, label_axes, new_figure, plain
-from tfopt.core.render import Report, Table, count
+from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
+from tfopt.core.reporting.render import Report, Table, count
 
 if TYPE_CHECKING:
-    from tfopt.core.figures import Figure
+    from tfopt.core.reporting.figures import Figure
 
 CAPTION = "Signal-to-quantization-noise ratio of each layer's output, in the order of the network."
 MOST_BARS = 40

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers as kl
 
-from tfopt.core.graph import Graph
-from tfopt.core.modes import Range
+from tfopt.core.models.fake_quantized import Range
+from tfopt.core.models.graph import Graph
 from tfopt.quantization.affine import apply_affine
 from tfopt.quantization.fakequant import fake_quantize
 

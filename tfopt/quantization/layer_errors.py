@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
-from tfopt.core.graph import Graph, check_model
-from tfopt.core.modes import FakeQuantized, check_quantized, check_ranges, fake_quantized
+from tfopt.core.models.fake_quantized import FakeQuantized, check_quantized, check_ranges, fake_quantized
+from tfopt.core.models.graph import Graph, check_model
 from tfopt.quantization.calibrate import calibrate
 from tfopt.quantization.error_report import LayerError, QuantizationErrors, decibels
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer

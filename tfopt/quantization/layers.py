@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.catalog import prunable_weights, range_axes, runs_in_16_bits
-from tfopt.core.modes import in_mode
+from tfopt.core.layers.registry import prunable_weights, range_axes, runs_in_16_bits
+from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.affine import affine_terms, apply_affine
 from tfopt.quantization.forms import integer_activation, integer_form
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
-    from tfopt.core.rewrite import Rewrite
-    from tfopt.quantization.scheme import Treatment
+    from tfopt.core.models.rewrite import Rewrite
+    from tfopt.quantization.treatment import Treatment
 
 
 def _with_signature(method: Any) -> Any:

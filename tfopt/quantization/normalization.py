@@ -12,7 +12,7 @@ import math
 import tensorflow as tf
 from keras import layers as kl
 
-from tfopt.core.modes import in_mode
+from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite
 from tfopt.quantization.layers import QuantizedLayer

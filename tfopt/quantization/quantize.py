@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import keras
 
-from tfopt.core.catalog import runs_in_16_bits
-from tfopt.core.composed import opened
 from tfopt.core.errors import NothingToDoError
-from tfopt.core.graph import Graph, as_patterns, check_finite, check_model, walk_layers
-from tfopt.core.modes import fake_quantized
-from tfopt.core.rewrite import Rewrite, rewrite
+from tfopt.core.layers.registry import runs_in_16_bits
+from tfopt.core.models.fake_quantized import fake_quantized
+from tfopt.core.models.graph import Graph, as_patterns, check_finite, check_model, walk_layers
+from tfopt.core.models.opening import opened
+from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classes
     attention,
@@ -28,7 +28,6 @@ from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.scheme import (
     CHOSEN,
     WEIGHTS,
-    Treatment,
     feeds_fusion,
     masks_a_number,
     treatment,
@@ -36,6 +35,7 @@ from tfopt.quantization.scheme import (
 )
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
+from tfopt.quantization.treatment import Treatment
 
 TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose)
 

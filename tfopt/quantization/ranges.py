@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from tfopt.core.modes import FakeQuantized, in_mode
+from tfopt.core.models.fake_quantized import FakeQuantized, in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.histogram import Histogram
 

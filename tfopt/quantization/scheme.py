@@ -6,18 +6,17 @@ operation in the file, so they share one range, at the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import keras
 from keras import layers as kl
 
-from tfopt.core import constraints
-from tfopt.core.catalog import Entry, Output, activation_output, entry_of, kernel_axes, prunable_weights
-from tfopt.core.graph import Graph
 from tfopt.core.keras_internals import application_layer, children
+from tfopt.core.layers.registry import Entry, Output, activation_output, entry_of, kernel_axes, prunable_weights
+from tfopt.core.models import constraints
+from tfopt.core.models.graph import Graph
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.forms import averages_all, float_form
 from tfopt.quantization.layers import QuantizedLayer
+from tfopt.quantization.treatment import Treatment
 
 CHOSEN = "left out by `include`, `exclude` or `overrides`"
 WEIGHTS = "only its weights are quantized"
@@ -25,28 +24,6 @@ _FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
 # Their kernels have a scale for each channel, and so the same integers before and after the channels are scaled. With
 # one scale for a whole kernel, as in Dense, rounding the folded kernel would give other integers than those trained.
 _FOLDS_NORMALIZATION = (kl.Conv1D, kl.Conv2D, kl.DepthwiseConv1D, kl.DepthwiseConv2D)
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What happens to one op. `kernels` to round, `activation` to take out of the layer, `output` to quantize."""
-
-    kernels: dict[str, tuple[int, ...]]
-    activation: str | None = None
-    output: bool = False
-    affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
-    composite: bool = False  # has a wrapper class of its own, see `composites.py`
-    reason: str = ""  # why it stays float
-    note: str = ""  # what of it stays float, and why
-
-    @property
-    def is_float(self) -> bool:
-        return bool(self.reason)
-
-    @property
-    def is_plain(self) -> bool:
-        """Nothing to add: the op moves values, or its follower quantizes for it."""
-        return not (self.kernels or self.activation or self.output or self.affine or self.composite)
 
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:

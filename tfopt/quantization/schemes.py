@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import check_patterns, is_selected
+from tfopt.core.models.graph import check_patterns, is_selected
 
 HALF = 16  # `weight_bits` of weights that are half-precision floats
 PACKED_BITS = (2, 4, 8)  # in which LiteRT stores integer kernels

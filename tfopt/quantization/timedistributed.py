@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from keras import layers as kl
 
-from tfopt.core.graph import Graph
+from tfopt.core.models.graph import Graph
 from tfopt.quantization.composites import Composite, composite, composite_for
 from tfopt.quantization.layers import QuantizedLayer
 from tfopt.quantization.scheme import treatment

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
-from tfopt.core.graph import Graph
+from tfopt.core.models.graph import Graph
 from tfopt.quantization.schemes import Scheme
 
 

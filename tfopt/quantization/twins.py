@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.graph import Call, Graph, walk_layers
-from tfopt.core.modes import FakeQuantized
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import Call, Graph, walk_layers
+from tfopt.core.models.rewrite import rewrite
 
 
 @dataclass(frozen=True)

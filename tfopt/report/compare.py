@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import keras
 import numpy as np
 
-from tfopt.core.data import input_batches
+from tfopt.core.data.batches import input_batches
+from tfopt.core.data.metrics import named_metrics, score
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.render import UNKNOWN, Report, Table, count, decimal, percent
-from tfopt.core.scores import named_metrics, score
+from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal, percent
 from tfopt.deploy.runner import Latency, TFLiteModel
 from tfopt.report.ensembles import Ensemble, ensemble_of
 from tfopt.report.measure import opened, summary
@@ -86,7 +86,7 @@ class Comparison(Report):
         figures = {}
         if self._points():
             figures[SCATTER_CAPTION] = scatter_figure(self._points(), self._main_score())
-        layers = {row.name: row.layers for row in self.rows if row.layers is not None}
+        layers = {row.name: row.layers.layers for row in self.rows if row.layers is not None}
         if layers:
             figures[LAYERS_CAPTION] = layer_figure(layers)
         return figures
@@ -164,7 +164,7 @@ def compare(
             or a pair `(Keras model, .tflite)`: scores, sizes and latency are then of the file, parameters and MACs of
             the model it was exported from.
         data: `(x, y)` to score on: arrays, or a list or dict of arrays for several inputs. Labels are class numbers or
-            one-hot, or regression targets; `tfopt.core.scores.score` tells how the task is recognised.
+            one-hot, or regression targets; `tfopt.core.data.metrics.score` tells how the task is recognised.
         metrics: more scores: `{name: function(y_true, y_pred) -> float}`, or a list of Keras metrics or their names.
         latency: times the .tflite files: one sample at a time, on the threads of the `TFLiteModel` (1 for a path).
         training_seconds: `{name: seconds}`, to show as a column.

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.branches import Branch, branches_of
-from tfopt.core.macs import model_macs
-from tfopt.core.render import UNKNOWN, Table, count, decimal, percent
-from tfopt.core.scores import calibration_error, classes_of, score
+from tfopt.core.data.metrics import calibration_error, classes_of, score
+from tfopt.core.models.branches import Branch, branches_of
+from tfopt.core.models.macs import model_macs
+from tfopt.core.reporting.render import UNKNOWN, Table, count, decimal, percent
 
 BINS = 15
 

@@ -11,13 +11,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.catalog import prunable_weights
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.graph import Graph, check_model, walk_layers
-from tfopt.core.macs import model_macs
-from tfopt.core.modes import FakeQuantized
+from tfopt.core.layers.registry import prunable_weights
+from tfopt.core.models.fake_quantized import FakeQuantized
+from tfopt.core.models.graph import Graph, check_model, walk_layers
+from tfopt.core.models.macs import model_macs
 from tfopt.deploy.runner import TFLiteModel
-from tfopt.report.records import FileSummary, LayerRow, ModelSummary, OpRow, WeightRow
+from tfopt.report.records import FileSummary, ModelSummary, OpRow, WeightRow
+from tfopt.report.rows import LayerRow
 
 
 def summary(model: keras.Model | TFLiteModel | str | os.PathLike) -> ModelSummary | FileSummary:
@@ -49,7 +50,7 @@ def opened(source: Any) -> keras.Model | TFLiteModel:
     if isinstance(source, (str, os.PathLike)):
         if Path(source).suffix.lower() == ".tflite":
             return TFLiteModel(source)
-        from tfopt.core.loading import load_model
+        from tfopt.core.models.loading import load_model
 
         return check_model(load_model(source))
     if isinstance(source, TFLiteModel):

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from math import log
 from typing import TYPE_CHECKING, Any
 
-from tfopt.core.figures import COLOURS, INK, label_axes, new_figure, plain
+from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tfopt.report.records import LayerRow, ModelSummary
+    from tfopt.report.rows import LayerRow
 
 LAYERS_CAPTION = "Parameters and sparsity of each layer. The solid part of a bar is not zero."
 SCATTER_CAPTION = "Score against size of the .tflite file: better is up (down for an error) and to the left."
 MOST_LAYERS = 40
 
 
-def layer_figure(summaries: Mapping[str, ModelSummary]) -> Figure:
-    """Horizontal bars: on the left the parameters of each layer, on the right the sparsity of its kernels."""
+def layer_figure(summaries: Mapping[str, Sequence[LayerRow]]) -> Figure:
+    """Bars, from `{model: layers}`: parameters of each layer on the left, sparsity of its kernels on the right."""
     names = list(summaries)
-    layers = {name: {row.path: row for row in summaries[name].layers if row.parameters} for name in names}
+    layers = {name: {row.path: row for row in summaries[name] if row.parameters} for name in names}
     paths = _largest(layers)
     figure = new_figure(11, 1.6 + 0.19 * len(paths) * (len(names) + 0.6))
     parameters, sparsity = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))

@@ -5,37 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tfopt.core.render import Report, Table, count, percent, shape_text
+from tfopt.core.reporting.render import Report, Table, count, percent, shape_text
+from tfopt.report.rows import LayerRow, fraction_of_zeros
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer, or op that computes.
-
-    Args:
-        path: with nested models as folders, `"encoder/conv1"`.
-        parameters: numbers in all its weights.
-        nonzero_parameters: those that are not 0.
-        kernel_parameters: numbers in the kernels `prune` may mask.
-        macs: multiply-accumulates for one sample, None where unknown.
-    """
-
-    path: str
-    kind: str
-    output_shape: tuple[int | None, ...]
-    parameters: int
-    nonzero_parameters: int
-    kernel_parameters: int
-    kernel_nonzero: int
-    macs: int | None
-
-    @property
-    def sparsity(self) -> float | None:
-        """Fraction of zeros in the kernels, None without kernels."""
-        return _sparsity(self.kernel_parameters, self.kernel_nonzero)
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +31,7 @@ class ModelSummary(Report):
     @property
     def sparsity(self) -> float | None:
         """Fraction of zeros in all kernels."""
-        return _sparsity(self.kernel_parameters, self.kernel_nonzero)
+        return fraction_of_zeros(self.kernel_parameters, self.kernel_nonzero)
 
     @property
     def kept_ratio(self) -> float | None:
@@ -91,7 +65,7 @@ class ModelSummary(Report):
         """Bars of parameters and sparsity per layer."""
         from tfopt.report.plots import layer_figure
 
-        return layer_figure({self.name: self})
+        return layer_figure({self.name: self.layers})
 
     def to_dict(self) -> dict[str, Any]:
         own = {"sparsity": self.sparsity, "kept_ratio": self.kept_ratio, "float32_bytes": self.float32_bytes}
@@ -169,10 +143,6 @@ class FileSummary(Report):
 
     def figures(self) -> dict[str, Figure]:
         return {}
-
-
-def _sparsity(parameters: int, nonzero: int) -> float | None:
-    return 1 - nonzero / parameters if parameters else None
 
 
 def _numbers(row: LayerRow | ModelSummary) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.flow import has_kernel
-from tfopt.core.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, trace_back
 from tfopt.core.keras_internals import compiled_loss, sublayers
-from tfopt.core.rewrite import rewrite
+from tfopt.core.models.flow import has_kernel
+from tfopt.core.models.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, trace_back
+from tfopt.core.models.rewrite import rewrite
 from tfopt.training.recipes import Recipe, recipe
 
 MODES = ("features", "partial", "full")

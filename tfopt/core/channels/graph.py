@@ -1,0 +1,258 @@
+"""Channel groups: which channels of which weights belong together, so that removing one means removing all.
+
+Each value of each tensor carries the number of the channel that it belongs to. A layer's rule, in `core/layers`, says
+which axes of its weights its inputs' channels index, and which channels its output has. Where two channels meet, as in
+an addition, they become one (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, solves the same task on
+traced gradients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfopt.core.channels.union_find import DisjointSets
+from tfopt.core.errors import first_line
+from tfopt.core.layers.channels import (
+    FIXED,
+    Channels,
+    Context,
+    Group,
+    Shape,
+    Size,
+    Slot,
+    Unsupported,
+    rule_of,
+    shape_rule,
+    tensors_in,
+)
+from tfopt.core.models.graph import Graph, check_model
+
+INPUT_STAYS = "an input of the model keeps its shape"
+OUTPUT_STAYS = "an output of the model keeps its shape"
+
+
+class ChannelGraph:
+    """The channels of a model: slots of its weights, groups, and why others stay.
+
+    Args:
+        model: a built Sequential or Functional model; nested models are entered.
+        features: gives each feature (index of the last axis) of the model's inputs a channel of its own; otherwise the
+            inputs keep their shape. Weights then stay as they are where features are removed; otherwise those of
+            removed channels are masked.
+        zero: the value of a removed feature is 0.
+        ties_only: channels are followed, and told apart, where none can be removed too: through layers that need exact
+            zeros, and at the outputs. For what asks which channels belong together, not which can go.
+
+    Example:
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((4,)), dense(3, name="a"), dense(2, name="b")])
+        >>> [(group.paths, len(group.channels)) for group in ChannelGraph(model).groups]
+        [(('a',), 3)]
+    """
+
+    def __init__(self, model: keras.Model, *, features: bool = False, zero: bool = True, ties_only: bool = False):
+        self.slots: list[Slot] = []
+        self.ties_only = ties_only
+        self.masks = not features
+        self.reasons: dict[int, str] = {FIXED: INPUT_STAYS}
+        self.kept_sizes: dict[int, list[Size]] = {}
+        self.padded: dict[int, np.ndarray] = {}
+        self._sets = DisjointSets(1)
+        self._by_place: dict[tuple[int, int], Slot] = {}
+        self._inputs_of: dict[int, list[Channels]] = {}
+        check_model(model)
+        self.features = [self._input(tensor, features, zero) for tensor in Graph(model).inputs]
+        outputs = self._run(model, self.features, "")
+        for channels in outputs:
+            for root in np.unique(self._sets.roots(channels.labels)):
+                if root != FIXED:
+                    self.reasons[int(root)] = OUTPUT_STAYS
+        self.slots = [
+            Slot(s.path, s.variable, s.axis, self.roots(s.labels), s.role, s.zero) for s in self._by_place.values()
+        ]
+        self.groups = list(self._grouped())
+
+    @property
+    def count(self) -> int:
+        """One more than the highest channel number."""
+        return self._sets.count
+
+    def roots(self, labels: np.ndarray) -> np.ndarray:
+        """One number for all channels that are tied together; `FIXED` for those that stay."""
+        roots = self._sets.roots(labels)
+        if self.ties_only:
+            return roots
+        frozen = np.isin(roots, np.fromiter(self.reasons, np.int64))
+        return np.where(frozen, FIXED, roots)
+
+    def reason(self, labels: np.ndarray) -> str:
+        """Why channels stay, the first of them that do."""
+        found = (self.reasons.get(int(root)) for root in np.unique(self._sets.roots(labels)))
+        return next(reason for reason in found if reason)
+
+    def kept_layers(self) -> dict[str, str]:
+        """The layers that cannot lose any of the channels they create, with the reason."""
+        kept = {}
+        for slot in self._by_place.values():
+            if slot.role == "out" and (self.roots(slot.labels) == FIXED).all():
+                kept[slot.path] = self.reason(slot.labels)
+        return kept
+
+    def zero_channels(self) -> np.ndarray:
+        """The channels all of whose weights are zero, so that removing them changes no output.
+
+        A weight that reads a channel may be anything where the channel arrives as an exact zero. Of a weight's axis
+        at least one channel is left.
+        """
+        dead = {int(channel) for group in self.groups for channel in group.channels if group.paths}
+        for slot in self.slots:
+            if slot.role != "statistic" and not (slot.role == "in" and slot.zero):
+                array = np.moveaxis(keras.ops.convert_to_numpy(slot.variable), slot.axis, 0)
+                alive = (array != 0).reshape(len(slot.labels), -1).any(1)
+                dead.difference_update(slot.labels[alive].tolist())
+        for slot in self.slots:
+            if dead.issuperset(slot.labels.tolist()):
+                dead.discard(int(slot.labels[0]))
+        return np.array(sorted(dead), np.int64)
+
+    # What rules use.
+
+    def fresh(self, count: int) -> np.ndarray:
+        """New channels."""
+        return self._sets.add(count)
+
+    def tie(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Makes channels of two label arrays, broadcast to each other, one and the same."""
+        for low, high in self._sets.join(first, second):
+            reason = self.reasons.get(low) or self.reasons.get(high)
+            if reason:
+                self.reasons[low] = reason
+
+    def freeze(self, labels: np.ndarray, reason: str) -> None:
+        """Channels that cannot be removed."""
+        for root in np.unique(self._sets.roots(labels)):
+            self.reasons.setdefault(int(root), reason)
+
+    def axis_labels(self, x: Channels, axis: int, reason: str) -> np.ndarray:
+        """The channels along one axis of `x`, one for each index; those that differ along another axis have to stay."""
+        axis %= len(x.shape)
+        labels = x.labels
+        if any(other != axis for other in x.along()):
+            self.freeze(labels, reason)
+            labels = np.full([1] * labels.ndim, FIXED)
+        return np.broadcast_to(labels.reshape(-1), (x.shape[axis] or 1,))
+
+    def slot(self, path: str, variable: Any, axis: int, labels: np.ndarray, role: str, zero: bool = False) -> None:
+        """The axis of `variable` is indexed by `labels`."""
+        axis %= len(variable.shape)
+        place = (id(variable), axis)
+        if place in self._by_place:
+            known = self._by_place[place]
+            self.tie(known.labels, labels)
+            zero = zero and known.zero
+        self._by_place[place] = Slot(path, variable, axis, labels, role, zero)
+
+    def created(self, path: str, variable: Any, axis: int, labels: np.ndarray | None = None) -> np.ndarray:
+        """The channels that an axis of `variable` creates: `labels` if given, those it had before, or new ones."""
+        if labels is None:
+            labels = self.labels_of(variable, axis)
+        if labels is None:
+            labels = self.fresh(variable.shape[axis])
+        self.slot(path, variable, axis, labels, "out")
+        return labels
+
+    def labels_of(self, variable: Any, axis: int) -> np.ndarray | None:
+        """The channels of an axis of a weight that was met before, in an earlier call of a shared layer."""
+        known = self._by_place.get((id(variable), axis % len(variable.shape)))
+        return None if known is None else known.labels
+
+    def size(self, op: Any, key: tuple[str, ...], value: Callable[[Callable[[np.ndarray], int]], Any]) -> None:
+        """A config entry of `op` that follows from how many channels stay: `value(count)`, `count(labels) -> int`."""
+        self.kept_sizes.setdefault(id(op), []).append(Size(key, value))
+
+    def sizes_of(self, op: Any) -> list[Size]:
+        """The config entries of `op` that follow from how many channels stay."""
+        return self.kept_sizes.get(id(op), [])
+
+    # The walk.
+
+    def _input(self, tensor: keras.KerasTensor, features: bool, zero: bool) -> Channels:
+        shape = tuple(tensor.shape[1:])
+        labels = np.full([1] * len(shape), FIXED)
+        if features and shape and shape[-1]:
+            labels = self.fresh(shape[-1]).reshape(*labels.shape[:-1], -1)
+        return Channels(labels, shape, zero=self.ties_only or (features and zero))
+
+    def _run(self, model: keras.Model, inputs: Sequence[Channels], prefix: str) -> list[Channels]:
+        """The channels of a model's outputs, given those of its inputs."""
+        graph = Graph(model)
+        self._enter_inputs(model, graph, inputs)
+        values = {id(tensor): channels for tensor, channels in zip(graph.inputs, inputs, strict=True)}
+        for call in graph.calls:
+            args, kwargs = call.arguments(values)
+            shapes = [tuple(tensor.shape[1:]) for tensor in call.outputs]
+            results = self._call(call.op, prefix + call.op.name, shapes, args, kwargs)
+            values.update((id(tensor), result) for tensor, result in zip(call.outputs, results, strict=True))
+        return [values[id(tensor)] for tensor in graph.outputs]
+
+    def _enter_inputs(self, model: keras.Model, graph: Graph, inputs: Sequence[Channels]) -> None:
+        """Each call of a nested model has to bring the same channels; its input layers follow their number."""
+        if id(model) in self._inputs_of:
+            for known, new in zip(self._inputs_of[id(model)], inputs, strict=True):
+                self.tie(known.labels, new.labels)
+            return
+        self._inputs_of[id(model)] = list(inputs)
+        for tensor, channels in zip(graph.inputs, inputs, strict=True):
+            layer = tensor._keras_history.operation
+            self.size(layer, ("batch_shape",), shape_rule(channels, tuple(layer.batch_shape[:1])))
+
+    def _call(self, op: Any, path: str, shapes: list[Shape], args: tuple, kwargs: dict) -> list[Channels]:
+        if isinstance(op, keras.Model):
+            inputs = tensors_in((args, kwargs))
+            return self._run(op, inputs[: len(Graph(op).inputs)], f"{path}/")
+        rule = rule_of(op)
+        if rule is None:
+            return self.stop(
+                Context(self, op, path, shapes), (args, kwargs), f"tfopt does not know {type(op).__name__}"
+            )
+        try:
+            result = rule(Context(self, op, path, shapes), *args, **kwargs)
+        except (TypeError, Unsupported) as error:  # a call with arguments that the rule does not foresee
+            return self.stop(Context(self, op, path, shapes), (args, kwargs), first_line(error))
+        results = list(result) if isinstance(result, (list, tuple)) else [result]
+        if getattr(op, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
+            for channels in results:
+                self.freeze(channels.labels, f"the softmax of '{path}' mixes them")
+        return [replace(channels, zero=True) for channels in results] if self.ties_only else results
+
+    def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
+        """The channels that end in a layer which cannot lose any; those of its output stay too."""
+        for channels in tensors_in(arguments):
+            self.freeze(channels.labels, f"read by '{context.path}': {reason}")
+        return [Channels(np.full([1] * len(shape), FIXED), shape, zero=False) for shape in context.shapes]
+
+    def _grouped(self) -> Iterator[Group]:
+        """Channels created by the same axis of a weight form a group, and groups with a common channel are one."""
+        sets = DisjointSets(self._sets.count)
+        makers = [slot for slot in self.slots if slot.role == "out"]
+        features = [self.roots(channels.labels).reshape(-1) for channels in self.features]
+        for labels in [slot.labels for slot in makers] + features:
+            free = labels[labels != FIXED]
+            if len(free):
+                sets.join(free[:1], free)
+        by_group: dict[int, list[Slot]] = {}
+        for slot in self.slots:
+            for root in np.unique(sets.roots(slot.labels[slot.labels != FIXED])):
+                by_group.setdefault(int(root), []).append(slot)
+        for root, slots in by_group.items():
+            labels = np.unique(np.concatenate([slot.labels for slot in slots]))
+            channels = labels[(labels != FIXED) & (sets.roots(labels) == root)]
+            paths = dict.fromkeys(
+                slot.path for slot in slots if slot.role == "out" and np.isin(slot.labels, channels).any()
+            )
+            yield Group(tuple(paths), channels, tuple(slots))

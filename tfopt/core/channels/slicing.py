@@ -1,0 +1,82 @@
+"""Removes channels from a model: every weight that they index gets smaller, and every layer's config with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfopt.core.channels.graph import ChannelGraph
+from tfopt.core.keras_internals import children, op_class
+from tfopt.core.models.rewrite import Rewrite, rewrite
+
+
+def without_channels(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
+    """A copy of `model` without some channels: plain Keras layers of smaller shapes, no weight constraints.
+
+    Where the removed channels are zero through their group, the outputs stay as they were.
+
+    Args:
+        model: what `graph` was made of.
+        graph: its channels.
+        removed: channel numbers out of the groups of `graph`; each weight has to keep one channel an axis.
+    """
+
+    def kept(labels: np.ndarray) -> np.ndarray:
+        return ~np.isin(graph.roots(labels), removed)
+
+    cuts = defaultdict(list)
+    for slot in graph.slots:
+        cuts[id(slot.variable)].append((slot.axis, kept(slot.labels)))
+    padded = {key: kept(labels) for key, labels in graph.padded.items() if not kept(labels).all()}
+    full_width: set[int] = set()
+
+    def replace(op: Any, state: Rewrite):
+        if id(op) in padded:
+            full_width.update(id(weight) for weight in op.weights)
+            return _at_full_width(op, state, padded[id(op)])
+        changes = {size.key: size.value(lambda labels: int(kept(labels).sum())) for size in graph.sizes_of(op)}
+        holds_layers = bool(children(op)) and not isinstance(op, keras.Model)
+        return _resized(op, state, changes) if changes or holds_layers else None
+
+    def values_of(variable: keras.Variable) -> np.ndarray:
+        array = keras.ops.convert_to_numpy(variable)
+        for axis, mask in cuts[id(variable)]:
+            places = np.argsort(~mask, kind="stable") if id(variable) in full_width else np.flatnonzero(mask)
+            array = array.take(places, axis)
+        return array
+
+    return rewrite(model, replace, values_of=values_of)
+
+
+def _resized(op: Any, state: Rewrite, changes: dict[tuple[str, ...], Any]):
+    """A copy of the layer with some entries of its config, nested ones by their path of keys, changed."""
+    config = _unbuilt(op.get_config())
+    for (*folders, name), value in changes.items():
+        inner = config
+        for folder in folders:
+            inner = inner[folder]
+        inner[name] = value
+    return state.copy(op, **config)
+
+
+def _unbuilt(config: Any) -> Any:
+    """The config without the old shapes at which layers inside a layer would be built again."""
+    if isinstance(config, dict):
+        return {key: _unbuilt(value) for key, value in config.items() if key != "build_config"}
+    return [_unbuilt(value) for value in config] if isinstance(config, list) else config
+
+
+def _at_full_width(op: Any, state: Rewrite, kept: np.ndarray) -> list:
+    """A normalization over channels as it was, zeros in the place of those that are gone.
+
+    It divides by the old number of channels and so gives what it gave. The kept channels come first, the zeros last.
+    """
+    width, count = len(kept), int(kept.sum())
+
+    def with_zeros(x):
+        return op_class("Pad")([(0, 0)] * (len(x.shape) - 1) + [(0, width - count)])(x)
+
+    return [with_zeros, state.copy(op), lambda x: x[..., :count]]

@@ -1,0 +1,313 @@
+"""The only code that clones a model or moves weights from one layer to another."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from tfopt.core.errors import UnsupportedModelError, first_line
+from tfopt.core.keras_internals import (
+    Functional,
+    children,
+    create_values,
+    functional_like_constructor,
+    functional_of,
+    set_value,
+    sublayers,
+    values_come_later,
+)
+from tfopt.core.models import constraints
+from tfopt.core.models.graph import Graph, check_model
+
+Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[keras.Operation] | None"]
+
+
+def rewrite(
+    model: keras.Model,
+    replace: Replace | None = None,
+    *,
+    bypass: Mapping[int, Any] | None = None,
+    values_of: Callable[[keras.Variable], Any] | None = None,
+) -> keras.Model:
+    """Clones `model`, layer by layer, and lets `replace` put something else in a layer's place.
+
+    Works on Sequential and Functional models with nested models, shared layers, several inputs and outputs, op layers
+    such as `x + y` and any dtype policy. Weights, seeds, `trainable` flags and weight constraints go with the layers,
+    names are kept, the input model is never touched and the result is not compiled. Time is linear in the layers.
+
+    Args:
+        model: a built Sequential or Functional model.
+        replace: called once for each layer, op and input layer of the model and of the models nested in it, as
+            `replace(op, rewrite)`. It returns None to keep a copy, an op to put in its place, or a sequence of ops to
+            call one after the other: `[]` drops the layer, `[rewrite.copy(op), new]` inserts `new` behind it.
+            `rewrite.copy(layer, **config)` gives a copy whose weights are carried over; `rewrite.path` is the
+            slash-separated path of the layer.
+        bypass: `{id(tensor): earlier tensor of the same graph}`, which is read in its place. What no output needs any
+            more is left out, and `replace` does not see it.
+        values_of: the array for the copy of a variable, where the copy is of another shape; weight constraints are
+            then left behind.
+
+    Returns:
+        A new model: Sequential for a Sequential, Functional otherwise.
+
+    Raises:
+        UnsupportedModelError: for a subclassed or unbuilt model, or a layer that cannot be cloned.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d"), keras.layers.ReLU()])
+        >>> tanh = lambda op, rewrite: keras.layers.Activation("tanh") if isinstance(op, keras.layers.ReLU) else None
+        >>> [layer.__class__.__name__ for layer in rewrite(model, tanh).layers]
+        ['Dense', 'Activation']
+    """
+    check_model(model)
+    state = Rewrite(replace or (lambda op, rewrite: None), bypass or {})
+    with _collector_paused():
+        clone = state.model(model)
+        for source, target, own in state.copies:
+            transfer_values(source, target, own or values_of)
+        with _unfrozen(clone):
+            create_values()
+    shared: dict | None = {} if values_of is None else None
+    for source, target, _ in state.copies:
+        transfer_settings(source, target, shared)
+    return clone
+
+
+def untrained(model: keras.Model) -> keras.Model:
+    """A copy with new initial values, to train from the start.
+
+    Layers with `trainable=False`, as a pretrained backbone, and adapted ones, as `Normalization`, keep their values:
+    training would not bring them back. Weight constraints are left behind.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+        >>> model.layers[0].trainable = False
+        >>> [bool((new.kernel == old.kernel).numpy().all()) for new, old in zip(untrained(model).layers, model.layers)]
+        [True, False]
+    """
+    check_model(model)
+    state = Rewrite(lambda op, rewrite: None)
+    with _collector_paused():
+        clone = state.model(model)
+        pairs = [
+            pair
+            for source, target, _ in state.copies
+            for pair in zip(sublayers(source), sublayers(target), strict=True)
+        ]
+        for source, target in pairs:
+            if not source.trainable or hasattr(source, "adapt"):
+                transfer_values(source, target)
+        create_values()
+    for source, target, _ in state.copies:
+        transfer_settings(source, target, None)
+    return clone
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model itself, or a copy of it that computes in float32 where it has layers of another policy.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
+        >>> in_float32(model).layers[0].compute_dtype
+        'float32'
+    """
+
+    def replace(op, state):
+        if isinstance(op, keras.Model) or not computes_in_16_bits(op):
+            return None
+        return state.copy(op, **_with_float32(op.get_config()))
+
+    return rewrite(model, replace) if computes_in_16_bits(model) else model
+
+
+def computes_in_16_bits(op: keras.Operation) -> bool:
+    """True if the layer, or one inside it, computes in float16 or bfloat16."""
+    return any(layer.compute_dtype in ("float16", "bfloat16") for layer in sublayers(op))
+
+
+@dataclass
+class Rewrite:
+    """One rewrite under way; what `replace` sees of it."""
+
+    replace: Replace
+    bypass: Mapping[int, Any] = field(default_factory=dict)
+    copies: list[tuple] = field(default_factory=list)
+    path: str = ""
+    _models: dict[int, keras.Model] = field(default_factory=dict)
+
+    def copy(self, op: keras.Operation, **config) -> keras.Operation:
+        """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
+        try:
+            with keras.saving.custom_object_scope(_classes_inside(op)):
+                copied = type(op).from_config({**op.get_config(), **config})
+        except Exception as error:
+            raise UnsupportedModelError(
+                "Each layer has to be cloneable from its config.",
+                received=f"{type(op).__name__} '{self.path}': {first_line(error)}",
+                fix="Give the class `get_config` (and `from_config` where the config holds objects).",
+            ) from error
+        if isinstance(op, keras.layers.Layer):
+            self.copies.append((op, copied, None))
+        return copied
+
+    def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config) -> Any:
+        """The same, where `values_of` gives the array for the copy of each variable.
+
+        Weight constraints are carried over, so a variable whose shape changes may have none.
+        """
+        copied = self.copy(op, **config)
+        self.copies[-1] = (op, copied, values_of)
+        return copied
+
+    def model(self, model: keras.Model, prefix: str = "") -> keras.Model:
+        """The clone of a model, `prefix` before its layers' paths; of a shared one there is a single clone."""
+        if id(model) not in self._models:
+            clone = (self._sequential if isinstance(model, keras.Sequential) else self._functional)(model, prefix)
+            if not model.trainable:
+                clone.trainable = False
+            self._models[id(model)] = clone
+        return self._models[id(model)]
+
+    def _ops(self, op: keras.Operation, prefix: str) -> list[keras.Operation]:
+        self.path = prefix + op.name
+        replaced = self.replace(op, self)
+        if replaced is None:
+            return [self.model(op, f"{self.path}/") if isinstance(op, keras.Model) else self.copy(op)]
+        return list(replaced) if isinstance(replaced, (list, tuple)) else [replaced]
+
+    def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:
+        source = functional_of(model).inputs[0]._keras_history.operation
+        needed = {id(call.op) for call in Graph(model).needed(self.bypass)}
+        ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
+        layers = [new for op in ops for new in self._ops(op, prefix)]
+        if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+            inputs = layers[0].output
+            return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
+        with values_come_later(*layers):
+            return keras.Sequential(layers, name=model.name)
+
+    def _functional(self, model: Functional, prefix: str) -> keras.Model:
+        graph = Graph(model)
+        new_ops: dict[int, list] = {}
+        values = {}
+        new_inputs = {}
+        for tensor in graph.inputs:
+            source, *chain = self._ops(tensor._keras_history.operation, prefix)
+            new_inputs[id(tensor)] = source.output
+            values[id(tensor)] = _run(chain, (source.output,), {})
+        needed = graph.needed(self.bypass)
+        for call in graph.calls:
+            if call in needed:
+                if id(call.op) not in new_ops:
+                    new_ops[id(call.op)] = self._ops(call.op, prefix)
+                args, kwargs = call.arguments(values)
+                if not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
+                    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # it may not know them
+                if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
+                    args, kwargs = call.op.arguments_inside(args, kwargs)
+                outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))
+                values.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
+            for old in call.outputs:
+                if id(old) in self.bypass:
+                    values[id(old)] = values.get(id(self.bypass[id(old)]))
+        inputs = keras.tree.map_structure(lambda t: new_inputs[id(t)], model.input)
+        outputs = keras.tree.map_structure(lambda t: values[id(t)], model.output)
+        return _model_class(model)(inputs, outputs, name=model.name)
+
+
+def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of=None) -> None:
+    """Copies the variables of a layer to its copy, each through `values_of` if given."""
+    if len(source.variables) != len(target.variables):
+        raise UnsupportedModelError(
+            "A copied layer has to create the same variables as its original.",
+            received=f"{len(source.variables)} in '{source.name}', {len(target.variables)} in the copy",
+            fix="Create all weights in `__init__` or `build`, from the config alone.",
+        )
+    for old, new in zip(source.variables, target.variables, strict=True):
+        set_value(new, old if values_of is None else values_of(old))
+
+
+def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, shared: dict | None) -> None:
+    """Copies `trainable` flags and tfopt's constraints of a layer to its copy, once the values are there.
+
+    `shared` is one dict for all layers of a model: what their constraints have in common is copied once. With None,
+    constraints are left behind.
+    """
+    if shared is not None:
+        for old, new in zip(source.variables, target.variables, strict=True):
+            constraints.carry(old, new, shared)
+    for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
+        if old_layer.trainable != new_layer.trainable:
+            new_layer.trainable = old_layer.trainable
+        if hasattr(new_layer, "finalize_state"):  # adapted layers, as Normalization, keep what derives from variables
+            new_layer.finalize_state()
+
+
+def _with_float32(config):
+    """A config with each dtype policy of reduced precision, at any depth, made float32."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {key: _with_float32(value) for key, value in config.items()}
+    return [_with_float32(value) for value in config] if isinstance(config, list) else config
+
+
+def _classes_inside(op) -> dict[str, type]:
+    """The classes of a layer's sublayers by name, so that users' own need not be registered with Keras."""
+    return {type(layer).__name__: type(layer) for layer in sublayers(op)} if children(op) else {}
+
+
+def _run(ops: list, args: tuple, kwargs: dict):
+    """Calls `ops` in a chain; only the first gets the call's further arguments."""
+    if not ops:
+        return keras.tree.flatten((args, kwargs))[0]
+    result = _call(ops[0], *args, **kwargs)
+    for op in ops[1:]:
+        result = _call(op, result)
+    return result
+
+
+@contextlib.contextmanager
+def _collector_paused():
+    """Python's cycle collector would walk all layers again and again while they are created: a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _unfrozen(model: keras.Model):
+    """TensorFlow records gradients for variables only that are created trainable, even if they become it later."""
+    flags = [(layer, layer.trainable) for layer in sublayers(model)]
+    for layer, _ in flags:  # one by one: a model that is trainable itself does not tell its layers
+        layer.trainable = True
+    yield
+    for layer, flag in flags:
+        if layer.trainable != flag:
+            layer.trainable = flag
+
+
+def _call(op: keras.Operation, *args, **kwargs):
+    with values_come_later(op):
+        return op(*args, **kwargs)
+
+
+def _model_class(model: Functional) -> type:
+    if functional_like_constructor(type(model)):
+        return type(model)
+    warnings.warn(
+        f"'{model.name}' is a {type(model).__name__} whose constructor does not take (inputs, outputs): the result is "
+        "a plain Functional model, without the methods of that class.",
+        stacklevel=2,
+    )
+    return keras.Model

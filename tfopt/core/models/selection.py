@@ -1,0 +1,60 @@
+"""Which kernels of a model a technique works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from tfopt.core.keras_internals import children
+from tfopt.core.layers.registry import entry_of, prunable_weights
+from tfopt.core.models.graph import is_selected, matches, walk_layers
+
+_NOT_NAMED = object()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, the first layer that holds it, its name there (`"cell/kernel"`) and how much is wanted of it."""
+
+    variable: keras.Variable
+    layer: keras.layers.Layer
+    name: str
+    amount: Any
+
+
+def select_kernels(
+    model: keras.Model, included: list[str], excluded: list[str], amount: Any
+) -> tuple[list[Kernel], list[str]]:
+    """The prunable kernels of the chosen layers, each once, and the chosen layers that tfopt does not know.
+
+    Args:
+        included, excluded: names or globs, see `is_selected`.
+        amount: the same for all, or a dict from layer names or globs: layers not named in it are left out, and a later
+            entry wins over an earlier one.
+    """
+    kernels: dict[int, Kernel] = {}
+    unknown = []
+    for path, layer in walk_layers(model):
+        own = _amount_for(path, amount)
+        if isinstance(layer, keras.Model) or own is _NOT_NAMED or not is_selected(path, included, excluded):
+            continue
+        found = prunable_weights(layer)
+        if not found and _is_unknown(layer):
+            unknown.append(f"'{path}' ({type(layer).__name__})")
+        for name, variable in found.items():
+            kernels.setdefault(id(variable), Kernel(variable, layer, name, own))
+    return list(kernels.values()), unknown
+
+
+def _amount_for(path: str, amount: Any) -> Any:
+    if not isinstance(amount, Mapping):
+        return amount
+    named = [value for pattern, value in amount.items() if matches(path, [pattern])]
+    return named[-1] if named else _NOT_NAMED
+
+
+def _is_unknown(layer: keras.layers.Layer) -> bool:
+    return entry_of(layer) is None and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)

@@ -1,0 +1,149 @@
+"""The verb `search`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import keras
+
+from tfopt.core.models.fingerprints import fingerprint
+from tfopt.tuner.arguments import as_budget, as_hypermodel, check, check_where, fingerprints
+from tfopt.tuner.journal import Journal
+from tfopt.tuner.loop import Alone, Search
+from tfopt.tuner.objective import as_constraints, as_objectives
+from tfopt.tuner.oracles import make_oracle
+from tfopt.tuner.result import SearchResult
+from tfopt.tuner.space import SearchSpace
+from tfopt.tuner.storage import search_in_storage
+from tfopt.tuner.trainer import Trainer
+from tfopt.tuner.workers import Workers
+
+
+def search(
+    model_or_builder: keras.Model | Callable[[Any], keras.Model] | Any,
+    space: SearchSpace | dict[str, Any] | None = None,
+    *,
+    train: Any,
+    val: Any = None,
+    method: str = "tpe",
+    objectives: Any = ("val_accuracy",),
+    constraints: Any = (),
+    budget: int | str = 20,
+    epochs: int = 10,
+    batch_size: int = 32,
+    executions: int = 1,
+    cv: int | None = None,
+    inherit: bool = True,
+    stop_early: bool = True,
+    directory: str | os.PathLike | None = None,
+    workers: int = 1,
+    storage: str | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    verbose: int = 1,
+) -> SearchResult:
+    """Trains variants of a model and returns the best that keep to the constraints.
+
+    A constraint on a cost (`parameters`, `macs`, `tflite_bytes`, `latency_ms`) is checked before a variant is trained:
+    parameters, MACs and a lower bound of the file size on the built model, in milliseconds; size and latency, if one
+    of the two is asked for, on its int8 .tflite with random weights, in seconds, once an architecture. What breaks one
+    is recorded as infeasible and not counted in `budget`. Each trial is recorded in a file of its own: called again
+    with the same `directory`, the search goes on, a trial that was cut off from its last epoch.
+
+    The random generators of Python, NumPy and TensorFlow are seeded anew for each trial. With one worker and no
+    `storage` the same call makes the same trials; several hear of each other's results in the order of their ends.
+
+    Args:
+        model_or_builder: a compiled model to vary; or a function `hp -> compiled model`, or a `keras_tuner.HyperModel`.
+        space: what to vary of a model: a `SearchSpace`, or a dict of the arguments of `SearchSpace.from_model`.
+        train: `(x, y)` or `(x, y, sample_weights)` of arrays, or a `tf.data.Dataset` of batches.
+        val: the same, to choose by; not with `cv`.
+        method: `"tpe"` and `"nsga2"` (samplers of Optuna), `"random"`, `"grid"` (in random order), `"bayesian"`,
+            `"hyperband"` (of Keras Tuner; the last two for one objective).
+        objectives: one name or several: a cost, or what `fit` logs, such as `"val_accuracy"` or `"val_loss"`. For
+            others the direction goes with it: `("val_iou", "max")`. The first that `fit` logs chooses the epoch.
+        constraints: such as `"tflite_bytes <= 100_000"`, `"latency_ms <= 2"`, `"val_accuracy >= 0.9"`.
+        budget: number of trials, or seconds as in `"600s"`, over all calls with one `directory` or `storage`. Trainings
+            end with the epoch in which the time is up.
+        epochs: of each training; with `"hyperband"` the most.
+        batch_size: in samples, for arrays, where the space does not choose it.
+        executions: trainings of each trial from other seeds, whose mean counts.
+        cv: number of folds of `train`, instead of `val`; their mean counts.
+        inherit: where `space` is a dict: variants start from the weights of the model.
+        stop_early: ends a training whose best epoch is worse than the median of the others after as many epochs,
+            compared with those trials only that cost no more. Not with `"hyperband"`.
+        directory: where trials are recorded, made if it is not there; None keeps them until the result is deleted. With
+            `storage` it holds models and trainings under way, and is best one that all machines share.
+        workers: number of processes that run trials, each a new interpreter with its share of the processors. What is
+            searched has to be picklable; a `tf.data.Dataset` is written to `directory` once, with what it draws then. A
+            worker that dies is replaced and its trial goes on from its last epoch; after three deaths the trial has
+            failed. Files are measured by one process at a time, while other workers may train: with `"latency_ms"`
+            leave processors free. Needs `cloudpickle`, of `tfopt[search]`.
+        storage: address of a database, such as `"postgresql://user:password@host/database"`: every process that makes
+            this call, on any machine, is a worker of one search. The trial of a worker that dies is taken over. For
+            `"tpe"`, `"nsga2"` and `"random"`, whose `seed` is then another in each process. PostgreSQL needs
+            `pip install tfopt[distributed]`; SQLite (`"sqlite:///path"`) does for one machine.
+        name: of the search in `storage`.
+        seed: of the method and of each trial.
+        verbose: 1 shows a progress bar.
+
+    Returns:
+        A frozen `SearchResult`: `best`, `best_models(n)`, `pareto`, all `trials` with the reason for each that
+        failed; prints as a table, shows in Jupyter, saves as a page with plots, `to_dataframe()`.
+
+    Raises:
+        InvalidArgumentError: options that do not fit, an objective that is not logged, a missing package, or a
+            `directory` or `storage` with a search of other settings.
+        FileError: `directory` cannot be written, or holds something else.
+        TfoptError: the database cannot be reached, or workers cannot load what is searched.
+
+    Example:
+        >>> import numpy as np
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((4,)), dense(8, "relu"), dense(2, "softmax")])
+        >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> data = np.eye(4), np.array([0, 1, 0, 1])
+        >>> space = {"width": (0.5, 1, 2), "lr": (1e-3, 1e-1)}
+        >>> found = search(model, space, train=data, val=data, budget=2, epochs=1, constraints="macs <= 60", verbose=0)
+        >>> found.best.figures["macs"] <= 60, len(found.best_models(1))
+        (True, 1)
+    """
+    chosen = as_objectives(objectives)
+    limits = as_constraints(constraints)
+    hypermodel = as_hypermodel(model_or_builder, space, inherit)
+    check(hypermodel, train, val, chosen, epochs, batch_size, executions, cv, seed)
+    check_where(workers, storage, name, method)
+    trials, seconds = as_budget(budget)
+    oracle = make_oracle(method, chosen, seed=seed, epochs=epochs, constrained=bool(limits))
+    settings = fingerprints(hypermodel, train, val)
+    settings["settings"] = fingerprint(
+        [method, [str(part) for part in (*chosen, *limits)], epochs, batch_size, executions, cv, stop_early, seed]
+    )
+    trainer = Trainer(
+        space=hypermodel,
+        journal=Journal(directory, settings, shared=storage is not None),
+        objectives=chosen,
+        constraints=limits,
+        train=train,
+        val=val,
+        cv=cv,
+        executions=executions,
+        epochs=epochs,
+        batch_size=batch_size,
+        stop_early=stop_early and method != "hyperband",
+        seed=seed,
+    )
+    if storage is not None:
+        found = search_in_storage(trainer, storage, str(name), method, settings, (trials, seconds), verbose)
+    else:
+        study = Search(hypermodel, oracle, trainer.journal, chosen, seed)
+        with ExitStack() as stack:
+            team = (
+                stack.enter_context(Workers(trainer, workers)) if workers > 1 else Alone(trainer, lambda: study.trials)
+            )
+            study.run(team, trials, seconds, verbose)
+        found = sorted(study.trials, key=lambda trial: trial.number)
+    return SearchResult(hypermodel.name or "builder", method, chosen, limits, tuple(found), trainer.journal)
