@@ -1,6 +1,7 @@
 """The few places where Keras 3 has no public way. Everything private that tfopt touches stands here."""
 
 import contextlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -97,7 +98,7 @@ def compiled_loss(model: keras.Model) -> dict:
     return {key: config[key] for key in ("loss", "loss_weights")} if config.get("loss") is not None else {}
 
 
-def values_come_later(*ops: keras.Operation):
+def values_come_later(*ops: keras.Operation) -> contextlib.AbstractContextManager:
     """Inside, the variables that the `ops` build get no values; `create_values` gives them theirs.
 
     Drawing random initial values that a copy then overwrites would take most of the time of cloning a model. Only for
@@ -119,7 +120,7 @@ def set_value(variable: keras.Variable, source: keras.Variable | np.ndarray) -> 
         variable.assign(source)
 
 
-def tensor_of(variable: keras.Variable):
+def tensor_of(variable: keras.Variable) -> Any:
     """The value as a tensor that shares its memory: half the time of Keras' ways to read a variable, which copy."""
     return variable._value.value()
 
@@ -129,7 +130,7 @@ def create_values() -> None:
     initialize_all_variables()
 
 
-def running_apply():
+def running_apply() -> Any:
     """The scope of the optimizer's `apply` that runs now, if any: one object a call; its `caller` is the optimizer.
 
     A weight constraint is called by the optimizer without a reference to it. `apply` opens a name scope with the
@@ -139,7 +140,7 @@ def running_apply():
     return next((s for s in reversed(stack) if isinstance(s.caller, keras.optimizers.Optimizer)), None)
 
 
-def updates_done(optimizer: keras.optimizers.Optimizer):
+def updates_done(optimizer: keras.optimizers.Optimizer) -> Any:
     """How many weight updates are done when the `apply` that runs now ends; accumulated gradients count once."""
     return (optimizer._iterations.value + 1) // (optimizer.gradient_accumulation_steps or 1)
 
@@ -154,7 +155,7 @@ def compile_options(model: keras.Model, metrics: bool = False) -> dict:
 def compile_metrics(model: keras.Model) -> dict:
     """The metrics that a compiled model was last compiled with, as arguments for another: metric objects are copied."""
 
-    def fresh(metric):
+    def fresh(metric: Any) -> Any:
         return type(metric).from_config(metric.get_config()) if isinstance(metric, keras.Metric) else metric
 
     config = model._compile_config.config
@@ -168,7 +169,7 @@ def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Var
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
 
 
-def flat_inputs(functional: Functional, inputs, mask=None) -> list:
+def flat_inputs(functional: Functional, inputs: Any, mask: Any = None) -> list:
     """What a call of the model is given, as tensors in the order and dtypes of its inputs, each with its mask."""
     tensors = functional._standardize_inputs(inputs)
     for tensor, part in zip(tensors, [] if mask is None else keras.tree.flatten(mask), strict=False):
@@ -177,34 +178,34 @@ def flat_inputs(functional: Functional, inputs, mask=None) -> list:
     return tensors
 
 
-def call_in(op: keras.Operation, args: tuple, kwargs: dict, training: bool | None):
+def call_in(op: keras.Operation, args: tuple, kwargs: dict, training: bool | None) -> Any:
     """Calls a layer or op as a Functional model does: `training` of the model goes before what the graph holds."""
     if training is not None and getattr(op, "_call_has_training_arg", False):
         kwargs = {**kwargs, "training": training}
     return op(*args, **kwargs)
 
 
-def mask_of(tensor):
+def mask_of(tensor: Any) -> Any:
     """The mask that layers have attached to a tensor, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
-def set_mask(tensor, mask) -> None:
+def set_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a tensor, as a masking layer does."""
     tensor._keras_mask = mask
 
 
-def logits_behind(tensor):
+def logits_behind(tensor: Any) -> Any:
     """What the softmax or sigmoid that gave `tensor` was given, or None: Keras leaves it there for its losses."""
     return getattr(tensor, "_keras_logits", None)
 
 
-def label_loss(model: keras.Model, y, y_pred, sample_weight):
+def label_loss(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     """The loss that the model was compiled with, without regularizers and `add_loss`; None without one."""
     return None if model._compile_loss is None else model._compile_loss(y, y_pred, sample_weight)
 
 
-def track_loss(model: keras.Model, loss, batch_size) -> None:
+def track_loss(model: keras.Model, loss: Any, batch_size: Any) -> None:
     """Adds the loss of a batch to what the logs show as `loss`."""
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 

@@ -30,7 +30,7 @@ from tfopt.core.layers.channels import (
     shape_rule,
     tensors_in,
 )
-from tfopt.core.models.graph import Graph, check_model
+from tfopt.core.models.graph import Graph
 
 INPUT_STAYS = "an input of the model keeps its shape"
 OUTPUT_STAYS = "an output of the model keeps its shape"
@@ -40,7 +40,7 @@ class ChannelGraph:
     """The channels of a model: slots of its weights, groups, and why others stay.
 
     Args:
-        model: a built Sequential or Functional model; nested models are entered.
+        graph: of the model; nested models are entered.
         features: gives each feature (index of the last axis) of the model's inputs a channel of its own; otherwise the
             inputs keep their shape. Weights then stay as they are where features are removed; otherwise those of
             removed channels are masked.
@@ -51,11 +51,12 @@ class ChannelGraph:
     Example:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((4,)), dense(3, name="a"), dense(2, name="b")])
-        >>> [(group.paths, len(group.channels)) for group in ChannelGraph(model).groups]
+        >>> [(group.paths, len(group.channels)) for group in ChannelGraph(Graph(model)).groups]
         [(('a',), 3)]
     """
 
-    def __init__(self, model: keras.Model, *, features: bool = False, zero: bool = True, ties_only: bool = False):
+    def __init__(self, graph: Graph, *, features: bool = False, zero: bool = True, ties_only: bool = False):
+        self.graph = graph
         self.slots: list[Slot] = []
         self.ties_only = ties_only
         self.masks = not features
@@ -65,9 +66,8 @@ class ChannelGraph:
         self._sets = DisjointSets(1)
         self._by_place: dict[tuple[int, int], Slot] = {}
         self._inputs_of: dict[int, list[Channels]] = {}
-        check_model(model)
-        self.features = [self._input(tensor, features, zero) for tensor in Graph(model).inputs]
-        outputs = self._run(model, self.features, "")
+        self.features = [self._input(tensor, features, zero) for tensor in graph.inputs]
+        outputs = self._run(graph, self.features, "")
         for channels in outputs:
             for root in np.unique(self._sets.roots(channels.labels)):
                 if root != FIXED:
@@ -188,33 +188,32 @@ class ChannelGraph:
             labels = self.fresh(shape[-1]).reshape(*labels.shape[:-1], -1)
         return Channels(labels, shape, zero=self.ties_only or (features and zero))
 
-    def _run(self, model: keras.Model, inputs: Sequence[Channels], prefix: str) -> list[Channels]:
+    def _run(self, graph: Graph, inputs: Sequence[Channels], prefix: str) -> list[Channels]:
         """The channels of a model's outputs, given those of its inputs."""
-        graph = Graph(model)
-        self._enter_inputs(model, graph, inputs)
+        self._enter_inputs(graph, inputs)
         values = {id(tensor): channels for tensor, channels in zip(graph.inputs, inputs, strict=True)}
         for call in graph.calls:
             args, kwargs = call.arguments(values)
             shapes = [tuple(tensor.shape[1:]) for tensor in call.outputs]
-            results = self._call(call.op, prefix + call.op.name, shapes, args, kwargs)
+            results = self._call(graph, call.op, prefix + call.op.name, shapes, args, kwargs)
             values.update((id(tensor), result) for tensor, result in zip(call.outputs, results, strict=True))
         return [values[id(tensor)] for tensor in graph.outputs]
 
-    def _enter_inputs(self, model: keras.Model, graph: Graph, inputs: Sequence[Channels]) -> None:
+    def _enter_inputs(self, graph: Graph, inputs: Sequence[Channels]) -> None:
         """Each call of a nested model has to bring the same channels; its input layers follow their number."""
-        if id(model) in self._inputs_of:
-            for known, new in zip(self._inputs_of[id(model)], inputs, strict=True):
+        if id(graph.model) in self._inputs_of:
+            for known, new in zip(self._inputs_of[id(graph.model)], inputs, strict=True):
                 self.tie(known.labels, new.labels)
             return
-        self._inputs_of[id(model)] = list(inputs)
+        self._inputs_of[id(graph.model)] = list(inputs)
         for tensor, channels in zip(graph.inputs, inputs, strict=True):
             layer = tensor._keras_history.operation
             self.size(layer, ("batch_shape",), shape_rule(channels, tuple(layer.batch_shape[:1])))
 
-    def _call(self, op: Any, path: str, shapes: list[Shape], args: tuple, kwargs: dict) -> list[Channels]:
+    def _call(self, graph: Graph, op: Any, path: str, shapes: list[Shape], args: tuple, kwargs: dict) -> list[Channels]:
         if isinstance(op, keras.Model):
-            inputs = tensors_in((args, kwargs))
-            return self._run(op, inputs[: len(Graph(op).inputs)], f"{path}/")
+            inner = graph.inner(op)
+            return self._run(inner, tensors_in((args, kwargs))[: len(inner.inputs)], f"{path}/")
         rule = rule_of(op)
         if rule is None:
             return self.stop(

@@ -10,28 +10,28 @@ import numpy as np
 from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.layers.channels import Slot
 from tfopt.core.layers.registry import prunable_weights
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import Graph
 
 
-def channel_magnitudes(model: keras.Model, graph: ChannelGraph) -> np.ndarray:
+def channel_magnitudes(channels: ChannelGraph) -> np.ndarray:
     """The sum of absolute weights of each channel over all kernels that create or read it, by channel number.
 
     Example:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((1,)), dense(2, name="a"), dense(1, name="b")])
         >>> model.set_weights([np.array([[1.0, -3.0]]), np.zeros(2), np.array([[0.5], [-1.0]]), np.zeros(1)])
-        >>> graph = ChannelGraph(model)
-        >>> channel_magnitudes(model, graph)[graph.groups[0].channels].tolist()
+        >>> channels = ChannelGraph(Graph(model))
+        >>> channel_magnitudes(channels)[channels.groups[0].channels].tolist()
         [1.5, 4.0]
     """
-    values = {id(kernel): np.abs(keras.ops.convert_to_numpy(kernel)) for kernel in ranked_kernels(model)}
-    slots = [slot for slot in graph.slots if id(slot.variable) in values]
-    return channel_sums(slots, values, graph.count)
+    values = {id(kernel): np.abs(keras.ops.convert_to_numpy(kernel)) for kernel in ranked_kernels(channels.graph)}
+    slots = [slot for slot in channels.slots if id(slot.variable) in values]
+    return channel_sums(slots, values, channels.count)
 
 
-def ranked_kernels(model: keras.Model) -> list[keras.Variable]:
+def ranked_kernels(graph: Graph) -> list[keras.Variable]:
     """The weights that count in a channel's score: no biases, scales, slopes and depthwise kernels."""
-    layers = (layer for _, layer in walk_layers(model) if not isinstance(layer, keras.Model))
+    layers = (layer for _, layer in graph.layers if not isinstance(layer, keras.Model))
     return [kernel for layer in layers for kernel in prunable_weights(layer).values()]
 
 

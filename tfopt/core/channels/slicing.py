@@ -10,34 +10,34 @@ import numpy as np
 
 from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.keras_internals import children, op_class
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import Rewrite, rewrite
 
 
-def without_channels(model: keras.Model, graph: ChannelGraph, removed: np.ndarray) -> keras.Model:
-    """A copy of `model` without some channels: plain Keras layers of smaller shapes, no weight constraints.
+def without_channels(channels: ChannelGraph, removed: np.ndarray) -> Graph:
+    """The graph of a model's copy without some channels: plain Keras layers of smaller shapes, no weight constraints.
 
     Where the removed channels are zero through their group, the outputs stay as they were.
 
     Args:
-        model: what `graph` was made of.
-        graph: its channels.
-        removed: channel numbers out of the groups of `graph`; each weight has to keep one channel an axis.
+        channels: of the model.
+        removed: channel numbers out of the groups of `channels`; each weight has to keep one channel an axis.
     """
 
     def kept(labels: np.ndarray) -> np.ndarray:
-        return ~np.isin(graph.roots(labels), removed)
+        return ~np.isin(channels.roots(labels), removed)
 
     cuts = defaultdict(list)
-    for slot in graph.slots:
+    for slot in channels.slots:
         cuts[id(slot.variable)].append((slot.axis, kept(slot.labels)))
-    padded = {key: kept(labels) for key, labels in graph.padded.items() if not kept(labels).all()}
+    padded = {key: kept(labels) for key, labels in channels.padded.items() if not kept(labels).all()}
     full_width: set[int] = set()
 
-    def replace(op: Any, state: Rewrite):
+    def replace(op: Any, state: Rewrite) -> Any:
         if id(op) in padded:
             full_width.update(id(weight) for weight in op.weights)
             return _at_full_width(op, state, padded[id(op)])
-        changes = {size.key: size.value(lambda labels: int(kept(labels).sum())) for size in graph.sizes_of(op)}
+        changes = {size.key: size.value(lambda labels: int(kept(labels).sum())) for size in channels.sizes_of(op)}
         holds_layers = bool(children(op)) and not isinstance(op, keras.Model)
         return _resized(op, state, changes) if changes or holds_layers else None
 
@@ -48,10 +48,10 @@ def without_channels(model: keras.Model, graph: ChannelGraph, removed: np.ndarra
             array = array.take(places, axis)
         return array
 
-    return rewrite(model, replace, values_of=values_of)
+    return rewrite(channels.graph, replace, values_of=values_of)
 
 
-def _resized(op: Any, state: Rewrite, changes: dict[tuple[str, ...], Any]):
+def _resized(op: Any, state: Rewrite, changes: dict[tuple[str, ...], Any]) -> Any:
     """A copy of the layer with some entries of its config, nested ones by their path of keys, changed."""
     config = _unbuilt(op.get_config())
     for (*folders, name), value in changes.items():
@@ -76,7 +76,7 @@ def _at_full_width(op: Any, state: Rewrite, kept: np.ndarray) -> list:
     """
     width, count = len(kept), int(kept.sum())
 
-    def with_zeros(x):
+    def with_zeros(x: Any) -> Any:
         return op_class("Pad")([(0, 0)] * (len(x.shape) - 1) + [(0, width - count)])(x)
 
     return [with_zeros, state.copy(op), lambda x: x[..., :count]]

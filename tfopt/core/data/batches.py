@@ -38,7 +38,7 @@ class Batch:
     def map(self, function: Callable) -> Batch:
         """Each array replaced by `function(array)`."""
 
-        def mapped(structure):
+        def mapped(structure: Any) -> Any:
             return keras.tree.map_structure(lambda array: None if array is None else function(array), structure)
 
         return Batch(mapped(self.inputs), mapped(self.targets), mapped(self.weights), mapped(self.given))
@@ -150,7 +150,7 @@ def _specs(model: keras.Model) -> list[_Spec]:
     return [_Spec(name, t.name, tuple(t.shape)) for name, t in zip(input_names(model), tensors, strict=True)]
 
 
-def _raw_batches(data, split: Callable[[Any], Batch], batch_size: int) -> Iterator[Batch]:
+def _raw_batches(data: Any, split: Callable[[Any], Batch], batch_size: int) -> Iterator[Batch]:
     if not _gives_batches(data):
         yield from _slices(split(data), batch_size)
         return
@@ -159,7 +159,7 @@ def _raw_batches(data, split: Callable[[Any], Batch], batch_size: int) -> Iterat
         yield split(batch)
 
 
-def _gives_batches(data) -> bool:
+def _gives_batches(data: Any) -> bool:
     return isinstance(data, (keras.utils.PyDataset, tf.data.Dataset)) or hasattr(data, "__next__")
 
 
@@ -169,7 +169,7 @@ def _slices(whole: Batch, batch_size: int) -> Iterator[Batch]:
         yield whole.map(lambda array, start=start: array[start : start + batch_size])
 
 
-def _checked_batches(batches: Iterator[Batch], specs, limit: int | None) -> Iterator[Batch]:
+def _checked_batches(batches: Iterator[Batch], specs: list[_Spec], limit: int | None) -> Iterator[Batch]:
     """The batches that hold a sample, up to `limit` samples."""
     seen = 0
     for batch in batches:
@@ -188,7 +188,7 @@ def _checked_batches(batches: Iterator[Batch], specs, limit: int | None) -> Iter
         raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
 
 
-def _labelled(data, specs) -> Batch:
+def _labelled(data: Any, specs: list[_Spec]) -> Batch:
     """The parts of `(x, y)` or `(x, y, sample_weights)`."""
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or any(part is None for part in data[:2]):
         raise InvalidArgumentError(
@@ -198,7 +198,7 @@ def _labelled(data, specs) -> Batch:
     return Batch(_input_arrays(data[0], specs), *map(_label_arrays, data[1:]))
 
 
-def _paired(data, specs) -> Batch:
+def _paired(data: Any, specs: list[_Spec]) -> Batch:
     """The parts of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weights)`."""
     x, *labels = data if _holds_labels(data, specs) else (data,)
     while labels and labels[-1] is None:
@@ -215,7 +215,7 @@ def _paired(data, specs) -> Batch:
     return Batch(inputs, targets, weights, given)
 
 
-def _holds_labels(data, specs) -> bool:
+def _holds_labels(data: Any, specs: list[_Spec]) -> bool:
     """Whether a tuple starts with x; it may be as long as x itself of a model of two or three inputs."""
     if not isinstance(data, tuple) or len(data) not in (1, 2, 3):
         return False
@@ -224,7 +224,7 @@ def _holds_labels(data, specs) -> bool:
     return len(specs) == 1 or len(data) != len(specs) or is_structure
 
 
-def _label_arrays(labels):
+def _label_arrays(labels: Any) -> Any:
     """Lists of numbers as one array; arrays, and lists and dicts of arrays, as they are."""
     if labels is None:
         return None
@@ -232,11 +232,11 @@ def _label_arrays(labels):
     return keras.tree.map_structure(np.asarray, labels) if is_structure else np.asarray(labels)
 
 
-def _input_arrays(data, specs) -> list[np.ndarray]:
+def _input_arrays(data: Any, specs: list[_Spec]) -> list[np.ndarray]:
     return [np.asarray(array) for array in _inputs_of(data, specs)]
 
 
-def _inputs_of(data, specs) -> list:
+def _inputs_of(data: Any, specs: list[_Spec]) -> list:
     """The list of inputs in `x` or `(x, y)`."""
     if isinstance(data, dict):
         keys = [spec.tensor_name if spec.tensor_name in data else spec.name for spec in specs]
@@ -285,7 +285,7 @@ def _check_labels(batch: Batch) -> None:
             raise NonFiniteError("The labels have to be finite.", received="NaN or infinity")
 
 
-def _check(arrays: list[np.ndarray], specs) -> None:
+def _check(arrays: list[np.ndarray], specs: list[_Spec]) -> None:
     for array, spec in itertools.zip_longest(arrays, specs):
         wanted = tuple(spec.shape[1:])
         if len(array.shape) != len(spec.shape) or any(

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfopt.core.data.samples import take
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import rewrite
 
 
@@ -21,10 +22,10 @@ class Evaluator:
     data of a validation takes longer than the predictions.
     """
 
-    def __init__(self, model: keras.Model, batch_size: int):
+    def __init__(self, graph: Graph, batch_size: int):
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
             raise InvalidArgumentError("`batch_size` is a whole number of at least 1.", received=repr(batch_size))
-        self.model = rewrite(model)
+        self.model = rewrite(graph).model
         self._batch_size = batch_size
         self._run = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
 

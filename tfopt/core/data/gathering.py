@@ -13,18 +13,19 @@ import tensorflow as tf
 from tfopt.core.data.batches import as_inputs, input_batches, labelled_batches
 from tfopt.core.data.losses import inferred_loss
 from tfopt.core.errors import InvalidArgumentError, first_line
-from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.graph import Graph
+from tfopt.core.models.rewrite import Rewrite, rewrite
 
 Observer = Callable[[np.ndarray], None]
 
 
 def batch_gradients(
-    model: keras.Model, kernels: Sequence[keras.Variable], data: Any, loss: Mapping[str, Any], *, verbose: int = 0
+    graph: Graph, kernels: Sequence[keras.Variable], data: Any, loss: Mapping[str, Any], *, verbose: int = 0
 ) -> Iterator[list[np.ndarray | None]]:
     """Gradients of the loss of each batch by the kernels, in inference mode; None for a kernel the loss does not see.
 
     Args:
-        model: computes in float32; a copy of it is run.
+        graph: of a model that computes in float32; a copy of it is run.
         kernels: variables of the model, trainable or not.
         data: samples and labels, as `labelled_batches` takes.
         loss: `loss` and `loss_weights` as for `compile`; empty for a loss after the form of the labels.
@@ -33,30 +34,32 @@ def batch_gradients(
     Raises:
         InvalidArgumentError: a loss unknown to Keras, or that does not fit labels and outputs.
     """
-    twin = rewrite(model)
-    watched = [variable.value for variable in counterparts(model, twin, kernels)]
-    for _, gradients in _gradients(twin, lambda inputs: watched, labelled_batches(model, data), loss, verbose):
+    twin = rewrite(graph).model
+    watched = [variable.value for variable in counterparts(graph.model, twin, kernels)]
+    for _, gradients in _gradients(twin, lambda inputs: watched, labelled_batches(twin, data), loss, verbose):
         yield gradients
 
 
 def input_gradients(
-    model: keras.Model, data: Any, loss: Mapping[str, Any], *, batch_size: int = 32, verbose: int = 0
+    graph: Graph, data: Any, loss: Mapping[str, Any], *, batch_size: int = 32, verbose: int = 0
 ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray | None]]]:
     """The inputs of each batch and the gradients of its loss by them, otherwise as `batch_gradients`.
 
     A gradient is None for an input the loss does not see, or one of whole numbers.
     """
-    batches = labelled_batches(model, data, batch_size=batch_size)
-    yield from _gradients(rewrite(model), keras.tree.flatten, batches, loss, verbose)
+    batches = labelled_batches(graph.model, data, batch_size=batch_size)
+    yield from _gradients(rewrite(graph).model, keras.tree.flatten, batches, loss, verbose)
 
 
-def _gradients(twin: keras.Model, watched_of: Callable, batches: Iterator, loss: Mapping[str, Any], verbose: int):
+def _gradients(
+    twin: keras.Model, watched_of: Callable, batches: Iterator, loss: Mapping[str, Any], verbose: int
+) -> Iterator:
     """For each batch its inputs, and the gradients of its loss by what `watched_of` gives for the input tensors."""
     first = next(batches)
     _compile(twin, loss, first)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def gradients(inputs, targets, weights):
+    def gradients(inputs: Any, targets: Any, weights: Any) -> list:
         watched = watched_of(inputs)
         seen = [tensor for tensor in watched if tensor.dtype.is_floating]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -71,7 +74,7 @@ def _gradients(twin: keras.Model, watched_of: Callable, batches: Iterator, loss:
 
 
 def observe(
-    model: keras.Model,
+    graph: Graph,
     inputs_of: Mapping[int, Observer],
     outputs_of: Mapping[int, Observer],
     data: Any,
@@ -81,7 +84,7 @@ def observe(
     """Runs the model over data in inference mode and shows what goes into its ops and what comes out.
 
     Args:
-        model: a copy of it is run.
+        graph: of the model; a copy of it is run.
         inputs_of: id of an op with a single input -> called with its input, at each of its calls for each batch.
         outputs_of: id of an op with a single output -> called with its output.
         data: samples, as `input_batches` takes.
@@ -89,19 +92,20 @@ def observe(
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
-        >>> observe(model, {}, {id(model.layers[0]): lambda values: print(values.tolist())}, np.array([[1.0, 2.0]]))
+        >>> show = {id(model.layers[0]): lambda values: print(values.tolist())}
+        >>> observe(Graph(model), {}, show, np.array([[1.0, 2.0]]))
         [[3.0]]
     """
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> list | None:
         if id(op) not in inputs_of and id(op) not in outputs_of:
             return None
         before = [_Recorder(inputs_of[id(op)], name=f"{op.name}_before")] if id(op) in inputs_of else []
         behind = [_Recorder(outputs_of[id(op)], name=f"{op.name}_behind")] if id(op) in outputs_of else []
         return [*before, state.copy(op), *behind]
 
-    watched = rewrite(model, replace)
-    for inputs in _shown(input_batches(model, data), verbose):
+    watched = rewrite(graph, replace).model
+    for inputs in _shown(input_batches(graph.model, data), verbose):
         watched(as_inputs(watched, inputs), training=False)
 
 
@@ -114,17 +118,17 @@ def counterparts(model: keras.Model, copy: keras.Model, variables: Sequence[kera
 class _Recorder(keras.layers.Layer):
     """Passes its input on, and shows it to an observer while the model runs eagerly."""
 
-    def __init__(self, observer: Observer, **kwargs):
+    def __init__(self, observer: Observer, **kwargs: Any):
         super().__init__(**kwargs, autocast=False)
         self.observer = observer
         self.supports_masking = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         if tf.executing_eagerly():
             self.observer(keras.ops.convert_to_numpy(inputs))
         return inputs
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> keras.KerasTensor:
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 

@@ -56,7 +56,7 @@ def as_goal(metric: Any, mode: str) -> Goal:
 
 
 def _standard(name: str) -> Metric:
-    def run(y_true, y_pred):
+    def run(y_true: Any, y_pred: Any) -> float:
         scores = score(y_true, y_pred)
         if name not in scores:
             task = f"a task with {', '.join(scores)}" if scores else "several outputs"

@@ -149,7 +149,7 @@ def _metric(metric: Any) -> Metric:
 
 
 def _run_keras_metric(metric: keras.metrics.Metric) -> Metric:
-    def run(y_true, y_pred):
+    def run(y_true: Any, y_pred: Any) -> float:
         fresh = type(metric).from_config(metric.get_config())
         fresh.update_state(y_true, y_pred)
         return float(np.mean(keras.ops.convert_to_numpy(fresh.result())))

@@ -11,22 +11,22 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.errors import NonFiniteError
-from tfopt.core.models.graph import Call, compute, walk_layers
+from tfopt.core.models.graph import Call, Graph, compute
 
 
-def has_batch_norm(model: keras.Model) -> bool:
+def has_batch_norm(graph: Graph) -> bool:
     """True if the model, or one nested in it, normalizes batches."""
-    return any(isinstance(layer, kl.BatchNormalization) for _, layer in walk_layers(model))
+    return any(isinstance(layer, kl.BatchNormalization) for _, layer in graph.layers)
 
 
-def reestimate_batch_norms(model: keras.Model, batches: Iterable[list[np.ndarray]]) -> None:
+def reestimate_batch_norms(graph: Graph, batches: Iterable[list[np.ndarray]]) -> None:
     """Sets the statistics of all batch normalizations to those of the data, in place.
 
     The model runs in inference mode, so that Dropout and the like do not disturb. Each batch is taken in by one
     normalization after the other, so that each sees inputs that are normalized already.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         batches: of inputs, as `input_batches` gives them.
 
     Raises:
@@ -34,7 +34,7 @@ def reestimate_batch_norms(model: keras.Model, batches: Iterable[list[np.ndarray
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), kl.BatchNormalization(name="bn")])
-        >>> reestimate_batch_norms(model, [[np.array([[1.0, 5.0]])], [np.array([[3.0, 5.0]])]])
+        >>> reestimate_batch_norms(read(model), [[np.array([[1.0, 5.0]])], [np.array([[3.0, 5.0]])]])
         >>> model.layers[0].moving_mean.numpy().tolist(), model.layers[0].moving_variance.numpy().tolist()
         ([2.0, 5.0], [1.0, 0.0])
     """
@@ -46,7 +46,7 @@ def reestimate_batch_norms(model: keras.Model, batches: Iterable[list[np.ndarray
             seen.follow(call.op, values[id(call.inputs[0])])
 
     for batch in batches:
-        compute(model, batch, before=estimate)
+        compute(graph, batch, before=estimate)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class ChannelStatistics:
     mean: np.ndarray = field(default_factory=lambda: np.zeros(()))
     variance: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
-    def follow(self, layer: kl.BatchNormalization, inputs) -> None:
+    def follow(self, layer: kl.BatchNormalization, inputs: Any) -> None:
         """Takes one more batch of inputs in and gives the layer the statistics of all."""
         values = np.moveaxis(np.asarray(inputs, np.float64), layer.axis, -1)
         values = values.reshape(-1, values.shape[-1])

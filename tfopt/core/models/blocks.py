@@ -14,7 +14,7 @@ import keras
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.flow import ADDITIONS, Flow, has_kernel, is_alike, resizes
-from tfopt.core.models.graph import Call, Graph, check_model, matches
+from tfopt.core.models.graph import Call, Graph, matches
 from tfopt.core.models.macs import model_macs
 from tfopt.core.models.rewrite import rewrite
 
@@ -68,12 +68,12 @@ class Blocks:
         ['a', 'c']
     """
 
-    def __init__(self, model: keras.Model):
-        self.model = check_model(model)
-        self.macs = model_macs(model)
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.macs = model_macs(graph)
         self._places: dict[str, _Place] = {}
         self._flows: dict[int, Flow] = {}  # nested models before the models around them
-        self._visit(model, "")
+        self._visit(graph, "")
 
     def find(self, patterns: list[str], argument: str) -> list[str]:
         """Paths of the layers, ops and nested models that fit a glob; each glob has to fit one."""
@@ -118,8 +118,8 @@ class Blocks:
                 reasons[_kind(self._places[path].op)][path] = verdict
         return reasons
 
-    def without(self, blocks: Iterable[Block]) -> keras.Model:
-        """A new model without these blocks, and without nested models that lose all their layers."""
+    def without(self, blocks: Iterable[Block]) -> Graph:
+        """The graph of a new model without these blocks, and without nested models that lose all their layers."""
         instead = {id(target): source for block in blocks for source, target in block.passes}
         for flow in self._flows.values():
             if flow.graph.needed(instead):
@@ -127,22 +127,23 @@ class Blocks:
             if not flow.parents:
                 raise InvalidArgumentError(
                     "At least one layer between the inputs and outputs of a model has to stay.",
-                    received=f"a choice that holds all of '{self.model.name}'",
+                    received=f"a choice that holds all of '{self.graph.model.name}'",
                     fix="Drop fewer layers.",
                 )
             for _, call in flow.parents:
                 instead.update(zip(map(id, call.outputs), flow.passed_through(call, instead), strict=True))
-        return rewrite(self.model, bypass=instead)
+        return rewrite(self.graph, bypass=instead)
 
-    def _visit(self, model: keras.Model, prefix: str) -> Flow:
-        flow = self._flows.get(id(model)) or Flow(Graph(model))
+    def _visit(self, graph: Graph, prefix: str) -> Flow:
+        flow = self._flows.get(id(graph.model)) or Flow(graph)
         for call in flow.graph.calls:
             path = prefix + call.op.name
             if path not in self._places:
                 self._places[path] = _Place(path, call.op, flow)
                 if isinstance(call.op, keras.Model):
-                    self._visit(call.op, f"{path}/").parents += [(flow, c) for c in flow.graph.calls_of(call.op)]
-        return self._flows.setdefault(id(model), flow)
+                    inner = self._visit(graph.inner(call.op), f"{path}/")
+                    inner.parents += [(flow, c) for c in flow.graph.calls_of(call.op)]
+        return self._flows.setdefault(id(graph.model), flow)
 
     @cached_property
     def _macs_of(self) -> dict[int, list[int | None]]:
@@ -268,7 +269,7 @@ class Blocks:
 
     def _shared(self, gone: list[Call]) -> str | None:
         """Name of an op of the calls `gone` whose weights a call that stays has too."""
-        staying = self._staying(self.model, set(gone))
+        staying = self._staying(self.graph.model, set(gone))
         return next((call.op.name for call in gone if not staying.isdisjoint(map(id, _weights(call.op)))), None)
 
     def _staying(self, model: keras.Model, gone: set[Call]) -> set[int]:
@@ -306,7 +307,7 @@ def _weights(op: keras.Operation) -> list[keras.Variable]:
     return op.weights if isinstance(op, keras.layers.Layer) else []
 
 
-def _spelled(tensor) -> str:
+def _spelled(tensor: Any) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape[1:])}"
 
 

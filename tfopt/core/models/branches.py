@@ -27,7 +27,7 @@ class Branch:
     model: keras.Model | None
 
 
-def branches_of(model: keras.Model) -> list[Branch]:
+def branches_of(graph: Graph) -> list[Branch]:
     """The branches that a model fuses into its one output, each with an output of that shape; empty if it does not.
 
     A layer that fuses says so: it has `fuses_branches = True` and `weights_of(count)`.
@@ -39,10 +39,9 @@ def branches_of(model: keras.Model) -> list[Branch]:
         ...         return (1 / count,) * count
         >>> inputs = keras.Input((4,))
         >>> dense = [keras.layers.Dense(2, name=name)(inputs) for name in "ab"]
-        >>> [(branch.name, branch.weight) for branch in branches_of(keras.Model(inputs, Mean()(dense)))]
+        >>> [(branch.name, branch.weight) for branch in branches_of(Graph(keras.Model(inputs, Mean()(dense))))]
         [('a', 0.5), ('b', 0.5)]
     """
-    graph = Graph(model)
     if len(graph.outputs) != 1:
         return []
     for call in reversed(graph.calls):

@@ -6,7 +6,8 @@ and is not part of the saved model: a `.keras` file written from a constrained m
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import keras
 
@@ -43,10 +44,10 @@ class WeightConstraint(keras.constraints.Constraint):
 class ConstraintChain(keras.constraints.Constraint):
     """The user's own constraint, if any, followed by tfopt's by rank, then in the order they were attached."""
 
-    def __init__(self, constraints):
+    def __init__(self, constraints: Iterable):
         self.constraints = tuple(constraints)
 
-    def __call__(self, value):
+    def __call__(self, value: Any) -> Any:
         for constraint in self.constraints:
             value = constraint(value)
         return value
@@ -70,7 +71,7 @@ def attach(variable: keras.Variable, constraint: WeightConstraint) -> None:
     _set(variable, sorted([*others, constraint], key=_rank))
 
 
-def _rank(part) -> int:
+def _rank(part: Any) -> int:
     return part.rank if isinstance(part, WeightConstraint) else -1
 
 
@@ -101,7 +102,7 @@ def carry(source: keras.Variable, target: keras.Variable, memo: dict) -> None:
             attach(target, part.carried(memo))
 
 
-def under_own(variable: keras.Variable):
+def under_own(variable: keras.Variable) -> Any:
     """The value of the variable as the user's own constraint, if any, leaves it."""
     value = variable
     for part in _parts(variable):

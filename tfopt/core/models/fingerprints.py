@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import Graph, read
 
 # Parts of a model's config that say how it was made and is trained, not what it computes.
 _TRAINING = ("trainable", "initializer", "regularizer", "constraint", "build_config", "compile_config")
@@ -17,10 +17,10 @@ _TRAINING = ("trainable", "initializer", "regularizer", "constraint", "build_con
 _NAMES = ("name", "keras_history", "input_layers", "output_layers")
 
 
-def model_fingerprint(model: keras.Model) -> str:
+def model_fingerprint(graph: Graph) -> str:
     """A hash of layer paths, layer classes and weights."""
-    layers = [f"{path} {type(layer).__name__}" for path, layer in walk_layers(model)]
-    return fingerprint([layers, [keras.ops.convert_to_numpy(weight) for weight in model.weights]])
+    layers = [f"{path} {type(layer).__name__}" for path, layer in graph.layers]
+    return fingerprint([layers, [keras.ops.convert_to_numpy(weight) for weight in graph.model.weights]])
 
 
 def computation_fingerprint(model: keras.Model) -> str:
@@ -41,7 +41,7 @@ def architecture_fingerprint(model: keras.Model) -> str:
     try:
         config = _computation(keras.saving.serialize_keras_object(model), {})
     except NotImplementedError:  # a layer without `get_config`
-        config = [type(layer).__name__ for _, layer in walk_layers(model)]
+        config = [type(layer).__name__ for _, layer in read(model).layers]
     return fingerprint(config)
 
 
@@ -57,7 +57,7 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _feed(digest, value: Any) -> None:
+def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         value = [part for key in sorted(value) for part in (key, value[key])]
     if isinstance(value, (list, tuple)):

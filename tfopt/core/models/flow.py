@@ -33,7 +33,7 @@ def has_kernel(op: keras.Operation) -> bool:
     return any(entry.prunable or entry.kernels for entry in entries if entry)
 
 
-def is_alike(source, target) -> bool:
+def is_alike(source: Any, target: Any) -> bool:
     """True if both tensors have the same dtype and, apart from the batch, the same shape."""
     return source.dtype == target.dtype and tuple(source.shape[1:]) == tuple(target.shape[1:])
 
@@ -72,7 +72,7 @@ class Flow:
             upstream.update((id(tensor), above | self._bits[id(tensor)]) for tensor in call.outputs)
         return upstream
 
-    def comes_from(self, tensor, source) -> bool:
+    def comes_from(self, tensor: Any, source: Any) -> bool:
         """True if `tensor` is computed from `source`, or is it."""
         return bool(self._upstream[id(tensor)] & self._bits[id(source)])
 
@@ -84,10 +84,10 @@ class Flow:
                 return operand
         return None
 
-    def branch(self, skip, merge: Call) -> list[Call]:
+    def branch(self, skip: Any, merge: Call) -> list[Call]:
         """The calls on the ways from `skip` to an operand of `merge`."""
 
-        def on_the_way(tensor) -> bool:
+        def on_the_way(tensor: Any) -> bool:
             below = any(self.comes_from(operand, tensor) for operand in merge.inputs)
             return below and tensor is not skip and self.comes_from(tensor, skip)
 
@@ -103,7 +103,7 @@ class Flow:
                     return join.op.name
         return next((name for flow, outer in self.parents if (name := flow.join_of(outer))), None)
 
-    def leads_out(self, tensor) -> bool:
+    def leads_out(self, tensor: Any) -> bool:
         """True if no kernel and no addition stands between `tensor` and an output of the outermost model."""
         if self.graph.is_output(tensor):
             outer = [(flow, output) for flow, call in self.parents for output in call.outputs]

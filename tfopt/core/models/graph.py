@@ -1,4 +1,4 @@
-"""Read-only view of a Sequential or Functional model."""
+"""Read-only index of a Sequential or Functional model: what each verb reads once, and what travels from there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, tensor_of, topological_nodes
+
+
+def read(model: object) -> Graph:
+    """The graph of a built Sequential or Functional Keras 3 model, else an error that says what to do.
+
+    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again.
+
+    Raises:
+        UnsupportedModelError: for a subclassed or unbuilt model, one of tf_keras, or what is no model.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
+        >>> [path for path, _ in read(model).layers]
+        ['d']
+    """
+    return Graph(check_model(model))
 
 
 def check_model(model: object) -> keras.Model:
@@ -39,7 +55,7 @@ def check_model(model: object) -> keras.Model:
             received=f"unbuilt {type(model).__name__} '{model.name}'",
             fix="Add a `keras.Input(shape)` as first layer, or call `model.build(input_shape)`.",
         )
-    for path, layer in walk_layers(model):
+    for path, layer in _walk(model):
         if isinstance(layer, keras.Model) and not isinstance(layer, (keras.Sequential, Functional)):
             raise UnsupportedModelError(
                 "Nested models have to be Sequential or Functional.",
@@ -49,24 +65,15 @@ def check_model(model: object) -> keras.Model:
     return model
 
 
-def check_finite(model: keras.Model) -> None:
+def check_finite(graph: Graph) -> None:
     """Raises if any floating-point weight of the model holds NaN or infinity."""
-    for weight in model.weights:
+    for weight in graph.model.weights:
         if keras.backend.is_float_dtype(weight.dtype) and not np.isfinite(tensor_of(weight).numpy()).all():
             raise NonFiniteError(
-                "The weights of the model have to be finite.",
+                "The weights of the model must be finite.",
                 received=f"NaN or infinity in '{weight.path}'",
                 fix="Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint.",
             )
-
-
-def walk_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """`(path, layer)` of each layer, nested models entered: `"encoder/conv1"`. A shared layer comes once a model."""
-    for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        yield path, layer
-        if isinstance(layer, keras.Model):
-            yield from walk_layers(layer, f"{path}/")
 
 
 def matches(path: str, patterns: list[str]) -> bool:
@@ -96,14 +103,14 @@ def as_patterns(value: object, argument: str) -> list[str]:
     return list(items)
 
 
-def check_patterns(model: keras.Model, patterns: list[str], argument: str) -> None:
+def check_patterns(graph: Graph, patterns: list[str], argument: str) -> None:
     """Raises if a pattern fits no layer of the model."""
-    paths = [path for path, _ in walk_layers(model)]
+    paths = [path for path, _ in graph.layers]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
             shown = ", ".join(paths[:12]) + (f", ... ({len(paths)} layers)" if len(paths) > 12 else "")
             raise InvalidArgumentError(
-                f"Each name or glob in `{argument}` has to fit a layer of the model.",
+                f"Each name or glob in `{argument}` must fit a layer of the model.",
                 received=repr(pattern),
                 fix=f"The layers are: {shown}.",
             )
@@ -133,7 +140,13 @@ class Call:
 
 
 class Graph:
-    """Calls of one model in topological order, with producers and consumers. Nested models are single calls here.
+    """The index of a model: its calls in topological order, producers and consumers, and its layers by path.
+
+    Nested models are single calls here and have graphs of their own. Everything is indexed when it is first asked for.
+
+    Args:
+        model: that `read` or a rewrite vouches for.
+        nested: the graphs of nested models that are known, by id of the model; shared by all graphs of one model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU()])
@@ -141,11 +154,39 @@ class Graph:
         ['Dense', 'ReLU']
     """
 
-    def __init__(self, model: keras.Model):
-        functional = functional_of(check_model(model))
-        self.inputs = functional.inputs
-        self.outputs = functional.outputs
-        self.calls = [Call(node) for node in topological_nodes(functional)]
+    def __init__(self, model: keras.Model, nested: dict[int, Graph] | None = None):
+        self.model = model
+        self._nested: dict[int, Graph] = {} if nested is None else nested
+        self._nested[id(model)] = self
+
+    def inner(self, model: keras.Model) -> Graph:
+        """The graph of a nested model, or of the model itself."""
+        if id(model) not in self._nested:
+            self._nested[id(model)] = Graph(model, self._nested)
+        return self._nested[id(model)]
+
+    @cached_property
+    def layers(self) -> tuple[tuple[str, keras.layers.Layer], ...]:
+        """`(path, layer)` of each layer, nested models entered: `"encoder/conv1"`. A shared one comes once a model."""
+        return tuple(_walk(self.model))
+
+    @cached_property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graph itself and those of all nested models, each once."""
+        models = {id(layer): layer for _, layer in self.layers if isinstance(layer, keras.Model)}
+        return (self, *map(self.inner, models.values()))
+
+    @cached_property
+    def inputs(self) -> list[keras.KerasTensor]:
+        return functional_of(self.model).inputs
+
+    @cached_property
+    def outputs(self) -> list[keras.KerasTensor]:
+        return functional_of(self.model).outputs
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        return [Call(node) for node in topological_nodes(functional_of(self.model))]
 
     @cached_property
     def _producers(self) -> dict[int, Call]:
@@ -170,17 +211,17 @@ class Graph:
     def _output_ids(self) -> set[int]:
         return {id(tensor) for tensor in self.outputs}
 
-    def producer(self, tensor) -> Call | None:
+    def producer(self, tensor: Any) -> Call | None:
         """The call that gives `tensor`, None for an input of the model."""
         return self._producers.get(id(tensor))
 
-    def consumers(self, tensor) -> list[Call]:
+    def consumers(self, tensor: Any) -> list[Call]:
         return self._consumers[id(tensor)]
 
     def calls_of(self, op: keras.Operation) -> list[Call]:
         return self._calls_of[id(op)]
 
-    def is_output(self, tensor) -> bool:
+    def is_output(self, tensor: Any) -> bool:
         return id(tensor) in self._output_ids
 
     def needed(self, instead: Mapping[int, Any]) -> set[Call]:
@@ -218,7 +259,7 @@ class Graph:
         return producer.op if producer else None
 
 
-def trace_back(model: keras.Model, goes_on: Callable[[Call], bool]) -> bool:
+def trace_back(graph: Graph, goes_on: Callable[[Call], bool]) -> bool:
     """Visits calls from the outputs back towards the inputs, those of nested models instead of the models.
 
     Args:
@@ -233,10 +274,9 @@ def trace_back(model: keras.Model, goes_on: Callable[[Call], bool]) -> bool:
         >>> def until_dense(call):
         ...     seen.append(call.op.name)
         ...     return not isinstance(call.op, keras.layers.Dense)
-        >>> trace_back(keras.Sequential([keras.Input((4,)), *layers]), until_dense), seen
+        >>> trace_back(read(keras.Sequential([keras.Input((4,)), *layers])), until_dense), seen
         (False, ['c', 'b'])
     """
-    graph = Graph(model)
     reached = False
     tensors, seen = list(graph.outputs), set()
     while tensors:
@@ -247,13 +287,13 @@ def trace_back(model: keras.Model, goes_on: Callable[[Call], bool]) -> bool:
         call = graph.producer(tensor)
         if call is None:
             reached = True
-        elif trace_back(call.op, goes_on) if isinstance(call.op, keras.Model) else goes_on(call):
+        elif trace_back(graph.inner(call.op), goes_on) if isinstance(call.op, keras.Model) else goes_on(call):
             tensors.extend(call.inputs)
     return reached
 
 
 def compute(
-    model: keras.Model,
+    graph: Graph,
     inputs: list,
     visit: Callable[[dict[int, Any]], None] = lambda values: None,
     *,
@@ -262,7 +302,7 @@ def compute(
     """Runs a model call by call in inference mode; gives the outputs, flat.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         inputs: arrays in the order of its inputs.
         visit: called after each run of the model, and of the models nested in it, with `{id(tensor): value}` of all
             tensors of its graph.
@@ -270,18 +310,18 @@ def compute(
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.ReLU(), keras.layers.Flatten()])
-        >>> compute(model, [np.array([[-1.0, 3.0]])], lambda values: print(len(values)))[0].numpy().tolist()
+        >>> compute(read(model), [np.array([[-1.0, 3.0]])], lambda values: print(len(values)))[0].numpy().tolist()
         3
         [[0.0, 3.0]]
     """
-    graph = Graph(model)
     values = {
         id(tensor): keras.ops.convert_to_tensor(value, dtype=tensor.dtype)
         for tensor, value in zip(graph.inputs, inputs, strict=True)
     }
     for call in graph.calls:
         if isinstance(call.op, keras.Model):
-            outputs = compute(call.op, [values[id(tensor)] for tensor in call.inputs], visit, before=before)
+            given = [values[id(tensor)] for tensor in call.inputs]
+            outputs = compute(graph.inner(call.op), given, visit, before=before)
         else:
             before(call, values)
             args, kwargs = call.arguments(values)
@@ -289,3 +329,11 @@ def compute(
         values.update((id(tensor), value) for tensor, value in zip(call.outputs, outputs, strict=True))
     visit(values)
     return [values[id(tensor)] for tensor in graph.outputs]
+
+
+def _walk(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        yield path, layer
+        if isinstance(layer, keras.Model):
+            yield from _walk(layer, f"{path}/")

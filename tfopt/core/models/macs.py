@@ -10,18 +10,18 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.macs import Shape, layer_macs, register_macs
-from tfopt.core.models.graph import Call, Graph, check_model
+from tfopt.core.models.graph import Call, Graph, read
 
 __all__ = ["layer_macs", "model_macs", "register_macs"]
 
 
-def model_macs(model: keras.Model, *, input_shapes: Sequence[Shape] | None = None) -> dict[str, int | None]:
+def model_macs(graph: Graph, *, input_shapes: Sequence[Shape] | None = None) -> dict[str, int | None]:
     """Multiply-accumulates (MACs) for one sample of each layer and op of a model; `layer_macs` says what counts.
 
     Nested models are entered, at the shapes they are called with. A layer called several times counts each call.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         input_shapes: shapes to count at, one an input and with the batch dimension first, where those of the model
             hold None besides the batch: `[(None, 224, 224, 3)]`.
 
@@ -30,32 +30,31 @@ def model_macs(model: keras.Model, *, input_shapes: Sequence[Shape] | None = Non
         its shapes are not defined, or its class has no rule (`register_macs`).
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model.
         InvalidArgumentError: if `input_shapes` does not fit the inputs of the model.
 
     Example:
         >>> dense = keras.layers.Dense
         >>> model = keras.Sequential([keras.Input((4,)), dense(3, name="a"), dense(2, name="b")])
-        >>> model_macs(model)
+        >>> model_macs(read(model))
         {'a': 12, 'b': 6}
     """
     counts: dict[str, int | None] = {}
-    _count(check_model(model), _specs(model, input_shapes), "", counts)
+    _count(graph, _specs(graph, input_shapes), "", counts)
     return counts
 
 
 @register_macs(keras.Model)
 def _nested(model: keras.Model, inputs: list[Shape], outputs: list[Shape]) -> int:
     """A model inside a wrapper such as TimeDistributed."""
-    counts = model_macs(model, input_shapes=inputs)
+    counts = model_macs(read(model), input_shapes=inputs)
     unknown = [path for path, macs in counts.items() if macs is None]
     if unknown:
         raise InvalidArgumentError("The MACs of each layer have to be known.", received=f"no count for {unknown}")
     return sum(macs for macs in counts.values() if macs is not None)
 
 
-def _specs(model: keras.Model, input_shapes: Sequence[Shape] | None) -> list:
-    tensors = Graph(model).inputs
+def _specs(graph: Graph, input_shapes: Sequence[Shape] | None) -> list:
+    tensors = graph.inputs
     if input_shapes is None:
         return tensors
     if len(input_shapes) != len(tensors):
@@ -73,9 +72,8 @@ def _specs(model: keras.Model, input_shapes: Sequence[Shape] | None) -> list:
     return [keras.KerasTensor(shape, dtype=t.dtype) for shape, t in zip(input_shapes, tensors, strict=True)]
 
 
-def _count(model: keras.Model, specs: list, prefix: str, counts: dict[str, int | None]) -> list:
+def _count(graph: Graph, specs: list, prefix: str, counts: dict[str, int | None]) -> list:
     """Adds the calls of one model to `counts`, called with `specs`; gives the specs of its outputs."""
-    graph = Graph(model)
     as_built = all(spec.shape == tensor.shape for spec, tensor in zip(specs, graph.inputs, strict=True))
     values = {id(tensor): spec for tensor, spec in zip(graph.inputs, specs, strict=True)}
     for call in graph.calls:
@@ -83,8 +81,8 @@ def _count(model: keras.Model, specs: list, prefix: str, counts: dict[str, int |
         args, kwargs = call.arguments(values)
         if isinstance(call.op, keras.Model):
             tensors = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, keras.KerasTensor)]
-            inner = tensors[: len(Graph(call.op).inputs)]
-            outputs = _count(call.op, inner, f"{path}/", counts)
+            inner = graph.inner(call.op)
+            outputs = _count(inner, tensors[: len(inner.inputs)], f"{path}/", counts)
         else:
             outputs = call.outputs if as_built else keras.tree.flatten(call.op.compute_output_spec(*args, **kwargs))
             shapes = _shapes(_in_order_of_call(call, args, kwargs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from tfopt.core.layers.macs import layer_macs, register_macs
-from tfopt.core.models.graph import Graph, walk_layers
+from tfopt.core.models.graph import Call, Graph
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 
 
@@ -17,8 +17,8 @@ class ComposedLayer(keras.layers.Layer):
     """
 
 
-def opened(model: keras.Model) -> keras.Model:
-    """The model itself, or a copy of it in which a nested model of the same name is in each composed layer's place.
+def opened(graph: Graph) -> Graph:
+    """The graph itself, or that of a copy in which a nested model of the same name is in each composed layer's place.
 
     Example:
         >>> @keras.saving.register_keras_serializable(package="example")
@@ -26,12 +26,12 @@ def opened(model: keras.Model) -> keras.Model:
         ...     def call(self, inputs):
         ...         return keras.ops.multiply(inputs, 0.5)
         >>> model = keras.Sequential([keras.Input((4,)), Half(name="half")])
-        >>> [type(call.op).__name__ for call in Graph(opened(model).get_layer("half")).calls]
+        >>> [type(call.op).__name__ for call in Graph(opened(read(model)).model.get_layer("half")).calls]
         ['Multiply']
     """
-    if not any(isinstance(layer, ComposedLayer) for _, layer in walk_layers(model)):
-        return model
-    return rewrite(model, lambda op, state: _as_model(op) if isinstance(op, ComposedLayer) else None)
+    if not any(isinstance(layer, ComposedLayer) for _, layer in graph.layers):
+        return graph
+    return rewrite(graph, lambda op, state: _as_model(op) if isinstance(op, ComposedLayer) else None)
 
 
 def _as_model(layer: ComposedLayer) -> keras.Model:
@@ -55,5 +55,5 @@ def _composed(layer: ComposedLayer, inputs: list, outputs: list) -> int:
     return sum(layer_macs(call.op, *_shapes(call)) for call in Graph(_as_model(layer)).calls)
 
 
-def _shapes(call) -> tuple[list, list]:
+def _shapes(call: Call) -> tuple[list, list]:
     return [tuple(tensor.shape) for tensor in call.inputs], [tuple(tensor.shape) for tensor in call.outputs]

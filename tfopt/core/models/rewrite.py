@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,32 +17,31 @@ from tfopt.core.keras_internals import (
     children,
     create_values,
     functional_like_constructor,
-    functional_of,
     set_value,
     sublayers,
     values_come_later,
 )
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph, check_model
+from tfopt.core.models.graph import Graph
 
-Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[keras.Operation] | None"]
+Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
 
 
 def rewrite(
-    model: keras.Model,
+    graph: Graph,
     replace: Replace | None = None,
     *,
     bypass: Mapping[int, Any] | None = None,
     values_of: Callable[[keras.Variable], Any] | None = None,
-) -> keras.Model:
-    """Clones `model`, layer by layer, and lets `replace` put something else in a layer's place.
+) -> Graph:
+    """Clones a model, layer by layer, and lets `replace` put something else in a layer's place.
 
     Works on Sequential and Functional models with nested models, shared layers, several inputs and outputs, op layers
     such as `x + y` and any dtype policy. Weights, seeds, `trainable` flags and weight constraints go with the layers,
     names are kept, the input model is never touched and the result is not compiled. Time is linear in the layers.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         replace: called once for each layer, op and input layer of the model and of the models nested in it, as
             `replace(op, rewrite)`. It returns None to keep a copy, an op to put in its place, or a sequence of ops to
             call one after the other: `[]` drops the layer, `[rewrite.copy(op), new]` inserts `new` behind it.
@@ -54,21 +53,20 @@ def rewrite(
             then left behind.
 
     Returns:
-        A new model: Sequential for a Sequential, Functional otherwise.
+        The graph of the new model, which is Sequential for a Sequential, Functional otherwise.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model, or a layer that cannot be cloned.
+        UnsupportedModelError: for a layer that cannot be cloned.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d"), keras.layers.ReLU()])
         >>> tanh = lambda op, rewrite: keras.layers.Activation("tanh") if isinstance(op, keras.layers.ReLU) else None
-        >>> [layer.__class__.__name__ for layer in rewrite(model, tanh).layers]
+        >>> [layer.__class__.__name__ for _, layer in rewrite(read(model), tanh).layers]
         ['Dense', 'Activation']
     """
-    check_model(model)
-    state = Rewrite(replace or (lambda op, rewrite: None), bypass or {})
+    state = Rewrite(graph, replace or (lambda op, rewrite: None), bypass or {})
     with _collector_paused():
-        clone = state.model(model)
+        clone = state.model(graph.model)
         for source, target, own in state.copies:
             transfer_values(source, target, own or values_of)
         with _unfrozen(clone):
@@ -76,10 +74,10 @@ def rewrite(
     shared: dict | None = {} if values_of is None else None
     for source, target, _ in state.copies:
         transfer_settings(source, target, shared)
-    return clone
+    return Graph(clone)
 
 
-def untrained(model: keras.Model) -> keras.Model:
+def untrained(graph: Graph) -> Graph:
     """A copy with new initial values, to train from the start.
 
     Layers with `trainable=False`, as a pretrained backbone, and adapted ones, as `Normalization`, keep their values:
@@ -88,13 +86,13 @@ def untrained(model: keras.Model) -> keras.Model:
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
         >>> model.layers[0].trainable = False
-        >>> [bool((new.kernel == old.kernel).numpy().all()) for new, old in zip(untrained(model).layers, model.layers)]
+        >>> new = untrained(read(model)).model
+        >>> [bool((a.kernel == b.kernel).numpy().all()) for a, b in zip(new.layers, model.layers)]
         [True, False]
     """
-    check_model(model)
-    state = Rewrite(lambda op, rewrite: None)
+    state = Rewrite(graph, lambda op, rewrite: None)
     with _collector_paused():
-        clone = state.model(model)
+        clone = state.model(graph.model)
         pairs = [
             pair
             for source, target, _ in state.copies
@@ -106,24 +104,24 @@ def untrained(model: keras.Model) -> keras.Model:
         create_values()
     for source, target, _ in state.copies:
         transfer_settings(source, target, None)
-    return clone
+    return Graph(clone)
 
 
-def in_float32(model: keras.Model) -> keras.Model:
-    """The model itself, or a copy of it that computes in float32 where it has layers of another policy.
+def in_float32(graph: Graph) -> Graph:
+    """The graph itself, or that of a copy of the model that computes in float32 where it has layers of another policy.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
-        >>> in_float32(model).layers[0].compute_dtype
+        >>> in_float32(read(model)).model.layers[0].compute_dtype
         'float32'
     """
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> keras.Operation | None:
         if isinstance(op, keras.Model) or not computes_in_16_bits(op):
             return None
         return state.copy(op, **_with_float32(op.get_config()))
 
-    return rewrite(model, replace) if computes_in_16_bits(model) else model
+    return rewrite(graph, replace) if computes_in_16_bits(graph.model) else graph
 
 
 def computes_in_16_bits(op: keras.Operation) -> bool:
@@ -135,13 +133,14 @@ def computes_in_16_bits(op: keras.Operation) -> bool:
 class Rewrite:
     """One rewrite under way; what `replace` sees of it."""
 
+    graph: Graph
     replace: Replace
     bypass: Mapping[int, Any] = field(default_factory=dict)
     copies: list[tuple] = field(default_factory=list)
     path: str = ""
     _models: dict[int, keras.Model] = field(default_factory=dict)
 
-    def copy(self, op: keras.Operation, **config) -> keras.Operation:
+    def copy(self, op: keras.Operation, **config: Any) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
         try:
             with keras.saving.custom_object_scope(_classes_inside(op)):
@@ -156,7 +155,7 @@ class Rewrite:
             self.copies.append((op, copied, None))
         return copied
 
-    def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config) -> Any:
+    def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config: Any) -> Any:
         """The same, where `values_of` gives the array for the copy of each variable.
 
         Weight constraints are carried over, so a variable whose shape changes may have none.
@@ -182,8 +181,9 @@ class Rewrite:
         return list(replaced) if isinstance(replaced, (list, tuple)) else [replaced]
 
     def _sequential(self, model: keras.Sequential, prefix: str) -> keras.Model:
-        source = functional_of(model).inputs[0]._keras_history.operation
-        needed = {id(call.op) for call in Graph(model).needed(self.bypass)}
+        graph = self.graph.inner(model)
+        source = graph.inputs[0]._keras_history.operation
+        needed = {id(call.op) for call in graph.needed(self.bypass)}
         ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
         layers = [new for op in ops for new in self._ops(op, prefix)]
         if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
@@ -193,7 +193,7 @@ class Rewrite:
             return keras.Sequential(layers, name=model.name)
 
     def _functional(self, model: Functional, prefix: str) -> keras.Model:
-        graph = Graph(model)
+        graph = self.graph.inner(model)
         new_ops: dict[int, list] = {}
         values = {}
         new_inputs = {}
@@ -221,7 +221,7 @@ class Rewrite:
         return _model_class(model)(inputs, outputs, name=model.name)
 
 
-def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of=None) -> None:
+def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of: Callable | None = None) -> None:
     """Copies the variables of a layer to its copy, each through `values_of` if given."""
     if len(source.variables) != len(target.variables):
         raise UnsupportedModelError(
@@ -249,7 +249,7 @@ def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, sh
             new_layer.finalize_state()
 
 
-def _with_float32(config):
+def _with_float32(config: Any) -> Any:
     """A config with each dtype policy of reduced precision, at any depth, made float32."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
@@ -258,12 +258,12 @@ def _with_float32(config):
     return [_with_float32(value) for value in config] if isinstance(config, list) else config
 
 
-def _classes_inside(op) -> dict[str, type]:
+def _classes_inside(op: keras.Operation) -> dict[str, type]:
     """The classes of a layer's sublayers by name, so that users' own need not be registered with Keras."""
     return {type(layer).__name__: type(layer) for layer in sublayers(op)} if children(op) else {}
 
 
-def _run(ops: list, args: tuple, kwargs: dict):
+def _run(ops: list, args: tuple, kwargs: dict) -> Any:
     """Calls `ops` in a chain; only the first gets the call's further arguments."""
     if not ops:
         return keras.tree.flatten((args, kwargs))[0]
@@ -274,7 +274,7 @@ def _run(ops: list, args: tuple, kwargs: dict):
 
 
 @contextlib.contextmanager
-def _collector_paused():
+def _collector_paused() -> Iterator[None]:
     """Python's cycle collector would walk all layers again and again while they are created: a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -286,7 +286,7 @@ def _collector_paused():
 
 
 @contextlib.contextmanager
-def _unfrozen(model: keras.Model):
+def _unfrozen(model: keras.Model) -> Iterator[None]:
     """TensorFlow records gradients for variables only that are created trainable, even if they become it later."""
     flags = [(layer, layer.trainable) for layer in sublayers(model)]
     for layer, _ in flags:  # one by one: a model that is trainable itself does not tell its layers
@@ -297,7 +297,7 @@ def _unfrozen(model: keras.Model):
             layer.trainable = flag
 
 
-def _call(op: keras.Operation, *args, **kwargs):
+def _call(op: keras.Operation, *args: Any, **kwargs: Any) -> Any:
     with values_come_later(op):
         return op(*args, **kwargs)
 

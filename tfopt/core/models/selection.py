@@ -10,7 +10,7 @@ import keras
 
 from tfopt.core.keras_internals import children
 from tfopt.core.layers.registry import entry_of, prunable_weights
-from tfopt.core.models.graph import is_selected, matches, walk_layers
+from tfopt.core.models.graph import Graph, is_selected, matches
 
 _NOT_NAMED = object()
 
@@ -26,7 +26,7 @@ class Kernel:
 
 
 def select_kernels(
-    model: keras.Model, included: list[str], excluded: list[str], amount: Any
+    graph: Graph, included: list[str], excluded: list[str], amount: Any
 ) -> tuple[list[Kernel], list[str]]:
     """The prunable kernels of the chosen layers, each once, and the chosen layers that tfopt does not know.
 
@@ -37,7 +37,7 @@ def select_kernels(
     """
     kernels: dict[int, Kernel] = {}
     unknown = []
-    for path, layer in walk_layers(model):
+    for path, layer in graph.layers:
         own = _amount_for(path, amount)
         if isinstance(layer, keras.Model) or own is _NOT_NAMED or not is_selected(path, included, excluded):
             continue
