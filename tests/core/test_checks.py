@@ -15,10 +15,9 @@ from tfopt.core.checks import (
     NOT_NEGATIVE,
     POSITIVE,
     Range,
-    as_batch_size,
     as_callable,
     as_choice,
-    as_epochs,
+    as_count,
     as_flag,
     as_name,
     as_names,
@@ -166,12 +165,14 @@ def test_lists_of_numbers():
             as_numbers("n", values, POSITIVE)
 
 
-@pytest.mark.parametrize(("check", "least"), [(as_seed, 0), (as_batch_size, 1), (as_epochs, 1)])
-def test_common_whole_numbers(check, least):
-    assert type(check(np.int64(least))) is int
-    for value in (least - 1, True, 1.0, None):
-        with pytest.raises(InvalidArgumentError, match=f"must be a whole number of at least {least}"):
-            check(value)
+def test_seeds_and_counts():
+    assert type(as_seed(np.int64(0))) is int
+    assert type(as_count("epochs", np.int64(1))) is int
+    for value in (-1, True, 1.0, None):
+        with pytest.raises(InvalidArgumentError, match="`seed` must be a whole number of at least 0"):
+            as_seed(value)
+        with pytest.raises(InvalidArgumentError, match="`epochs` must be a whole number of at least 1"):
+            as_count("epochs", value)
 
 
 def test_paths_and_functions():

@@ -268,7 +268,7 @@ def as_numbers(
     )
 
 
-def as_seed(value: Any, argument: str = "seed") -> int:
+def as_seed(value: Any) -> int:
     """A seed of random numbers.
 
     Raises:
@@ -278,31 +278,18 @@ def as_seed(value: Any, argument: str = "seed") -> int:
         >>> as_seed(np.int64(1))
         1
     """
-    return as_whole(argument, value, least=0)
+    return as_whole("seed", value, least=0)
 
 
-def as_batch_size(value: Any, argument: str = "batch_size") -> int:
-    """A number of samples in a batch.
+def as_count(argument: str, value: Any) -> int:
+    """A number of things: epochs, runs, samples in a batch.
 
     Raises:
         InvalidArgumentError: anything but a whole number of at least 1.
 
     Example:
-        >>> as_batch_size(np.int32(32))
+        >>> as_count("batch_size", np.int32(32))
         32
-    """
-    return as_whole(argument, value, least=1)
-
-
-def as_epochs(value: Any, argument: str = "epochs") -> int:
-    """A number of epochs to train.
-
-    Raises:
-        InvalidArgumentError: anything but a whole number of at least 1.
-
-    Example:
-        >>> as_epochs(np.int64(3))
-        3
     """
     return as_whole(argument, value, least=1)
 
