@@ -138,8 +138,10 @@ def test_choices():
     assert as_choice("n", np.str_("a"), ("a", "b")) == "a"
     assert as_choice("n", np.True_, ("auto", True, False)) is True
     assert as_choice("n", None, ("a", None)) is None
-    with pytest.raises(InvalidArgumentError, match="`n` must be 'a', 'b' or None. Received: 'c'. Try a."):
+    with pytest.raises(InvalidArgumentError, match="`n` must be one of 'a', 'b', None. Received: 'c'. Try a."):
         as_choice("n", "c", ("a", "b", None), fix="Try a.")
+    with pytest.raises(InvalidArgumentError, match="`n` must be 'a' or 'b'. Received: 1."):
+        as_choice("n", 1, ("a", "b"))
     for value in (np.array(["a", "b"]), ["a"], {"a": 1}):
         with pytest.raises(InvalidArgumentError, match="`n` must be 'a'. Received"):
             as_choice("n", value, ("a",))

@@ -198,7 +198,7 @@ def as_choice(argument: str, value: Any, choices: Iterable[T], *, fix: str | Non
         'linear'
         >>> as_choice("init", "random", ("linear", "density", None))
         Traceback (most recent call last):
-        tfopt.core.errors.InvalidArgumentError: `init` must be 'linear', 'density' or None. Received: 'random'.
+        tfopt.core.errors.InvalidArgumentError: `init` must be one of 'linear', 'density', None. Received: 'random'.
     """
     listed = tuple(choices)
     given = plain(value)
@@ -326,4 +326,4 @@ def as_callable(argument: str, value: Any, *, what: str = "a function", fix: str
 
 def _either(choices: Sequence[object]) -> str:
     texts = list(map(repr, choices))
-    return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+    return " or ".join(texts) if len(texts) < 3 else f"one of {', '.join(texts)}"
