@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import keras
 
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import check_model
-from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.graph import read
+from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 
 
@@ -36,16 +38,16 @@ def strip(model: keras.Model) -> keras.Model:
     """
     if tfmot.is_tf_keras_model(model):
         return tfmot.strip(model)
-    check_model(model)
+    graph = read(model)
     replaced = []
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> Sequence[keras.Operation] | None:
         if not hasattr(op, "stripped"):
             return None
         replaced.append(op)
         return op.stripped(state)
 
-    stripped = rewrite(model, replace)
+    stripped = rewrite(graph, replace).model
     removed = [constraints.remove(weight) for weight in stripped.variables]
     if not replaced and not any(removed):
         raise NothingToDoError(

@@ -416,9 +416,9 @@ def endless():
 
 BAD = {
     "dtype": ({"dtype": "bfloat16"}, '"float16" or "float32"'),
-    "batch size": ({"batch_size": 0}, "`batch_size` is a whole number of at least 1"),
-    "seed": ({"seed": -1}, "`seed` is a whole number"),
-    "layers": ({"layers": [3]}, "`layers` is a path"),
+    "batch size": ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
+    "seed": ({"seed": -1}, "`seed` must be a whole number"),
+    "layers": ({"layers": [3]}, "`layers` must be a path"),
     "unknown layer": ({"layers": "hiden"}, "Did you mean 'hidden'"),
     "no teacher": ({"teacher": []}, "There has to be a teacher"),
     "endless": ({"data": endless()}, "Leave out `repeat`"),

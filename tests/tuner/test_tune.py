@@ -363,7 +363,7 @@ def test_trials_survive_being_written(tmp_path):
         ({"cv": 3}, "instead of `val`"),
         ({"cv": 1, "val": None}, "number of folds"),
         ({"method": "bayesian", "objectives": ("val_loss", "macs")}, "takes one objective"),
-        ({"method": "annealing"}, "`method` is one of"),
+        ({"method": "annealing"}, "`method` must be one of"),
         ({"objectives": "val_iou"}, "direction"),
         ({"objectives": (("val_iou", "max"),)}, "logged are accuracy, loss, val_accuracy, val_loss"),
         ({"constraints": "gzip_bytes <= 3"}, "'gzip_bytes'"),

@@ -14,7 +14,7 @@ from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.models.graph import Call, trace_back
+from tfopt.core.models.graph import Call, Graph, trace_back
 from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
@@ -62,10 +62,10 @@ def as_target(to: Any) -> Target:
     return Target(type(made).__name__, layer=lambda rank: to())
 
 
-def plan_activations(model: keras.Model, places: list[Place], target: Target) -> tuple[Plan, Outcome]:
+def plan_activations(graph: Graph, places: list[Place], target: Target) -> tuple[Plan, Outcome]:
     """What to put where, and what is said of it and of the rest."""
     outcome = Outcome("swap_activation")
-    heads = _heads(model)
+    heads = _heads(graph)
     plan: Plan = {}
     for place in places:
         name = activation_of(place.op)
@@ -126,7 +126,7 @@ def _hides_activation(op: keras.Operation) -> bool:
     )
 
 
-def _heads(model: keras.Model) -> set[int]:
+def _heads(graph: Graph) -> set[int]:
     """Ids of the ops whose activation gives an output of the model."""
     heads = set()
 
@@ -135,7 +135,7 @@ def _heads(model: keras.Model) -> set[int]:
             heads.add(id(call.op))
         return id(call.op) not in heads and isinstance(call.op, _PASSING)
 
-    trace_back(model, goes_on)
+    trace_back(graph, goes_on)
     return heads
 
 

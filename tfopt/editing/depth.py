@@ -6,7 +6,7 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.blocks import Block, Blocks
-from tfopt.core.models.graph import as_patterns
+from tfopt.core.models.graph import as_patterns, read
 
 
 def drop_layers(model: keras.Model, names: str | list[str], *, verbose: int = 0) -> keras.Model:
@@ -41,12 +41,12 @@ def drop_layers(model: keras.Model, names: str | list[str], *, verbose: int = 0)
         >>> [layer.name for layer in drop_layers(model, "b").layers]
         ['a', 'c']
     """
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     patterns = as_patterns(names, "names")
     if not patterns:
         raise InvalidArgumentError("`names` holds at least one name or glob.", received=repr(names))
     dropped = _dropped(blocks, blocks.find(patterns, "names"))
-    edited = blocks.without(dropped)
+    edited = blocks.without(dropped).model
     if verbose:
         for block in dropped:
             print(f"Dropped {block.name} ({block.kind}): {', '.join(block.paths)}")

@@ -12,6 +12,7 @@ from keras import layers as kl
 from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import sublayers
 from tfopt.core.models import constraints
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
@@ -72,10 +73,10 @@ class Resize:
     exact: bool = True
 
 
-def plan_kernels(model: keras.Model, places: list[Place], size: int) -> tuple[Plan, Outcome]:
+def plan_kernels(graph: Graph, places: list[Place], size: int) -> tuple[Plan, Outcome]:
     """What to put where, and what is said of it and of the rest."""
     outcome = Outcome("swap_kernel_size")
-    held = {id(variable) for variable in constraints.constrained(model)}
+    held = {id(variable) for variable in constraints.constrained(graph.model)}
     plan: Plan = {}
     for place in places:
         op: Any = place.op

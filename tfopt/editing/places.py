@@ -11,7 +11,7 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import Call, Graph, as_patterns, check_model, is_selected, matches
+from tfopt.core.models.graph import Call, Graph, as_patterns, is_selected, matches
 from tfopt.core.models.rewrite import Rewrite, rewrite
 
 Where = str | list[str] | Callable[[keras.Operation], bool] | None
@@ -81,7 +81,7 @@ class Outcome:
                 print(f"Left {path}: {reason}")
 
 
-def places_of(model: keras.Model, where: Where, verb: str) -> list[Place]:
+def places_of(graph: Graph, where: Where, verb: str) -> list[Place]:
     """All layers and ops of a float model in the order of computation, nested models entered, each once.
 
     Args:
@@ -89,31 +89,30 @@ def places_of(model: keras.Model, where: Where, verb: str) -> list[Place]:
             to whether it is chosen. None chooses all.
         verb: who asks, for the error where the model is quantized.
     """
-    check_model(model)
-    check_not_quantized(model, verb)
+    check_not_quantized(graph, verb)
     choose = where if callable(where) else None
     patterns = [] if choose else as_patterns(where, "where")
     found: dict[int, tuple[keras.Operation, Graph, list[str]]] = {}
     nested = []
-    for path, op, graph in _walk(model, ""):
+    for path, op, around in _walk(graph, ""):
         if isinstance(op, keras.Model):
             nested.append(path)
         else:
-            found.setdefault(id(op), (op, graph, []))[2].append(path)
+            found.setdefault(id(op), (op, around, []))[2].append(path)
     _check_patterns(patterns, where, [*nested, *(path for *_, paths in found.values() for path in paths)])
     places = []
-    for op, graph, paths in found.values():
+    for op, around, paths in found.values():
         chosen = bool(choose(op)) if choose else any(is_selected(path, patterns, []) for path in paths)
         named = any(pattern in (path, op.name) for path in paths for pattern in patterns)
         asked = chosen and where is not None
-        places.append(Place(paths[0], op, graph, tuple(graph.calls_of(op)), chosen, asked, named))
+        places.append(Place(paths[0], op, around, tuple(around.calls_of(op)), chosen, asked, named))
     return places
 
 
-def carried_out(model: keras.Model, plan: Plan, outcome: Outcome, fix: str, verbose: int) -> keras.Model:
+def carried_out(graph: Graph, plan: Plan, outcome: Outcome, fix: str, verbose: int) -> keras.Model:
     """The model with the plan carried out, once the user is told what the outcome is."""
-    outcome.tell(model, fix, verbose)
-    return rewrite(model, lambda op, state: plan[id(op)](state) if id(op) in plan else None)
+    outcome.tell(graph.model, fix, verbose)
+    return rewrite(graph, lambda op, state: plan[id(op)](state) if id(op) in plan else None).model
 
 
 def new_name(wanted: str, places: list[Place]) -> str:
@@ -131,13 +130,12 @@ def policy_of(place: Place) -> keras.DTypePolicy:
     return keras.DTypePolicy(f"mixed_{dtype}" if dtype in ("float16", "bfloat16") else dtype)
 
 
-def _walk(model: keras.Model, prefix: str) -> Iterator[tuple[str, keras.Operation, Graph]]:
-    graph = Graph(model)
+def _walk(graph: Graph, prefix: str) -> Iterator[tuple[str, keras.Operation, Graph]]:
     for op in dict.fromkeys(call.op for call in graph.calls):
         path = f"{prefix}{op.name}"
         yield path, op, graph
         if isinstance(op, keras.Model):
-            yield from _walk(op, f"{path}/")
+            yield from _walk(graph.inner(op), f"{path}/")
 
 
 def _check_patterns(patterns: list[str], where: Where, paths: list[str]) -> None:

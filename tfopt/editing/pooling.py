@@ -113,7 +113,7 @@ AdaptiveMaxPooling2D = _CLASSES["Adaptive", "Max", 2]
 _OPS = {op_class("MaxPool"): "Max", op_class("AveragePool"): "Average"}
 
 
-def plan_pooling(model: keras.Model, places: list[Place], to: str) -> tuple[Plan, Outcome]:
+def plan_pooling(places: list[Place], to: str) -> tuple[Plan, Outcome]:
     """What to put where, and what is said of it and of the rest."""
     if to not in (*KINDS, "adaptive"):
         raise InvalidArgumentError("`to` is 'max', 'average' or 'adaptive'.", received=repr(to))

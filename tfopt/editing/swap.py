@@ -7,6 +7,7 @@ from collections.abc import Callable
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import read
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.kernels import plan_kernels
 from tfopt.editing.places import Where, carried_out, places_of
@@ -45,10 +46,11 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
         >>> [layer.activation.__name__ for layer in swap_activation(model, "elu").layers]
         ['elu', 'softmax']
     """
-    places = places_of(model, where, "swap_activation")
-    plan, outcome = plan_activations(model, places, as_target(to))
+    graph = read(model)
+    places = places_of(graph, where, "swap_activation")
+    plan, outcome = plan_activations(graph, places, as_target(to))
     fix = "Name an output or a gate in `where` to swap it too."
-    return carried_out(model, plan, outcome, fix, verbose)
+    return carried_out(graph, plan, outcome, fix, verbose)
 
 
 def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verbose: int = 0) -> keras.Model:
@@ -85,10 +87,11 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InvalidArgumentError("`size` is a whole number of at least 1.", received=repr(size))
-    places = places_of(model, where, "swap_kernel_size")
-    plan, outcome = plan_kernels(model, places, size)
+    graph = read(model)
+    places = places_of(graph, where, "swap_kernel_size")
+    plan, outcome = plan_kernels(graph, places, size)
     fix = "Name layers with kernels of size 1 in `where` to enlarge them."
-    return carried_out(model, plan, outcome, fix, verbose)
+    return carried_out(graph, plan, outcome, fix, verbose)
 
 
 def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: int = 0) -> keras.Model:
@@ -117,6 +120,7 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
         >>> swap_pooling(model, "average").get_layer("pool").__class__.__name__
         'AveragePooling2D'
     """
-    places = places_of(model, where, "swap_pooling")
-    plan, outcome = plan_pooling(model, places, to)
-    return carried_out(model, plan, outcome, "Each pooling is as asked for already, or there is none.", verbose)
+    graph = read(model)
+    places = places_of(graph, where, "swap_pooling")
+    plan, outcome = plan_pooling(places, to)
+    return carried_out(graph, plan, outcome, "Each pooling is as asked for already, or there is none.", verbose)

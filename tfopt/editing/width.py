@@ -16,11 +16,10 @@ from tfopt.core.models.graph import (
     Call,
     Graph,
     as_patterns,
-    check_model,
     check_patterns,
     is_selected,
+    read,
     trace_back,
-    walk_layers,
 )
 from tfopt.core.models.rewrite import rewrite
 
@@ -80,19 +79,18 @@ def scale_width(
         >>> [layer.units for layer in scale_width(model, 0.5).layers]
         [32, 10]
     """
-    check_model(model)
+    graph = read(model)
     _check_arguments(factor, round_to)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    check_patterns(model, included, "include")
-    check_patterns(model, excluded, "exclude")
-    widths = _new_widths(model, factor, included, excluded, round_to)
-    return _rebuilt(model, widths, seed)
+    check_patterns(graph, included, "include")
+    check_patterns(graph, excluded, "exclude")
+    widths = _new_widths(graph, factor, included, excluded, round_to)
+    return _rebuilt(graph, widths, seed).model
 
 
 def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Returns the same architecture with new weights, but for those of `Normalization`; `seed` as in `scale_width`."""
-    check_model(model)
-    return _rebuilt(model, {}, seed)
+    return _rebuilt(read(model), {}, seed).model
 
 
 def _check_arguments(factor: object, round_to: object) -> None:
@@ -105,11 +103,11 @@ def _check_arguments(factor: object, round_to: object) -> None:
         raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
 
 
-def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
+def _new_widths(graph, factor, included, excluded, round_to) -> dict[int, int]:
     """Id of each layer whose width changes -> its new width."""
-    heads = _heads(model)
+    heads = _heads(graph)
     widths = {}
-    for path, layer in walk_layers(model):
+    for path, layer in graph.layers:
         key = _WIDTH_KEYS.get(type(layer))
         if key is None or id(layer) in heads or not is_selected(path, included, excluded):
             continue
@@ -120,13 +118,13 @@ def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
     if not widths:
         raise NothingToDoError(
             "At least one layer has to change its width.",
-            received=f"'{model.name}' with factor={factor}, round_to={round_to}",
+            received=f"'{graph.model.name}' with factor={factor}, round_to={round_to}",
             fix="Only hidden convolutions and Dense layers are scaled, not those that give an output of the model.",
         )
     return widths
 
 
-def _heads(model: keras.Model) -> set[int]:
+def _heads(graph: Graph) -> set[int]:
     """Ids of the layers that set the width of an output of the model."""
     heads = set()
 
@@ -135,7 +133,7 @@ def _heads(model: keras.Model) -> set[int]:
             heads.add(id(call.op))
         return not _sets_width(call.op)
 
-    trace_back(model, goes_on)
+    trace_back(graph, goes_on)
     return heads
 
 
@@ -148,10 +146,10 @@ def _sets_width(op: keras.Operation) -> bool:
     return any(len(weight.shape) >= 2 for weight in op.weights)
 
 
-def _rebuilt(model: keras.Model, widths: dict[int, int], seed: int | None) -> keras.Model:
-    input_widths = _nested_input_widths(model, widths)
+def _rebuilt(graph: Graph, widths: dict[int, int], seed: int | None) -> Graph:
+    input_widths = _nested_input_widths(graph, widths)
     seeds = None if seed is None else itertools.count(seed)
-    reached = model.name
+    reached = graph.model.name
 
     def replace(op, state):
         nonlocal reached
@@ -168,32 +166,32 @@ def _rebuilt(model: keras.Model, widths: dict[int, int], seed: int | None) -> ke
         return type(op).from_config(config if seeds is None else _seeded(config, seeds))
 
     try:
-        return rewrite(model, replace)
+        return rewrite(graph, replace)
     except TfoptError:
         raise
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise InvalidArgumentError(
-            f"The shapes in '{model.name}' have to fit together after scaling.",
+            f"The shapes in '{graph.model.name}' have to fit together after scaling.",
             received=f"at '{reached}': {_reason(error)}",
             fix="Name the layers that feed it in `include` or `exclude`, so that they scale together or not at all.",
         ) from error
 
 
-def _nested_input_widths(model: keras.Model, widths: dict[int, int]) -> dict[int, int]:
+def _nested_input_widths(graph: Graph, widths: dict[int, int]) -> dict[int, int]:
     """Id of each input layer of a nested model whose width changes -> its new width."""
     found: dict[int, int] = {}
 
-    def outputs_of(model: keras.Model, input_ratios: list[Fraction]) -> list[Fraction]:
+    def outputs_of(graph: Graph, input_ratios: list[Fraction]) -> list[Fraction]:
         """By how much each output of a model is wider than before, given the same of its inputs."""
-        graph = Graph(model)
         ratios = {id(tensor): ratio for tensor, ratio in zip(graph.inputs, input_ratios, strict=True)}
         for call in graph.calls:
             incoming = [ratios[id(tensor)] for tensor in call.inputs]
             if isinstance(call.op, keras.Model):
-                for tensor, ratio in zip(Graph(call.op).inputs, incoming, strict=True):
+                inner = graph.inner(call.op)
+                for tensor, ratio in zip(inner.inputs, incoming, strict=True):
                     if ratio != 1:
                         found[id(tensor._keras_history.operation)] = int(tensor.shape[-1] * ratio)
-                outgoing = outputs_of(call.op, incoming)
+                outgoing = outputs_of(inner, incoming)
             elif _sets_width(call.op):
                 outgoing = [_ratio(call.op, widths)] * len(call.outputs)
             else:
@@ -201,7 +199,7 @@ def _nested_input_widths(model: keras.Model, widths: dict[int, int]) -> dict[int
             ratios.update((id(tensor), ratio) for tensor, ratio in zip(call.outputs, outgoing, strict=True))
         return [ratios[id(tensor)] for tensor in graph.outputs]
 
-    outputs_of(model, [Fraction(1)] * len(Graph(model).inputs))
+    outputs_of(graph, [Fraction(1)] * len(graph.inputs))
     return found
 
 

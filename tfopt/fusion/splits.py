@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.checks import as_whole, plain
 from tfopt.core.data.samples import classes_of
 from tfopt.core.errors import InvalidArgumentError, first_line
 
@@ -35,7 +36,7 @@ def make_folds(folds: Any, y: Any, *, classes: bool, groups: Any = None, seed: i
             a number of folds, is not installed.
     """
     samples = len(y)
-    if isinstance(folds, (int, np.integer)):
+    if isinstance(plain(folds), int):
         if groups is not None:
             raise InvalidArgumentError(
                 "`groups` go to a splitter that keeps them together.",
@@ -60,11 +61,8 @@ def make_folds(folds: Any, y: Any, *, classes: bool, groups: Any = None, seed: i
 
 
 def _scikit_learn_splitter(folds: Any, samples: int, classes: bool, seed: int) -> Any:
-    if isinstance(folds, bool) or not 2 <= folds <= samples:
-        raise InvalidArgumentError(
-            "`folds` is a number of folds, from 2 to the number of samples, a splitter, or a list of pairs.",
-            received=repr(folds),
-        )
+    what = "a number of folds, from 2 to the number of samples, a splitter, or a list of pairs"
+    folds = as_whole("folds", folds, least=2, most=samples, what=what)
     try:
         from sklearn.model_selection import KFold, StratifiedKFold
     except ImportError as error:
@@ -74,7 +72,7 @@ def _scikit_learn_splitter(folds: Any, samples: int, classes: bool, seed: int) -
             fix="pip install tfopt[fusion], or pass a list of pairs (train, held out) of sample numbers.",
         ) from error
     splitter = StratifiedKFold if classes else KFold
-    return splitter(int(folds), shuffle=True, random_state=seed)
+    return splitter(folds, shuffle=True, random_state=seed)
 
 
 def _checked(train: np.ndarray, held_out: np.ndarray, samples: int) -> Fold:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
-from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
@@ -205,9 +205,8 @@ class FittedWeights(Report):
 
 
 def _check_options(method: str, guard: str | None) -> None:
-    for name, value, known in (("method", method, METHODS), ("guard", guard, GUARDS)):
-        if value not in known:
-            raise InvalidArgumentError(f"`{name}` is one of {', '.join(map(repr, known))}.", received=repr(value))
+    as_choice("method", method, METHODS)
+    as_choice("guard", guard, GUARDS)
 
 
 def _candidates(

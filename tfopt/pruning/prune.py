@@ -17,7 +17,7 @@ from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import select_kernels
 from tfopt.interop import tfmot
-from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
+from tfopt.pruning.arguments import KEEP, amount_of, as_min_kept, check_arguments, check_structure, check_whole_layers
 from tfopt.pruning.budget import as_budget
 from tfopt.pruning.channels import ChannelOptions, prune_channels
 from tfopt.pruning.criteria import Criterion, as_criterion
@@ -130,10 +130,10 @@ def prune(
             exclude=exclude,
             **scoring,
         )
-    by_channel = pattern == "channel"
+    by_channel, min_kept = pattern == "channel", as_min_kept(min_kept)
     rule = Rule(schedule, Element() if by_channel else as_pattern(pattern), as_criterion(criterion), min_kept)
     check_arguments(rule, scope, sparsity, threshold, budget)
-    check_structure(by_channel, round_to, budget)
+    round_to = check_structure(by_channel, round_to, budget)
     if tfmot.is_tf_keras_model(model):
         return _by_tfmot(model, rule, scope, by_channel, sparsity, threshold, include, exclude)
     model = opened(check_model(model)) if by_channel else check_model(model)
@@ -145,7 +145,7 @@ def prune(
         check_patterns(model, list(amount), "sparsity" if threshold is None else "threshold")
     check_finite(model)
     if by_channel:
-        options = ChannelOptions(rule.criterion, scope, min_kept, round_to, included, excluded, scoring)
+        options = ChannelOptions(rule.criterion, scope, rule.min_kept, round_to, included, excluded, scoring)
         return prune_channels(
             model, schedule, options, amount=amount, is_threshold=threshold is not None, budget=budget
         )

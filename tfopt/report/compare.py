@@ -12,10 +12,11 @@ import numpy as np
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.metrics import named_metrics, score
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import Graph
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal, percent
 from tfopt.deploy.runner import Latency, TFLiteModel
 from tfopt.report.ensembles import Ensemble, ensemble_of
-from tfopt.report.measure import opened, summary
+from tfopt.report.measure import file_summary, model_summary, opened
 from tfopt.report.records import ModelSummary
 
 if TYPE_CHECKING:
@@ -190,12 +191,12 @@ def compare(
     named_metrics(metrics)
     pairs = {name: _pair(name, contender) for name, contender in models.items()}
     rows = []
-    for name, (model, file) in _progress(pairs, verbose):
-        scores = {} if data is None else _scores(file or model, data, metrics, batch_size)
-        rows.append(_row(name, model, file, scores, latency, seconds.get(name)))
+    for name, (graph, file) in _progress(pairs, verbose):
+        scores = {} if data is None else _scores(file or cast("Graph", graph).model, data, metrics, batch_size)
+        rows.append(_row(name, graph, file, scores, latency, seconds.get(name)))
     if data is None:
         return Comparison(tuple(rows), None)
-    fused = [ensemble_of(name, model, *data, batch_size) for name, (model, _) in pairs.items() if model is not None]
+    fused = [ensemble_of(name, graph, *data, batch_size) for name, (graph, _) in pairs.items() if graph is not None]
     return Comparison(tuple(rows), _length(data[1]), tuple(ensemble for ensemble in fused if ensemble is not None))
 
 
@@ -232,17 +233,17 @@ def _length(part: Any) -> int:
     return len(whole)
 
 
-def _pair(name: str, contender: Any) -> tuple[keras.Model | None, TFLiteModel | None]:
-    """The Keras model and the .tflite file of a contender, each None if not given."""
+def _pair(name: str, contender: Any) -> tuple[Graph | None, TFLiteModel | None]:
+    """The graph of the Keras model and the .tflite file of a contender, each None if not given."""
     parts = [opened(part) for part in (contender if isinstance(contender, (tuple, list)) else [contender])]
     kinds = [isinstance(part, TFLiteModel) for part in parts]
     if kinds not in ([False], [True], [False, True]):
         raise InvalidArgumentError(
             "A contender is a Keras model, a .tflite file or a pair (Keras model, .tflite file).",
-            received=f"'{name}': {', '.join(type(part).__name__ for part in parts)}",
+            received=f"'{name}': {', '.join('file' if is_file else 'Keras model' for is_file in kinds)}",
         )
-    model = None if kinds[0] else cast("keras.Model", parts[0])
-    return model, cast("TFLiteModel", parts[-1]) if kinds[-1] else None
+    graph = None if kinds[0] else cast("Graph", parts[0])
+    return graph, cast("TFLiteModel", parts[-1]) if kinds[-1] else None
 
 
 def _scores(runner: Any, data: tuple, metrics: Any, batch_size: int) -> dict[str, float]:
@@ -255,14 +256,14 @@ def _scores(runner: Any, data: tuple, metrics: Any, batch_size: int) -> dict[str
 
 def _row(
     name: str,
-    model: keras.Model | None,
+    graph: Graph | None,
     file: TFLiteModel | None,
     scores: dict[str, float],
     latency: bool,
     seconds: float | None,
 ) -> Row:
-    layers = None if model is None else cast("ModelSummary", summary(model))
-    measured = layers if layers is not None else summary(cast("TFLiteModel", file))
+    layers = None if graph is None else model_summary(graph)
+    measured = layers if layers is not None else file_summary(cast("TFLiteModel", file))
     return Row(
         name,
         scores,

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfopt.core.data.metrics import calibration_error, classes_of, score
 from tfopt.core.models.branches import Branch, branches_of
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.macs import model_macs
 from tfopt.core.reporting.render import UNKNOWN, Table, count, decimal, percent
 
@@ -86,24 +87,24 @@ class Ensemble:
         )
 
 
-def ensemble_of(name: str, model: keras.Model, x: Any, y: Any, batch_size: int) -> Ensemble | None:
+def ensemble_of(name: str, graph: Graph, x: Any, y: Any, batch_size: int) -> Ensemble | None:
     """The branches of a fused model, measured on samples; None for a model that is no fusion, or has other outputs.
 
     Args:
         name: of the contender.
-        model: a built Sequential or Functional model.
+        graph: of the model.
         x, y: as for `compare`.
         batch_size: samples at a time.
 
     Source: disagreement as a measure of diversity: Fort et al. 2019, https://arxiv.org/abs/1912.02757.
     """
-    branches = branches_of(model)
+    branches, model = branches_of(graph), graph.model
     if len(branches) < 2:
         return None
     parts = keras.Model(model.input, [*(branch.output for branch in branches), model.output])
     *outputs, fused = keras.tree.flatten(parts.predict(x, batch_size=batch_size, verbose=0))
     answer = classes_of(y, fused)
-    macs = model_macs(model)
+    macs = model_macs(graph)
     members = [_member(branch, each, y, answer, macs) for branch, each in zip(branches, outputs, strict=True)]
     whole = Member("fusion", None, _main(y, fused)[1], _ece(y, fused), None, model.count_params(), _sum(macs.values()))
     classes = [] if answer is None else [classes_of(y, each) for each in outputs]

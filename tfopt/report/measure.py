@@ -14,7 +14,7 @@ import numpy as np
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import Graph, check_model, walk_layers
+from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.macs import model_macs
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.report.records import FileSummary, ModelSummary, OpRow, WeightRow
@@ -42,17 +42,17 @@ def summary(model: keras.Model | TFLiteModel | str | os.PathLike) -> ModelSummar
         (15, 12)
     """
     source = opened(model)
-    return _file_summary(source) if isinstance(source, TFLiteModel) else _model_summary(source)
+    return file_summary(source) if isinstance(source, TFLiteModel) else model_summary(source)
 
 
-def opened(source: Any) -> keras.Model | TFLiteModel:
-    """The model or .tflite file itself, read if `source` is a path."""
+def opened(source: Any) -> Graph | TFLiteModel:
+    """The graph of a model, or a .tflite file, loaded if `source` is a path."""
     if isinstance(source, (str, os.PathLike)):
         if Path(source).suffix.lower() == ".tflite":
             return TFLiteModel(source)
         from tfopt.core.models.loading import load_model
 
-        return check_model(load_model(source))
+        return read(load_model(source))
     if isinstance(source, TFLiteModel):
         return source
     if not isinstance(source, keras.Model):
@@ -60,13 +60,13 @@ def opened(source: Any) -> keras.Model | TFLiteModel:
             "A Keras model, a `TFLiteModel` or the path of a file is expected.",
             received=f"{type(source).__module__}.{type(source).__name__}",
         )
-    return check_model(source)
+    return read(source)
 
 
-def _model_summary(model: keras.Model) -> ModelSummary:
-    macs = model_macs(model)
-    shapes = dict(_output_shapes(model))
-    layers = {path: layer for path, layer in walk_layers(model) if not isinstance(layer, keras.Model)}
+def model_summary(graph: Graph) -> ModelSummary:
+    macs = model_macs(graph)
+    shapes = dict(_output_shapes(graph))
+    layers = {path: layer for path, layer in graph.layers if not isinstance(layer, keras.Model)}
     nonzero: dict[int, int] = {}
     rows = [_row(path, layers[path], shapes.get(path, ()), macs[path], nonzero) for path in macs if path in layers]
     rows += [_op_row(path, shapes[path], value) for path, value in macs.items() if path not in layers and value]
@@ -74,7 +74,7 @@ def _model_summary(model: keras.Model) -> ModelSummary:
     weights = {id(weight): weight for layer in layers.values() for weight in _weights(layer)}
     kernels = {id(weight) for layer in layers.values() for weight in _kernels(layer)} & set(weights)
     return ModelSummary(
-        model.name,
+        graph.model.name,
         tuple(sorted(rows, key=lambda row: order[row.path])),
         sum(_size(weight) for weight in weights.values()),
         sum(_nonzero(weights.values(), nonzero)),
@@ -84,12 +84,12 @@ def _model_summary(model: keras.Model) -> ModelSummary:
     )
 
 
-def _output_shapes(model: keras.Model, prefix: str = "") -> Iterable[tuple[str, tuple[int | None, ...]]]:
-    for call in Graph(model).calls:
+def _output_shapes(graph: Graph, prefix: str = "") -> Iterable[tuple[str, tuple[int | None, ...]]]:
+    for call in graph.calls:
         path = prefix + call.op.name
         yield path, tuple(call.outputs[0].shape)
         if isinstance(call.op, keras.Model):
-            yield from _output_shapes(call.op, f"{path}/")
+            yield from _output_shapes(graph.inner(call.op), f"{path}/")
 
 
 def _row(path: str, layer: Any, shape: tuple, macs: int | None, nonzero: dict[int, int]) -> LayerRow:
@@ -132,7 +132,7 @@ def _nonzero(weights: Iterable, known: dict[int, int]) -> list[int]:
     return [known[id(weight)] for weight in weights]
 
 
-def _file_summary(file: TFLiteModel) -> FileSummary:
+def file_summary(file: TFLiteModel) -> FileSummary:
     ops = Counter(file.op_types())
     groups: dict[str, list] = {}
     for weight in file.weights():

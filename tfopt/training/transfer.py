@@ -14,7 +14,7 @@ from keras import layers as kl
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compiled_loss, sublayers
 from tfopt.core.models.flow import has_kernel
-from tfopt.core.models.graph import Call, Graph, as_patterns, check_model, check_patterns, is_selected, trace_back
+from tfopt.core.models.graph import Call, Graph, as_patterns, check_patterns, is_selected, read, trace_back
 from tfopt.core.models.rewrite import rewrite
 from tfopt.training.recipes import Recipe, recipe
 
@@ -72,21 +72,22 @@ def fine_tune(
         >>> [layer.trainable for layer in tuned.layers]
         [False, True]
     """
-    check_model(model)
-    chosen = _chosen(model, mode, layers)
+    graph = read(model)
+    chosen = _chosen(graph, mode, layers)
     how = _with_loss(how or recipe(epochs=5, learning_rate=1e-3 if mode == "features" else 1e-4), model)
     _check_stages(stages, mode, len(chosen), how)
-    tuned = rewrite(model)
-    _train_only(tuned, chosen, freeze_batch_norm)
+    copy = rewrite(graph)
+    tuned = copy.model
+    _train_only(copy, chosen, freeze_batch_norm)
     before = {}
     for i in range(stages if stages > 1 else 0):
         last = chosen[-math.ceil(len(chosen) * (i + 1) / stages) :]
-        before[round(i * how.epochs / stages)] = functools.partial(_train_only, tuned, last, freeze_batch_norm)
+        before[round(i * how.epochs / stages)] = functools.partial(_train_only, copy, last, freeze_batch_norm)
     tuned.history = how.fit(tuned, x, y, metrics=metrics, callbacks=callbacks, before=before, **options)
     return tuned
 
 
-def _chosen(model: keras.Model, mode: str, layers: Any) -> list[str]:
+def _chosen(graph: Graph, mode: str, layers: Any) -> list[str]:
     """Paths of the layers to train, in the order of computation."""
     if mode not in MODES:
         raise InvalidArgumentError(f"`mode` is one of {', '.join(MODES)}.", received=repr(mode))
@@ -95,16 +96,16 @@ def _chosen(model: keras.Model, mode: str, layers: Any) -> list[str]:
             "`layers` says what to train with 'partial', or what the head is with 'features'.",
             received=f"mode={mode!r} with layers={layers!r}",
         )
-    paths = [path for path, layer in _leaves(model) if layer.weights]
+    paths = [path for path, layer in _leaves(graph) if layer.weights]
     if type(layers) is int and layers > 0:
         chosen = paths[-layers:]
     elif layers is not None:
         patterns = as_patterns(layers, "layers")
-        check_patterns(model, patterns, "layers")
+        check_patterns(graph, patterns, "layers")
         chosen = [path for path in paths if patterns and is_selected(path, patterns, [])]
     else:
-        heads = _heads(model)
-        chosen = paths if mode == "full" else [path for path, layer in _leaves(model) if id(layer) in heads]
+        heads = _heads(graph)
+        chosen = paths if mode == "full" else [path for path, layer in _leaves(graph) if id(layer) in heads]
     if not chosen:
         raise InvalidArgumentError(
             "At least one layer with weights is trained.", received=f"mode={mode!r} with layers={layers!r}"
@@ -112,16 +113,16 @@ def _chosen(model: keras.Model, mode: str, layers: Any) -> list[str]:
     return chosen
 
 
-def _leaves(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+def _leaves(graph: Graph, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """`(path, layer)` of each layer that is no model, in the order of computation."""
-    for op in dict.fromkeys(call.op for call in Graph(model).calls):
+    for op in dict.fromkeys(call.op for call in graph.calls):
         if isinstance(op, keras.Model):
-            yield from _leaves(op, f"{prefix}{op.name}/")
+            yield from _leaves(graph.inner(op), f"{prefix}{op.name}/")
         elif isinstance(op, kl.Layer):
             yield prefix + op.name, op
 
 
-def _heads(model: keras.Model) -> set[int]:
+def _heads(graph: Graph) -> set[int]:
     """Ids of the last layers with kernels before each output, and of the layers with weights that follow them."""
     heads = set()
 
@@ -130,7 +131,7 @@ def _heads(model: keras.Model) -> set[int]:
             heads.add(id(call.op))
         return not has_kernel(call.op)
 
-    trace_back(model, goes_on)
+    trace_back(graph, goes_on)
     return heads
 
 
@@ -156,13 +157,13 @@ def _check_stages(stages: Any, mode: str, layers: int, how: Recipe) -> None:
         raise InvalidArgumentError("A moving average of the weights goes with one stage.", received=f"{stages} stages")
 
 
-def _train_only(model: keras.Model, paths: list[str], freeze_batch_norm: bool) -> None:
+def _train_only(graph: Graph, paths: list[str], freeze_batch_norm: bool) -> None:
     """Freezes all layers but those at `paths`."""
-    for layer in sublayers(model):
+    for layer in sublayers(graph.model):
         layer.trainable = True
-    trained = {id(layer) for path, layer in _leaves(model) if path in paths}
-    for _, layer in _leaves(model):
+    trained = {id(layer) for path, layer in _leaves(graph) if path in paths}
+    for _, layer in _leaves(graph):
         layer.trainable = id(layer) in trained or not layer.weights
-    for layer in sublayers(model):
+    for layer in sublayers(graph.model):
         if freeze_batch_norm and isinstance(layer, kl.BatchNormalization):
             layer.trainable = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_count
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table
@@ -77,8 +78,7 @@ class SearchResult(Report):
             TargetNotMetError: as for `best`.
             FileError: one was trained by a worker that does not share the `directory`.
         """
-        if type(n) is not int or n < 1:
-            raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
+        n = as_count("n", n)
         if not self.ranking:
             raise self._nothing_found()
         return [self.journal.load_model(trial) for trial in self._best_first()[:n]]

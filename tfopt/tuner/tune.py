@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_count, as_seed, plain
 from tfopt.core.models.fingerprints import fingerprint
 from tfopt.tuner.arguments import as_budget, as_hypermodel, check, check_where, fingerprints
 from tfopt.tuner.journal import Journal
@@ -114,7 +115,10 @@ def search(
     chosen = as_objectives(objectives)
     limits = as_constraints(constraints)
     hypermodel = as_hypermodel(model_or_builder, space, inherit)
-    check(hypermodel, train, val, chosen, epochs, batch_size, executions, cv, seed)
+    epochs, batch_size = as_count("epochs", epochs), as_count("batch_size", batch_size)
+    executions, workers, seed = as_count("executions", executions), as_count("workers", workers), as_seed(seed)
+    cv, verbose = plain(cv), plain(verbose)
+    check(hypermodel, train, val, chosen, cv, seed)
     check_where(workers, storage, name, method)
     trials, seconds = as_budget(budget)
     oracle = make_oracle(method, chosen, seed=seed, epochs=epochs, constrained=bool(limits))
