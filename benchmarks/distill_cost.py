@@ -26,6 +26,7 @@ from common import Target, arguments, finish, ratio_of_medians, spread, table, t
 from keras import layers
 
 import tfopt
+from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 from tfopt.distillation import FeatureMatching, SoftTargets
 
@@ -43,7 +44,7 @@ def main() -> int:
     x, y = (part[: BATCH_SIZE * BATCHES] for part in datasets.fashion_mnist().train)
     x = x[..., None].astype("float32") / 255
     teacher, macs = trained_teacher(x, y), {"teacher": teacher_network(), "student": student_network()}
-    counts = {name: sum(filter(None, model_macs(model).values())) for name, model in macs.items()}
+    counts = {name: sum(filter(None, model_macs(read(model)).values())) for name, model in macs.items()}
     runs = steppers(teacher, x, y, steps)
     seconds = times_in_turn({name: (run, rounds) for name, run in runs.items()})
     milliseconds = {name: [1000 * second / steps for second in values] for name, values in seconds.items()}

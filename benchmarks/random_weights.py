@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers as kl
 
-from tfopt.core.models.graph import Call, Graph
+from tfopt.core.models.graph import Call, Graph, read
 
 _WITH_KERNEL = (kl.Conv2D, kl.DepthwiseConv2D, kl.Dense)
 _LINEAR = (None, "linear")
@@ -25,7 +25,7 @@ _MEAN = 2.0  # before a nonlinearity, in standard deviations
 def spread_out(model: keras.Model, images: np.ndarray, seed: int = 0) -> keras.Model:
     """Sets the weights of a model in place, by `images`, so that its outputs differ; returns it."""
     generator = np.random.default_rng(seed)
-    graph = Graph(model)
+    graph = read(model)
     values = {id(graph.inputs[0]): keras.ops.convert_to_tensor(images)}
     last = [call for call in graph.calls if isinstance(call.op, _WITH_KERNEL)][-1]
     for call in graph.calls:

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.layers.registry import prunable_weights
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 
 DATA = np.random.default_rng(0).normal(size=(64, 12)).astype("float32")
 LABELS = np.random.default_rng(1).integers(0, 3, 64)
@@ -25,7 +25,7 @@ def train(model, optimizer=None, epochs=2, **options):
 
 def kernels(model):
     found = {}
-    for path, layer in walk_layers(model):
+    for path, layer in read(model).layers:
         if not isinstance(layer, keras.Model):
             found.update({f"{path}/{name}": weight for name, weight in prunable_weights(layer).items()})
     return found

@@ -8,6 +8,7 @@ import numpy as np
 import tfopt
 from tfopt.core.keras_internals import input_names
 from tfopt.core.models.fake_quantized import ranges_of
+from tfopt.core.models.graph import read
 
 
 def quietly(model, scheme="int8", **options):
@@ -18,7 +19,7 @@ def quietly(model, scheme="int8", **options):
 
 def ranges(model):
     """`{"path/name": (low, high)}` of all activation ranges."""
-    return {path: part.bounds() for path, part in ranges_of(model).items()}
+    return {path: part.bounds() for path, part in ranges_of(read(model)).items()}
 
 
 def randomize(model, seed=0):

@@ -13,7 +13,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt import InvalidArgumentError, NothingToDoError, UnsupportedModelError, swap_activation, swap_kernel_size
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.editing.activations import activation_of
 
 # What numpy makes of the activations that the articles compare.
@@ -66,9 +66,9 @@ def test_activations_against_numpy(to):
 def test_a_leaky_relu_without_slope_is_relu(name):
     model = nets.build(name)
     before = zoo.state(model)
-    relus = [path for path, layer in walk_layers(model) if str(activation_of(layer)).startswith("relu")]
+    relus = [path for path, layer in read(model).layers if str(activation_of(layer)).startswith("relu")]
     swapped = swap_activation(model, (lambda: kl.ReLU(6.0)) if name == "mobilenet" else flat_leaky, relus)
-    left = [path for path, layer in walk_layers(swapped) if activation_of(layer) in ("relu", "relu6")]
+    left = [path for path, layer in read(swapped).layers if activation_of(layer) in ("relu", "relu6")]
     assert left == (relus if name == "mobilenet" else [])
     np.testing.assert_allclose(nets.run(swapped), nets.run(model), atol=1e-6)
     for kept, now in zip(before, zoo.state(model), strict=True):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 from tfopt.core.models.opening import opened
 from tfopt.fusion import GatedFusion, ParallelFusion, SerialFusion, StackedFusion, VotingFusion
@@ -341,10 +341,10 @@ def built(name):
 def test_saved_loaded_opened(name, tmp_path):
     model, x, expected = built(name)
     unchanged = [weight.numpy().copy() for weight in model.weights]
-    inside = opened(model)
+    inside = opened(read(model)).model
     np.testing.assert_allclose(np.asarray(inside(x)), expected, atol=1e-6)
-    assert sum(model_macs(inside).values()) == sum(model_macs(model).values())
-    assert not [layer for _, layer in walk_layers(inside) if type(layer).__module__.startswith("tfopt.fusion")]
+    assert sum(model_macs(read(inside)).values()) == sum(model_macs(read(model)).values())
+    assert not [layer for _, layer in read(inside).layers if type(layer).__module__.startswith("tfopt.fusion")]
     for number, saved in enumerate([model, inside] if name in ("learned", "hard", "maps gated") else [model]):
         saved.save(tmp_path / f"{number}.keras")
         loaded = keras.saving.load_model(tmp_path / f"{number}.keras")
@@ -402,7 +402,7 @@ def test_mixed_precision():
     plain, _, _ = built("gated")
     plain.set_weights(model.get_weights())
     np.testing.assert_allclose(got, np.asarray(plain(x)), atol=2e-2)
-    np.testing.assert_allclose(np.asarray(opened(model)(x)), got, atol=2e-2)
+    np.testing.assert_allclose(np.asarray(opened(read(model)).model(x)), got, atol=2e-2)
 
 
 BAD_OPTIONS = [

@@ -9,7 +9,7 @@ from quantized import file_outputs, float_ops, inputs_for, outputs_of, quietly, 
 import tfopt
 from tfopt.core.keras_internals import sublayers
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
 KERNELS = {kl.Dense: "kernel", kl.EinsumDense: "kernel", kl.Embedding: "embeddings", kl.AdditiveAttention: "scale"}
@@ -19,7 +19,7 @@ def with_rounded_kernels(model):
     """A float copy of a model whose kernels have the values that the quantized one computes with."""
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    for _, layer in walk_layers(copy):
+    for _, layer in read(copy).layers:
         for part in sublayers(layer):
             name = KERNELS.get(type(part))
             if name and getattr(part, name) is not None:

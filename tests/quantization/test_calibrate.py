@@ -8,7 +8,7 @@ from keras import layers as kl
 from quantized import quietly, ranges
 
 import tfopt
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.quantization import histogram
 from tfopt.quantization.fakequant import fake_quantize_kernel
 
@@ -39,7 +39,7 @@ def mean_errors(quantized, model, x, names):
     """Mean output error of each layer, with kernels rounded and activations not: ranges are reset."""
     unrounded = keras.models.clone_model(quantized)
     unrounded.set_weights(quantized.get_weights())
-    for _, layer in walk_layers(unrounded):
+    for _, layer in read(unrounded).layers:
         for part in getattr(layer, "ranges", dict)().values():
             part.reset()
     found = []

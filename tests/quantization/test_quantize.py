@@ -9,7 +9,7 @@ from quantized import quietly, ranges
 
 import tfopt
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.quantization.layers import QuantizedLayer
 
 
@@ -32,10 +32,10 @@ def test_trains_saves_resumes_and_strips(name, tmp_path):
     zoo.fit(loaded, x)
 
     plain = tfopt.strip(quantized)
-    assert [type(layer).__name__ for _, layer in walk_layers(plain)] == [
-        type(layer).__name__ for _, layer in walk_layers(model)
+    assert [type(layer).__name__ for _, layer in read(plain).layers] == [
+        type(layer).__name__ for _, layer in read(model).layers
     ]
-    assert not any(isinstance(layer, FakeQuantized) for _, layer in walk_layers(plain))
+    assert not any(isinstance(layer, FakeQuantized) for _, layer in read(plain).layers)
     assert sum(np.prod(w.shape) for w in plain.weights) == sum(np.prod(w.shape) for w in model.weights)
 
 
@@ -43,8 +43,8 @@ def test_trains_saves_resumes_and_strips(name, tmp_path):
 def test_names_and_outputs_are_kept(name):
     model = zoo.build(name)
     quantized = quietly(model)
-    names = [path for path, _ in walk_layers(quantized) if not path.endswith("_range")]
-    assert names == [path for path, _ in walk_layers(model)]
+    names = [path for path, _ in read(quantized).layers if not path.endswith("_range")]
+    assert names == [path for path, _ in read(model).layers]
     assert getattr(quantized, "output_names", None) == getattr(model, "output_names", None)
     calibrated = tfopt.calibrate(quantized, zoo.inputs_for(model))
     x = zoo.inputs_for(model)
@@ -243,10 +243,10 @@ def test_a_registered_layer_of_ones_own_is_quantized():
 def test_a_nested_model_is_chosen_by_its_name():
     model = zoo.build("nested")
     only = tfopt.quantize(model, include="head")
-    wrapped = {path for path, layer in walk_layers(only) if isinstance(layer, QuantizedLayer)}
+    wrapped = {path for path, layer in read(only).layers if isinstance(layer, QuantizedLayer)}
     assert wrapped == {"head/deep/inner", "head/out"}
     others = tfopt.quantize(model, exclude="head")
-    wrapped = {path for path, layer in walk_layers(others) if isinstance(layer, QuantizedLayer)}
+    wrapped = {path for path, layer in read(others).layers if isinstance(layer, QuantizedLayer)}
     assert wrapped == {"first", "block/inner"}
 
 

@@ -14,7 +14,7 @@ from quantized import quietly
 
 import tfopt
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.deploy.flatbuffer.read import read_ops, read_weights, schema
 from tfopt.quantization import fakequant
 from tfopt.quantization.floats import FloatLayer
@@ -164,7 +164,7 @@ def test_zoo_trains_saves_exports_and_strips(scheme, name, tmp_path):
     assert {"int16x8": "int16", "float16": "float16", "weight_only": "float32"}[kind] in dtypes
     assert "int8" not in {op.input_dtype for op in read_ops(content)}
     plain = tfopt.strip(quantized)
-    assert [type(layer) for _, layer in walk_layers(plain)] == [type(layer) for _, layer in walk_layers(model)]
+    assert [type(layer) for _, layer in read(plain).layers] == [type(layer) for _, layer in read(model).layers]
 
 
 def test_sixteen_bit_sums_do_not_overflow(tmp_path):
@@ -267,10 +267,10 @@ def test_the_one_float_layer_that_the_converter_stores_in_8_bits_is_named():
 
 def test_nested_layers_by_path():
     quantized = quietly(zoo.build("nested"), overrides={"head/deep": "int4_weight_only", "block/inner": None})
-    kinds = {path: type(layer).__name__ for path, layer in walk_layers(quantized) if isinstance(layer, FakeQuantized)}
+    kinds = {path: type(layer).__name__ for path, layer in read(quantized).layers if isinstance(layer, FakeQuantized)}
     assert kinds["head/deep/inner"] == "FloatLayer"
     assert kinds["head/out"] == "QuantizedLayer"
-    assert not isinstance(dict(walk_layers(quantized))["block/inner"], QuantizedLayer)
+    assert not isinstance(dict(read(quantized).layers)["block/inner"], QuantizedLayer)
 
 
 # Refusals

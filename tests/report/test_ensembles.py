@@ -13,6 +13,7 @@ from keras import layers as kl
 from tfopt.core.data.metrics import calibration_error
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.branches import branches_of
+from tfopt.core.models.graph import read
 from tfopt.fusion.fuse import fuse
 from tfopt.report.compare import compare
 
@@ -170,5 +171,5 @@ def test_other_models_have_no_branches(models, data):
     assert compare({"alone": models[0]}, data).ensembles == ()
     assert compare({"fused": fuse(models, "mean")}).ensembles == ()
     features = fuse(models[:2], "concat", layers=[model.layers[0].name for model in models[:2]], head=kl.Dense(3))
-    assert branches_of(features) == []
+    assert branches_of(read(features)) == []
     assert compare({"features": features}, data).ensembles == ()

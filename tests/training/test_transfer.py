@@ -8,7 +8,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt import InvalidArgumentError, fine_tune, recipe
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 
 X = np.random.default_rng(0).normal(2, 3, (16, 8, 8, 2)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 16)
@@ -29,7 +29,7 @@ def pretrained():
 
 def changed(before, after):
     """Paths of the layers of which a weight, or a statistic, is not what it was."""
-    pairs = zip(walk_layers(before), walk_layers(after), strict=True)
+    pairs = zip(read(before).layers, read(after).layers, strict=True)
     return [
         path
         for (path, old), (_, new) in pairs
@@ -59,10 +59,10 @@ def test_what_is_trained_moves_and_nothing_else(arguments, moves):
     weights = [w.copy() for w in model.get_weights()]
     tuned = fine_tune(model, X, Y, how=ONE, verbose=0, **arguments)
     assert changed(model, tuned) == moves
-    trained = [path for path, layer in walk_layers(tuned) if layer.trainable and layer.weights]
+    trained = [path for path, layer in read(tuned).layers if layer.trainable and layer.weights]
     assert [path for path in trained if path != "backbone"] == moves
     assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
-    assert all(layer.trainable for _, layer in walk_layers(model))
+    assert all(layer.trainable for _, layer in read(model).layers)
     assert tuned.name == "net"
 
 
@@ -89,7 +89,7 @@ def test_gradual_unfreezing():
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            names = [path for path, layer in walk_layers(self.model) if layer.trainable and path in ALL]
+            names = [path for path, layer in read(self.model).layers if layer.trainable and path in ALL]
             seen[epoch] = names, changed(model, self.model), int(self.model.optimizer.iterations)
 
     how = recipe(epochs=6, samples=16, batch_size=8, learning_rate=0.1, decay="cosine", loss=ONE.loss)
@@ -99,7 +99,7 @@ def test_gradual_unfreezing():
     assert tuned.history.epoch == [*range(6)]
     # the decay went on from stage to stage, down to its end
     assert float(tuned.optimizer.learning_rate) == pytest.approx(0, abs=1e-8)
-    assert sum(layer.trainable for _, layer in walk_layers(tuned)) == len(list(walk_layers(tuned)))
+    assert sum(layer.trainable for _, layer in read(tuned).layers) == len(list(read(tuned).layers))
 
 
 def test_stages_and_growing_batches_together():

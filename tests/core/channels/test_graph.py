@@ -11,6 +11,7 @@ from keras import layers as kl
 from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.channels.slicing import without_channels
 from tfopt.core.channels.union_find import DisjointSets
+from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import rewrite
 
 
@@ -192,13 +193,13 @@ def network(name):
 
 def rewrite_of(body, inputs):
     """The layers of a chain are made once, when the table is: a copy of them for each test."""
-    return rewrite(keras.Model(inputs, body(inputs)))(inputs)
+    return rewrite(read(keras.Model(inputs, body(inputs)))).model(inputs)
 
 
 def masked(model, graph, removed):
     """A copy of the model with all weights of the channels zero, by numpy alone."""
-    copy = rewrite(model)
-    for old, new in zip(graph.slots, ChannelGraph(copy).slots, strict=True):
+    copy = rewrite(read(model)).model
+    for old, new in zip(graph.slots, ChannelGraph(read(copy)).slots, strict=True):
         if old.role != "statistic":
             array = np.moveaxis(new.variable.numpy(), new.axis, 0).copy()
             array[np.isin(old.labels, removed)] = 0
@@ -222,12 +223,12 @@ def assert_same_outputs(first, second, x):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_groups_and_removal(name, tmp_path):
     model, groups = network(name)
-    graph = ChannelGraph(model)
+    graph = ChannelGraph(read(model))
     found = {tuple(path.rsplit("/", 1)[-1] for path in group.paths): len(group.channels) for group in graph.groups}
     assert found == groups
     removed = some_of(graph)
     zeroed = masked(model, graph, removed)
-    small = without_channels(zeroed, ChannelGraph(zeroed), removed)
+    small = without_channels(ChannelGraph(read(zeroed)), removed).model
     x = zoo.inputs_for(model, 4)
     assert_same_outputs(zeroed, small, x)
     assert small.count_params() < model.count_params()
@@ -238,10 +239,10 @@ def test_groups_and_removal(name, tmp_path):
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_zoo(name):
     model = zoo.build(name)
-    graph = ChannelGraph(model)
+    graph = ChannelGraph(read(model))
     removed = some_of(graph)
     zeroed = masked(model, graph, removed)
-    small = without_channels(zeroed, ChannelGraph(zeroed), removed)
+    small = without_channels(ChannelGraph(read(zeroed)), removed).model
     x = zoo.inputs_for(model)
     for a, b in zip(zoo.predictions(zeroed, x), zoo.predictions(small, x), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3 if name == "mixed" else 1e-5)
@@ -253,9 +254,9 @@ def test_sizes_by_hand():
     x = kl.Conv2D(6, 3, name="conv")(inputs)
     x = kl.Flatten()(kl.BatchNormalization(name="bn")(x))
     model = keras.Model(inputs, kl.Dense(2, name="head")(x))
-    graph = ChannelGraph(model)
+    graph = ChannelGraph(read(model))
     (group,) = graph.groups
-    small = without_channels(model, graph, group.channels[[1, 4]])
+    small = without_channels(graph, group.channels[[1, 4]]).model
     assert small.get_layer("conv").kernel.shape == (3, 3, 3, 4)
     kept = [0, 2, 3, 5]
     np.testing.assert_array_equal(small.get_layer("conv").kernel, model.get_layer("conv").kernel.numpy()[..., kept])
@@ -277,7 +278,7 @@ def test_reasons(reader, reason):
     inputs = keras.Input((4,))
     x = kl.Dense(6, name="a")(inputs)
     model = keras.Model(inputs, kl.Dense(2, name="b")(kl.Flatten()(reader(x))))
-    kept = ChannelGraph(model).kept_layers()
+    kept = ChannelGraph(read(model)).kept_layers()
     assert kept.pop("b") == "an output of the model keeps its shape"
     assert kept == ({} if reason is None else {"a": f"read by '{reader.name}': {reason}"})
 
@@ -286,14 +287,14 @@ def test_layer_normalization_of_values_that_are_not_zero_keeps_them():
     model = keras.Sequential(
         [keras.Input((4,)), kl.Dense(6, "sigmoid", name="a"), kl.LayerNormalization(name="norm"), kl.Dense(2)]
     )
-    assert "not zero when masked" in ChannelGraph(model).kept_layers()["a"]
+    assert "not zero when masked" in ChannelGraph(read(model)).kept_layers()["a"]
 
 
 def test_features_of_the_input_are_channels_too():
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="a"), kl.Dense(2, name="b")])
-    graph = ChannelGraph(model, features=True)
+    graph = ChannelGraph(read(model), features=True)
     removed = graph.features[0].labels.reshape(-1)[[0, 2]]
-    small = without_channels(model, graph, removed)
+    small = without_channels(graph, removed).model
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     gone = x.copy()
     gone[:, [0, 2]] = 0
@@ -319,11 +320,11 @@ def test_a_sum_with_one_channel_for_all_is_not_zero_where_the_others_are():
     wide, head = model.get_layer("wide"), model.get_layer("head")
     for weight in (wide.kernel, wide.bias):
         weight.assign(weight.numpy() * np.array([1, 1, 0, 1, 1, 0]))
-    assert not len(ChannelGraph(model).zero_channels())
+    assert not len(ChannelGraph(read(model)).zero_channels())
     head.kernel.assign(head.kernel.numpy() * np.array([[1], [1], [0], [1], [1], [1]]))
-    graph = ChannelGraph(model)
+    graph = ChannelGraph(read(model))
     assert len(graph.zero_channels()) == 1
-    small = without_channels(model, graph, graph.zero_channels())
+    small = without_channels(graph, graph.zero_channels()).model
     assert_same_outputs(model, small, zoo.inputs_for(model, 4))
 
 
@@ -332,12 +333,12 @@ def test_normalization_with_values_for_each_channel():
         [keras.Input((4,)), kl.Dense(6, name="a"), kl.Normalization(name="norm"), kl.Dense(2, name="b")]
     )
     model.get_layer("norm").adapt(np.random.default_rng(0).normal(size=(20, 6)))
-    (group,) = ChannelGraph(randomized(model)).groups
+    (group,) = ChannelGraph(read(randomized(model))).groups
     model.get_layer("norm").finalize_state()
     removed = group.channels[[1, 4]]
     head = model.get_layer("b")
     head.kernel.assign(head.kernel.numpy() * np.array([[1], [0], [1], [1], [0], [1]]))
-    small = without_channels(model, ChannelGraph(model), removed)
+    small = without_channels(ChannelGraph(read(model)), removed).model
     assert small.get_layer("norm").adapt_mean.shape == (4,)
     assert_same_outputs(model, small, zoo.inputs_for(model, 4))
 
@@ -346,4 +347,4 @@ def test_a_softmax_is_looked_at_without_a_warning_of_keras():
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, "relu"), kl.Dense(2, "softmax")])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(ChannelGraph(model).groups) == 1
+        assert len(ChannelGraph(read(model)).groups) == 1

@@ -12,6 +12,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.core.models.blocks import Blocks
+from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 
 # How a block joins its branch with its skip; `c` counts the blocks, for names that are the same in each run.
@@ -39,9 +40,9 @@ def chain(kinds):
 @given(st.lists(st.tuples(st.sampled_from([*JOINS, "plain"]), st.booleans()), min_size=2, max_size=5), st.data())
 def test_a_model_without_blocks_computes_what_numpy_does_without_them(parts, data):
     model, ends = chain([kind for kind, _ in parts])
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert [block.name for block in blocks.candidates] == ends
-    small = blocks.without([blocks.block(end) for end, (_, drop) in zip(ends, parts, strict=True) if drop])
+    small = blocks.without([blocks.block(end) for end, (_, drop) in zip(ends, parts, strict=True) if drop]).model
 
     x = want = np.random.default_rng(len(parts)).normal(size=(4, 5)).astype("float32")
     for c, (kind, drop) in enumerate(parts):
@@ -85,7 +86,7 @@ def test_pre_activation_blocks():
     model = pre_activation()
     for weight in model.weights:
         weight.assign(np.random.default_rng(len(weight.path)).uniform(0.1, 0.5, weight.shape))
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     first, last = blocks.candidates
     assert (first.name, last.name) == ("b0_add", "b2_add")
     assert first.paths == ("b0_bn", "b0_relu", "b0_conv", "b0_add")
@@ -97,10 +98,10 @@ def test_pre_activation_blocks():
     want = pre_activation(drop=(0, 2))
     copy_weights(model, want)
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
-    small = blocks.without([first, last])
+    small = blocks.without([first, last]).model
     np.testing.assert_array_equal(run(small, x), run(want, x))
     assert {layer.name for layer in small.layers[1:]} == {layer.name for layer in want.layers[1:]}
-    assert sum(blocks.macs.values()) - sum(model_macs(small).values()) == first.macs + last.macs
+    assert sum(blocks.macs.values()) - sum(model_macs(read(small)).values()) == first.macs + last.macs
     assert model.count_params() - small.count_params() == first.parameters + last.parameters
 
 
@@ -119,7 +120,7 @@ APPLICATIONS = {
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_blocks_of_published_architectures(name):
     model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3))
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert Counter(block.kind for block in blocks.candidates) == APPLICATIONS[name]
     paths = [path for block in blocks.candidates for path in block.paths]
     assert len(paths) == len(set(paths))
@@ -127,9 +128,9 @@ def test_blocks_of_published_architectures(name):
 
 def test_all_blocks_of_convnext_are_found_and_go():
     model = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=3)
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert [block.kind for block in blocks.candidates] == ["residual"] * (3 + 3 + 9 + 3)
-    small = blocks.without(blocks.candidates)
+    small = blocks.without(blocks.candidates).model
     assert not [layer.name for layer in small.layers if "stage" in layer.name]
     stem = 4 * 4 * 3 * 96 + 96 + 2 * 96
     between = sum(2 * a + 4 * a * b + b for a, b in ((96, 192), (192, 384), (384, 768)))
@@ -146,9 +147,9 @@ def test_a_branch_read_elsewhere_is_refused():
     inner = dense(name="inner")(inputs)
     total = kl.Add(name="sum")([inputs, dense(name="outer")(inner)])
     model = keras.Model(inputs, dense(2)(kl.Concatenate()([total, inner])))
-    assert Blocks(model).refused["residual"] == {"sum": "'inner' in its branch is also read outside of it"}
+    assert Blocks(read(model)).refused["residual"] == {"sum": "'inner' in its branch is also read outside of it"}
     with pytest.raises(tfopt.InvalidArgumentError, match="'sum': 'inner' in its branch is also read"):
-        Blocks(model).block("sum")
+        Blocks(read(model)).block("sum")
 
 
 def test_a_branch_with_shared_weights_is_refused():
@@ -159,12 +160,12 @@ def test_a_branch_with_shared_weights_is_refused():
     x = kl.Add(name="sum1")([x, tower(x)])
     x = kl.Add(name="sum2")([x, tower(x)])
     model = keras.Model(inputs, dense(2, name="head")(x))
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert [block.name for block in blocks.candidates] == ["first", "sum0"]
     assert blocks.refused["residual"] == dict.fromkeys(
         ("sum1", "sum2"), "'tower' in its branch shares weights with layers outside of it"
     )
-    small = blocks.without([blocks.block("sum0")])
+    small = blocks.without([blocks.block("sum0")]).model
     assert "act" in [layer.name for layer in small.layers]
     assert "own" not in [layer.name for layer in small.layers]
 
@@ -174,7 +175,7 @@ def test_weights_shared_with_another_model_are_seen():
     nested = keras.Sequential([keras.Input((4,)), shared, dense(3)], name="nested")
     inputs = keras.Input((4,))
     x = kl.Add(name="sum")([inputs, shared(inputs)])
-    refused = Blocks(keras.Model(inputs, nested(x))).refused
+    refused = Blocks(read(keras.Model(inputs, nested(x)))).refused
     assert refused["residual"] == {"sum": "'shared' in its branch shares weights with layers outside of it"}
 
 
@@ -183,16 +184,16 @@ def test_a_mask_from_outside_may_enter_the_branch_but_an_encoder_may_not_go_with
     attention = kl.MultiHeadAttention(2, 2, name="attention")
     x = kl.Add(name="sum")([tokens, attention(tokens, encoded)])
     model = keras.Model([tokens, encoded], kl.Conv1D(3, 1, name="head")(x))
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert [block.name for block in blocks.candidates] == ["sum"]
-    small = blocks.without(blocks.candidates)
+    small = blocks.without(blocks.candidates).model
     assert [layer.name for layer in small.layers] == ["tokens", "encoded", "head"]
     assert len(small.inputs) == 2
 
     encoder = dense(4, name="encoder")(encoded)
     x = kl.Add(name="sum")([tokens, kl.MultiHeadAttention(2, 2)(tokens, encoder)])
     model = keras.Model([tokens, encoded], kl.Conv1D(3, 1, name="head")(x))
-    assert Blocks(model).refused["residual"] == {"sum": "'encoder' outside of its branch would go too"}
+    assert Blocks(read(model)).refused["residual"] == {"sum": "'encoder' outside of its branch would go too"}
 
 
 def test_skips_that_are_no_identity_are_refused():
@@ -200,7 +201,7 @@ def test_skips_that_are_no_identity_are_refused():
     x = kl.Add(name="wider")([inputs, kl.Conv1D(4, 1, name="conv")(kl.UpSampling1D(3)(inputs))])
     x = kl.Add(name="doubled")([x, x])
     half = kl.Activation("linear", dtype="float16", name="half")(x)
-    refused = Blocks(keras.Model(inputs, kl.Dense(3, name="head")(half))).refused
+    refused = Blocks(read(keras.Model(inputs, kl.Dense(3, name="head")(half)))).refused
     assert refused["residual"] == {
         "wider": "it turns float32 (1, 4) into float32 (3, 4)",
         "doubled": "none of its operands is the input of the others",
@@ -210,9 +211,9 @@ def test_skips_that_are_no_identity_are_refused():
 def test_an_addition_of_three():
     inputs = keras.Input((4,))
     x = kl.Add(name="sum")([dense(name="a")(inputs), inputs, dense(name="b")(inputs)])
-    blocks = Blocks(keras.Model(inputs, dense(2, name="head")(x)))
+    blocks = Blocks(read(keras.Model(inputs, dense(2, name="head")(x))))
     assert blocks.block("sum").parameters == 2 * 20
-    assert [layer.name for layer in blocks.without(blocks.candidates).layers[1:]] == ["head"]
+    assert [layer.name for layer in blocks.without(blocks.candidates).model.layers[1:]] == ["head"]
 
 
 def test_the_smallest_blocks_are_the_candidates():
@@ -220,10 +221,10 @@ def test_the_smallest_blocks_are_the_candidates():
     x = y = dense(name="stem")(inputs)
     y = kl.Add(name="inner")([y, dense(name="a")(y)])
     y = kl.Add(name="outer")([x, dense(name="b")(y)])
-    blocks = Blocks(keras.Model(inputs, dense(2, name="head")(y)))
+    blocks = Blocks(read(keras.Model(inputs, dense(2, name="head")(y))))
     assert [block.name for block in blocks.candidates] == ["stem", "inner"]
     assert blocks.refused["residual"] == {"outer": "it holds a smaller block, 'inner'"}
-    assert [layer.name for layer in blocks.without([blocks.block("outer")]).layers[1:]] == ["stem", "head"]
+    assert [layer.name for layer in blocks.without([blocks.block("outer")]).model.layers[1:]] == ["stem", "head"]
 
 
 def test_layers_that_are_no_candidates_say_why():
@@ -235,7 +236,7 @@ def test_layers_that_are_no_candidates_say_why():
     x = kl.Flatten(name="flat")(x)
     x = kl.Softmax(name="probabilities")(dense(name="head")(kl.Concatenate(name="both")([x, x])))
     x = kl.Dense(4, name="again")(x)
-    blocks = Blocks(keras.Model(inputs, kl.Softmax(name="out")(x)))
+    blocks = Blocks(read(keras.Model(inputs, kl.Softmax(name="out")(x))))
     assert blocks.candidates == []
     assert blocks.refused["layer"] == {
         "twice": "it is called several times",
@@ -259,11 +260,11 @@ def test_what_is_attached_to_a_layer_goes_with_it():
             kl.Dense(3, name="head"),
         ]
     )
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     (conv,) = blocks.candidates
     assert conv.paths == ("conv", "bn", "relu", "dropout")
     assert conv.parameters == 9 * 4 * 4 + 4 * 4
-    small = blocks.without([conv])
+    small = blocks.without([conv]).model
     assert isinstance(small, keras.Sequential)
     assert [layer.name for layer in small.layers] == ["pool", "flatten", "head"]
 
@@ -273,7 +274,7 @@ def test_dimensions_that_are_not_defined(strides, padding, ok):
     inputs = keras.Input((None, None, 4))
     x = kl.Conv2D(4, 3, strides=strides, padding=padding, name="conv")(inputs)
     x = kl.Dense(3, name="head")(kl.GlobalAveragePooling2D(name="pool")(x))
-    blocks = Blocks(keras.Model(inputs, x))
+    blocks = Blocks(read(keras.Model(inputs, x)))
     assert [block.name for block in blocks.candidates] == (["conv"] if ok else [])
     if ok:
         assert blocks.candidates[0].macs is None
@@ -287,16 +288,16 @@ def test_sequence_layers():
     x = kl.Bidirectional(kl.GRU(3, return_sequences=True), name="both")(x)
     x = kl.MultiHeadAttention(2, 3, name="attention")(x, x)
     x = kl.TimeDistributed(kl.Dense(6), name="each")(x)
-    blocks = Blocks(keras.Model(inputs, kl.Dense(2, name="head")(kl.GlobalMaxPooling1D(name="pool")(x))))
+    blocks = Blocks(read(keras.Model(inputs, kl.Dense(2, name="head")(kl.GlobalMaxPooling1D(name="pool")(x)))))
     assert [block.name for block in blocks.candidates] == ["lstm", "both", "attention", "each"]
     assert [len(block.kernels) for block in blocks.candidates] == [2, 4, 4, 1]
-    small = blocks.without(blocks.candidates)
+    small = blocks.without(blocks.candidates).model
     assert [layer.name for layer in small.layers[1:]] == ["pool", "head"]
 
 
 def test_nested_models():
     model = zoo.build("nested")
-    blocks = Blocks(model)
+    blocks = Blocks(read(model))
     assert [(block.name, block.parameters) for block in blocks.candidates] == [
         ("block/inner", 72),
         ("head/deep/inner", 72),
@@ -305,7 +306,7 @@ def test_nested_models():
     x = zoo.inputs_for(model)
     want = keras.Sequential([keras.Input((5,)), kl.Dense(8, "tanh", name="first"), kl.Dense(3, name="out")])
     want.set_weights([*model.get_layer("first").get_weights(), *model.get_layer("head").get_layer("out").get_weights()])
-    small = blocks.without(blocks.candidates)  # the models `block`, called twice, and `deep` are left without a layer
+    small = blocks.without(blocks.candidates).model  # the models `block`, called twice, and `deep` are left without a layer
     np.testing.assert_allclose(run(small, x), run(want, x), atol=1e-6)
     assert [layer.name for layer in small.layers] == ["features", "first", "head"]
 
@@ -313,10 +314,10 @@ def test_nested_models():
 def test_a_nested_model_of_layers_that_change_shape_goes_as_a_whole():
     nested = keras.Sequential([keras.Input((4,)), dense(9, name="up"), dense(4, name="down")], name="nested")
     model = keras.Sequential([keras.Input((4,)), nested, dense(2, name="head")])
-    (block,) = Blocks(model).candidates
+    (block,) = Blocks(read(model)).candidates
     assert (block.name, block.kind, block.paths) == ("nested", "model", ("nested", "nested/up", "nested/down"))
     assert block.macs == 2 * 4 * 9
-    assert [layer.name for layer in Blocks(model).without([block]).layers] == ["head"]
+    assert [layer.name for layer in Blocks(read(model)).without([block]).model.layers] == ["head"]
 
 
 def test_a_nested_model_that_swaps_its_inputs_is_left_without_layers():
@@ -325,8 +326,8 @@ def test_a_nested_model_that_swaps_its_inputs_is_left_without_layers():
     left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
     first, second = swap([left, right])
     model = keras.Model([left, right], dense(2, name="head")(first - 2.0 * second))
-    blocks = Blocks(model)
-    small = blocks.without([blocks.block("swap/da"), blocks.block("swap/db")])
+    blocks = Blocks(read(model))
+    small = blocks.without([blocks.block("swap/da"), blocks.block("swap/db")]).model
     x, y = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
     kernel, bias = model.get_layer("head").get_weights()
     np.testing.assert_allclose(run(small, [x, y]), (y - 2 * x) @ kernel + bias, atol=1e-5)
@@ -340,9 +341,9 @@ def test_macs_of_a_model_called_from_two_models_count_twice():
         heads.append(keras.Model(inner, dense(2, name=f"{name}_out")(deep(inner)), name=name))
     inputs = keras.Input((4,))
     model = keras.Model(inputs, [head(inputs) for head in heads])
-    (block,) = Blocks(model).candidates
+    (block,) = Blocks(read(model)).candidates
     assert (block.macs, block.parameters) == (2 * 16, 20)
     for name in ("one/deep/inner", "two/deep/inner"):
-        assert Blocks(model).block(name).passes == block.passes
-    small = Blocks(model).without([block])
-    assert sum(model_macs(model).values()) - sum(model_macs(small).values()) == 2 * 16
+        assert Blocks(read(model)).block(name).passes == block.passes
+    small = Blocks(read(model)).without([block]).model
+    assert sum(model_macs(read(model)).values()) - sum(model_macs(read(small)).values()) == 2 * 16

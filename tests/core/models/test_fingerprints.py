@@ -7,6 +7,7 @@ import zoo
 from keras import layers as kl
 
 from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint, model_fingerprint
+from tfopt.core.models.graph import read
 
 
 def network(names=("a", "b", "c"), activation="relu", crossed=False, **options):
@@ -45,15 +46,15 @@ def test_what_computes_something_else(case):
 
 def test_weights_count():
     model = network()
-    before = computation_fingerprint(model), model_fingerprint(model)
+    before = computation_fingerprint(model), model_fingerprint(read(model))
     model.layers[1].kernel.assign_add(np.eye(4) * 1e-6)
     assert computation_fingerprint(model) != before[0]
-    assert model_fingerprint(model) != before[1]
+    assert model_fingerprint(read(model)) != before[1]
 
 
 def test_layer_names_count_in_the_fingerprint_of_a_model():
-    assert model_fingerprint(network()) == model_fingerprint(network())
-    assert model_fingerprint(network()) != model_fingerprint(network(names=("x", "y", "z")))
+    assert model_fingerprint(read(network())) == model_fingerprint(read(network()))
+    assert model_fingerprint(read(network())) != model_fingerprint(read(network(names=("x", "y", "z"))))
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

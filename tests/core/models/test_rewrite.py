@@ -6,7 +6,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph, walk_layers
+from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import rewrite, untrained
 from tfopt.pruning.masks import PruningMask
 
@@ -15,10 +15,10 @@ from tfopt.pruning.masks import PruningMask
 def test_clone_computes_the_same_and_shares_nothing(name):
     model = zoo.build(name)
     x, before = zoo.inputs_for(model), zoo.state(model)
-    clone = rewrite(model)
+    clone = rewrite(read(model)).model
     for got, want in zip(zoo.predictions(clone, x), zoo.predictions(model, x), strict=True):
         np.testing.assert_array_equal(got, want)
-    assert [path for path, _ in walk_layers(clone)] == [path for path, _ in walk_layers(model)]
+    assert [path for path, _ in read(clone).layers] == [path for path, _ in read(model).layers]
     assert not {id(v) for v in clone.variables} & {id(v) for v in model.variables}
     assert type(clone) is type(model)
     zoo.fit(clone, x)
@@ -29,11 +29,11 @@ def test_clone_computes_the_same_and_shares_nothing(name):
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_output_names_and_policies_are_kept(name):
     model = zoo.build(name)
-    clone = rewrite(model)
+    clone = rewrite(read(model)).model
     assert getattr(clone, "output_names", None) == getattr(model, "output_names", None)
 
     def policies(model):
-        layers = [layer for _, layer in walk_layers(model) if not isinstance(layer, kl.InputLayer)]
+        layers = [layer for _, layer in read(model).layers if not isinstance(layer, kl.InputLayer)]
         return [layer.dtype_policy.name for layer in layers]
 
     assert policies(clone) == policies(model)
@@ -44,9 +44,9 @@ def test_trainable_flags_go_with_layers_and_models():
     model = zoo.build("nested")
     model.get_layer("first").trainable = False
     model.get_layer("head").get_layer("deep").trainable = False
-    clone = rewrite(model)
-    flags = [layer.trainable for _, layer in walk_layers(model)]
-    assert [layer.trainable for _, layer in walk_layers(clone)] == flags
+    clone = rewrite(read(model)).model
+    flags = [layer.trainable for _, layer in read(model).layers]
+    assert [layer.trainable for _, layer in read(clone).layers] == flags
     assert flags.count(False) == 3
     assert len(clone.trainable_variables) == len(model.trainable_variables) == 4
 
@@ -54,30 +54,30 @@ def test_trainable_flags_go_with_layers_and_models():
 def test_trainable_flags_inside_a_layer():
     model = keras.Sequential([keras.Input((4, 3)), kl.Bidirectional(kl.LSTM(2), name="rnn")])
     model.layers[0].backward_layer.trainable = False
-    assert not rewrite(model).layers[0].backward_layer.trainable
-    assert rewrite(model).layers[0].forward_layer.trainable
+    assert not rewrite(read(model)).model.layers[0].backward_layer.trainable
+    assert rewrite(read(model)).model.layers[0].forward_layer.trainable
 
 
 def test_frozen_model_stays_frozen():
     model = zoo.build("sequential")
     model.trainable = False
-    clone = rewrite(model)
+    clone = rewrite(read(model)).model
     assert clone.trainable is False
     assert clone.trainable_variables == []
 
 
 def test_shared_layer_and_shared_model_stay_shared():
-    clone = rewrite(zoo.build("shared"))
-    assert len(Graph(clone).calls_of(clone.get_layer("tower"))) == 2
-    nested = rewrite(zoo.build("nested"))
-    assert len(Graph(nested).calls_of(nested.get_layer("block"))) == 2
+    clone = rewrite(read(zoo.build("shared"))).model
+    assert len(read(clone).calls_of(clone.get_layer("tower"))) == 2
+    nested = rewrite(read(zoo.build("nested"))).model
+    assert len(read(nested).calls_of(nested.get_layer("block"))) == 2
 
 
 def test_constraints_go_with_the_weights():
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, kernel_constraint="non_neg", name="d")])
     mask = np.arange(12).reshape(4, 3) % 2 == 0
     constraints.attach(model.layers[0].kernel, PruningMask(mask=mask))
-    kernel = rewrite(model).layers[0].kernel
+    kernel = rewrite(read(model)).model.layers[0].kernel
     np.testing.assert_array_equal(constraints.find(kernel, PruningMask).mask.numpy(), mask)
     value = kernel.constraint(np.full((4, 3), -1.0, "float32"))
     np.testing.assert_array_equal(value, np.zeros((4, 3)))  # the user's own constraint still runs
@@ -94,7 +94,7 @@ def test_insert_and_drop():
             return [state.copy(op), kl.LeakyReLU(name="inserted")]
         return None
 
-    edited = rewrite(model, edit)
+    edited = rewrite(read(model), edit).model
     names = [layer.name for layer in edited.layers]
     assert names[:2] == ["conv", "inserted"]
     assert not any("dropout" in name for name in names)
@@ -102,7 +102,7 @@ def test_insert_and_drop():
 
 def test_paths_of_nested_layers_reach_replace():
     seen = []
-    rewrite(zoo.build("nested"), lambda op, state: seen.append(state.path))
+    rewrite(read(zoo.build("nested")), lambda op, state: seen.append(state.path))
     assert {"block/inner", "head/deep/inner", "head/out", "head/head_input"} < set(seen)
     assert len(seen) == len(set(seen))
 
@@ -111,7 +111,7 @@ def test_seeded_dropout_continues_its_stream():
     model = keras.Sequential([keras.Input((50,)), kl.Dropout(0.5, seed=3)])
     ones = np.ones((1, 50), "float32")
     model(ones, training=True)
-    clone = rewrite(model)
+    clone = rewrite(read(model)).model
     np.testing.assert_array_equal(clone(ones, training=True), model(ones, training=True))
 
 
@@ -119,7 +119,7 @@ def test_seeded_dropout_continues_its_stream():
 def test_an_untrained_copy_starts_where_a_new_model_does(name):
     """Biases and statistics at their start values, kernels drawn anew, nothing of the model in it."""
     model = zoo.build(name)
-    new, start = untrained(model), zoo.MODELS[name]()
+    new, start = untrained(read(model)).model, zoo.MODELS[name]()
     for weight, wanted, old in zip(new.weights, start.weights, model.weights, strict=True):
         assert weight.shape == old.shape
         if np.ptp(wanted.numpy()) == 0:
@@ -138,7 +138,7 @@ def test_an_untrained_copy_keeps_what_training_would_not_bring_back():
     inside.trainable = False
     pruned = tfopt.prune(model, sparsity=0.5, include=model.layers[-2].name)
     for source in (model, pruned):
-        new = untrained(source)
+        new = untrained(read(source)).model
         kept = [np.array_equal(*(w.numpy() for w in pair)) for pair in zip(new.weights, source.weights, strict=True)]
         assert kept == [True] * 3 + [True] * 6 + [False, True] + [True] * 2  # of the trained layer, the bias is zero
         assert not constraints.constrained(new)
@@ -148,7 +148,7 @@ def test_call_arguments_are_kept():
     base = keras.Sequential([keras.Input((3,)), kl.Dropout(0.5)], name="base")
     inputs = keras.Input((3,))
     model = keras.Model(inputs, base(inputs, training=False))
-    assert [call.node.arguments.kwargs for call in Graph(rewrite(model)).calls] == [{"training": False}]
+    assert [call.node.arguments.kwargs for call in read(rewrite(read(model)).model).calls] == [{"training": False}]
 
 
 class Custom(kl.Layer):
@@ -163,7 +163,7 @@ class Custom(kl.Layer):
 def test_a_layer_without_config_is_named():
     model = keras.Sequential([keras.Input((3,)), Custom({"a": object()}, name="mine"), kl.Dense(1)])
     with pytest.raises(tfopt.UnsupportedModelError, match="Custom 'mine'.*get_config"):
-        rewrite(model)
+        rewrite(read(model))
 
 
 class Subclassed(keras.Model):
@@ -209,7 +209,7 @@ def test_layers_that_are_frozen_in_the_copy_train_once_unfrozen(name, statistics
         model.get_layer("pointwise").trainable = True
     else:
         model.layers[0].trainable = False
-    copy = rewrite(model)
+    copy = rewrite(read(model)).model
     assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
     assert copy.trainable == model.trainable
     for layer in copy.layers:

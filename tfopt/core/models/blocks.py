@@ -64,7 +64,7 @@ class Blocks:
         [('a', 'layer', 72), ('sum', 'residual', 72)]
         >>> blocks.refused["layer"]["c"]
         'it turns float32 (8,) into float32 (2,)'
-        >>> [layer.name for layer in blocks.without([blocks.block("sum")]).layers[1:]]
+        >>> [layer.name for layer in blocks.without([blocks.block("sum")]).model.layers[1:]]
         ['a', 'c']
     """
 
