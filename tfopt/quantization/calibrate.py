@@ -79,9 +79,10 @@ def calibrate(
         >>> ready.layers[0].ranges()["output"].bounds()
         (-1.0, 2.0)
     """
-    _check(model, method, percentile)
-    correct = _wants_correction(model, bias_correction)
-    calibrated = rewrite(model)
+    graph = read(model)
+    _check(graph, method, percentile)
+    correct = _wants_correction(graph, bias_correction)
+    calibrated = rewrite(graph)
     batches: Iterable[list[np.ndarray]] = input_batches(model, data, batch_size=batch_size, limit=samples)
     if correct or batch_norm:
         batches = list(batches)
@@ -91,62 +92,61 @@ def calibrate(
                 f"Not corrected, for want of a bias or of batch normalization behind: {', '.join(left)}.", stacklevel=2
             )
     _observe(calibrated, track(batches, "calibrate", total=None) if verbose else batches, method, percentile)
-    return calibrated
+    return calibrated.model
 
 
-def _check(model, method: str, percentile: float) -> None:
-    check_model(model)
-    check_quantized(model, "calibrate")
-    if not ranges_of(model):
+def _check(graph: Graph, method: str, percentile: float) -> None:
+    check_quantized(graph, "calibrate")
+    if not ranges_of(graph):
         raise NothingToDoError(
             "`calibrate` sets the ranges of activations.",
-            received=f"'{model.name}', of which only weights are quantized",
+            received=f"'{graph.model.name}', of which only weights are quantized",
             fix="Export it as it is, or quantize with scheme='int8' or 'int16x8'.",
         )
     as_choice("method", method, METHODS)
     as_number("percentile", percentile, Range(above=0, most=100), fix="99.99 leaves out one value in ten thousand.")
 
 
-def _wants_correction(model: keras.Model, bias_correction: bool | None) -> bool:
-    fresh = all(activation_range.bounds() == (0.0, 0.0) for activation_range in ranges_of(model).values())
+def _wants_correction(graph: Graph, bias_correction: bool | None) -> bool:
+    fresh = all(activation_range.bounds() == (0.0, 0.0) for activation_range in ranges_of(graph).values())
     if bias_correction is None:
         return fresh
     bias_correction = as_choice("bias_correction", bias_correction, (True, False, None))
     if bias_correction and not fresh:
         raise InvalidArgumentError(
             "Biases are corrected once, in a model fresh from `quantize`: its weights say what the outputs should be.",
-            received=f"'{model.name}', whose ranges were set by training or by an earlier `calibrate`",
+            received=f"'{graph.model.name}', whose ranges were set by training or by an earlier `calibrate`",
             fix="Calibrate the model as `quantize` returned it, or leave `bias_correction` out.",
         )
     return bool(bias_correction)
 
 
-def _correct(model: keras.Model, batches: list, correct: bool, batch_norm: bool) -> list[str]:
+def _correct(graph: Graph, batches: list, correct: bool, batch_norm: bool) -> list[str]:
     """Corrects in place; gives the layers for which there was no way."""
     whole = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
     starts = range(0, len(whole[0]), CORRECTED_AT_ONCE)
     even = [[array[start : start + CORRECTED_AT_ONCE] for array in whole] for start in starts]
-    twins = Twins(model)
+    twins = Twins(graph)
     if batch_norm:
         reestimate_batch_norms(twins, even)
     return correct_biases(twins, even) if correct else []
 
 
-def _observe(model: keras.Model, batches: Iterable, method: str, percentile: float) -> None:
+def _observe(graph: Graph, batches: Iterable, method: str, percentile: float) -> None:
     """Sets all ranges, in one pass over the data."""
-    ranges = cast(dict[str, ActivationRange], ranges_of(model))
+    ranges = cast(dict[str, ActivationRange], ranges_of(graph))
     for activation_range in ranges.values():
         activation_range.reset()
         by_extremes = method == "minmax" or (method == "mse" and activation_range.bits == 16)  # of so many steps
         activation_range.histogram = None if by_extremes else histogram.Histogram()
 
     @tf.function(autograph=False)
-    def observe(inputs):
+    def observe(inputs: Any) -> Any:
         with mode("calibrate"):
-            return model(inputs, training=False)
+            return graph.model(inputs, training=False)
 
     for batch in batches:
-        observe(as_inputs(model, batch))
+        observe(as_inputs(graph.model, batch))
     for path, activation_range in ranges.items():
         _settle(activation_range, path, method, percentile)
 

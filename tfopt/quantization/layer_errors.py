@@ -15,7 +15,7 @@ from tfopt.core.checks import as_count, as_number
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.models.fake_quantized import FakeQuantized, check_quantized, check_ranges, fake_quantized
-from tfopt.core.models.graph import Graph, check_model
+from tfopt.core.models.graph import Graph, read
 from tfopt.quantization.calibrate import calibrate
 from tfopt.quantization.error_report import LayerError, QuantizationErrors, decibels
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
@@ -52,10 +52,10 @@ def quantization_errors(
         >>> errors["d"].alone_db > 30
         True
     """
-    check_model(model)
-    check_quantized(model, "quantization_errors")
-    check_ranges(model)
-    return _measured(Twins(model), list(input_batches(model, data, batch_size=batch_size, limit=samples)))
+    graph = read(model)
+    check_quantized(graph, "quantization_errors")
+    check_ranges(graph)
+    return _measured(Twins(graph), list(input_batches(model, data, batch_size=batch_size, limit=samples)))
 
 
 def suggest_float_layers(
@@ -97,15 +97,15 @@ def suggest_float_layers(
         1
     """
     _check_wanted(target_db, max_layers)
-    check_model(model)
+    graph = read(model)
     batches = list(input_batches(model, data, batch_size=batch_size, limit=samples))
-    if not fake_quantized(model):
+    if not fake_quantized(graph):
         whole = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what stays float anyway is said by the user's own `quantize`
-            model = calibrate(quantize(model), whole)
-    check_ranges(model)
-    twins = Twins(model)
+            graph = read(calibrate(quantize(model), whole))
+    check_ranges(graph)
+    twins = Twins(graph)
     errors = _measured(twins, batches)
     ranked = [layer.layers for layer in errors.layers if layer.layers and layer.alone_db is not None]
     ranked = ranked if max_layers is None else ranked[:max_layers]
@@ -212,7 +212,7 @@ def _measured(twins: Twins, batches: list) -> QuantizationErrors:
         outputs.add(*twins.run(batch, after=meter.after))
         meter.inside.clear()
     samples = sum(len(batch[0]) for batch in batches)
-    return QuantizationErrors(twins.model.name, samples, outputs.worst_db(), meter.errors())
+    return QuantizationErrors(twins.graph.model.name, samples, outputs.worst_db(), meter.errors())
 
 
 def _rounds_output(op: keras.Operation, graph: Graph) -> bool:

@@ -10,7 +10,7 @@ import keras
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.layers.registry import runs_in_16_bits
 from tfopt.core.models.fake_quantized import fake_quantized
-from tfopt.core.models.graph import Graph, as_patterns, check_finite, check_model, walk_layers
+from tfopt.core.models.graph import Graph, as_patterns, check_finite, read
 from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
@@ -109,28 +109,28 @@ def quantize(
         training.check_default()
         check_tfmot(base, overrides)
         return tfmot.quantize(model, include=include, exclude=exclude)
-    model = opened(check_model(model))
-    choice = Choice(model, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
+    graph = opened(read(model))
+    choice = Choice(graph, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
     training.check_scheme(base)
-    if fake_quantized(model):
+    if fake_quantized(graph):
         raise NothingToDoError(
             "The model is quantized already.", received=f"'{model.name}'", fix="`tfopt.strip(model)` undoes it."
         )
-    check_finite(model)
-    plan = _Plan(model, choice, training)
-    quantized = rewrite(model, plan.replace)
+    check_finite(graph)
+    plan = _Plan(graph, choice, training)
+    quantized = rewrite(graph, plan.replace)
     plan.report(model)
-    return quantized
+    return quantized.model
 
 
 class _Plan:
     """Decides for each op of a model and of its nested models, and remembers what stays float."""
 
-    def __init__(self, model: keras.Model, choice: Choice, training: Training):
+    def __init__(self, graph: Graph, choice: Choice, training: Training):
         self.choice, self.bits = choice, choice.base.activation_bits
-        self.training = training.of(model)
-        self.graphs = {id(op): graph for graph in _graphs(model) for op in _ops(graph)}
-        self.model_inputs = {id(tensor._keras_history.operation) for tensor in Graph(model).inputs}
+        self.training = training.of(graph)
+        self.graphs = {id(op): part for part in graph.graphs for op in _ops(part)}
+        self.model_inputs = {id(tensor._keras_history.operation) for tensor in graph.inputs}
         self.float_layers: dict[str, list[str]] = {}  # what of a layer stays float and why -> paths
         self.notes = choice.notes()
         self.count = 0
@@ -250,13 +250,6 @@ class _Plan:
             warnings.warn(" ".join(notes), stacklevel=3)
 
 
-def _graphs(model: keras.Model):
-    yield Graph(model)
-    for _, layer in walk_layers(model):
-        if isinstance(layer, keras.Model):
-            yield Graph(layer)
-
-
-def _ops(graph: Graph):
+def _ops(graph: Graph) -> Iterator[keras.Operation]:
     yield from (tensor._keras_history.operation for tensor in graph.inputs)
     yield from (call.op for call in graph.calls)

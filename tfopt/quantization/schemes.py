@@ -9,7 +9,7 @@ import keras
 
 from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.models.graph import check_patterns, is_selected
+from tfopt.core.models.graph import Graph, check_patterns, is_selected
 
 HALF = 16  # `weight_bits` of weights that are half-precision floats
 PACKED_BITS = (2, 4, 8)  # in which LiteRT stores integer kernels
@@ -63,7 +63,7 @@ class Choice:
     """The scheme of each layer of a model.
 
     Args:
-        model: the model.
+        graph: of the model.
         base: of all layers that nothing else is said of.
         included, excluded: patterns as `quantize` takes them.
         overrides: `{layer name or glob: name of a scheme, or None for float}`. Where several fit, the last one counts.
@@ -73,14 +73,14 @@ class Choice:
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)])
-        >>> choice = Choice(model, SCHEMES["int8"], overrides={"*": "int4_weight_only", "a": None})
+        >>> choice = Choice(Graph(model), SCHEMES["int8"], overrides={"*": "int4_weight_only", "a": None})
         >>> choice.of("a"), choice.of(model.layers[1].name).weight_bits
         (None, 4)
     """
 
     def __init__(
         self,
-        model: keras.Model,
+        graph: Graph,
         base: Scheme,
         included: list[str] | None = None,
         excluded: list[str] | None = None,
@@ -96,7 +96,7 @@ class Choice:
             ("exclude", self.excluded),
             ("overrides", [pattern for pattern, _ in self.overrides]),
         ):
-            check_patterns(model, patterns, argument)
+            check_patterns(graph, patterns, argument)
         self._check_together()
 
     def of(self, path: str) -> Scheme | None:

@@ -24,7 +24,7 @@ class Training:
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "relu")])
-        >>> Training(freeze_ranges_after=100).of(model).layer_arguments(model.layers[0], "dense")
+        >>> Training(freeze_ranges_after=100).of(Graph(model)).layer_arguments(model.layers[0], "dense")
         {'freeze_ranges_after': 100}
     """
 
@@ -46,10 +46,10 @@ class Training:
         self.learn_ranges = learn_ranges
         self.calls: Counter[int] = Counter()
 
-    def of(self, model: keras.Model) -> Training:
-        """These options with the calls of `model` counted: a layer called twice a batch counts two."""
+    def of(self, graph: Graph) -> Training:
+        """These options with the calls of a model counted: a layer called twice a batch counts two."""
         if self.freeze_ranges_after is not None or self.freeze_batch_norm_after is not None:
-            _count_calls(model, 1, self.calls)
+            _count_calls(graph, 1, self.calls)
         return self
 
     def check_default(self) -> None:
@@ -102,17 +102,17 @@ class Training:
         return self.calls.get(id(op), 1)  # input layers are not called
 
 
-def _count_calls(model: keras.Model, times: int, calls: Counter[int]) -> None:
+def _count_calls(graph: Graph, times: int, calls: Counter[int]) -> None:
     """Adds how often each op runs in `times` passes of the model."""
     passes: Counter[int] = Counter()
     ops = {}
-    for call in Graph(model).calls:
+    for call in graph.calls:
         passes[id(call.op)] += times
         ops[id(call.op)] = call.op
     calls.update(passes)
     for key, op in ops.items():
         if isinstance(op, keras.Model):
-            _count_calls(op, passes[key], calls)
+            _count_calls(graph.inner(op), passes[key], calls)
 
 
 def _count(value: int | None, name: str) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import Call, Graph, walk_layers
+from tfopt.core.models.graph import Call, Graph, read
 from tfopt.core.models.rewrite import rewrite
 
 
@@ -51,16 +51,17 @@ class Twins:
 
     Example:
         >>> from tfopt.quantization.quantize import quantize
-        >>> twins = Twins(quantize(keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="d")])))
+        >>> model = quantize(keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="d")]))
+        >>> twins = Twins(read(model))
         >>> exact, rounded = twins.run([np.ones((1, 2))], lambda step: print(step.path))
         x_range
         d
     """
 
-    def __init__(self, model: keras.Model):
-        self.model = model
-        twin = rewrite(model, lambda op, state: op.stripped(state) if isinstance(op, FakeQuantized) else None)
-        self.plain = dict(walk_layers(twin))
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        twin = rewrite(graph, lambda op, state: op.stripped(state) if isinstance(op, FakeQuantized) else None)
+        self.plain = dict(twin.layers)
 
     def run(
         self,
@@ -80,12 +81,11 @@ class Twins:
         Returns:
             The flat outputs of the float and of the quantized model.
         """
-        tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, Graph(self.model).inputs, strict=True)]
-        return self._run(self.model, tensors, tensors, (before, after), stays_float, "")
+        tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, self.graph.inputs, strict=True)]
+        return self._run(self.graph, tensors, tensors, (before, after), stays_float, "")
 
-    def _run(self, model, exact_inputs, rounded_inputs, visit, stays_float, prefix):
+    def _run(self, graph, exact_inputs, rounded_inputs, visit, stays_float, prefix):
         before, after = visit
-        graph = Graph(model)
         exact, rounded = (
             {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
             for values in (exact_inputs, rounded_inputs)
@@ -96,7 +96,7 @@ class Twins:
                 inner_exact, inner_rounded = (
                     [values[id(tensor)] for tensor in call.inputs] for values in (exact, rounded)
                 )
-                outputs = self._run(call.op, inner_exact, inner_rounded, visit, stays_float, f"{path}/")
+                outputs = self._run(graph.inner(call.op), inner_exact, inner_rounded, visit, stays_float, f"{path}/")
             else:
                 step = Step(path, graph, call, self._plain(path, call.op), exact, rounded)
                 before(step)
