@@ -328,7 +328,7 @@ WRONG = {
     "`max_drop` must be a number of at least 0": {"max_drop": -0.1},
     "`max_drop` must be a number": {"max_drop": "1 %"},
     "`max_drop` must be": {"max_drop": float("nan")},
-    "`sparsities` are fractions": {"sparsities": (0.0, 0.5)},
+    "`sparsities` must be fractions": {"sparsities": (0.0, 0.5)},
     "these are not. Received: sparsity=0.5": {"sparsity": 0.5},
     "`cv` must be a number of folds, from 2": {"cv": 1},
     "from 2 to the number of samples": {"cv": 601},
