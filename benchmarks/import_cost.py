@@ -1,4 +1,4 @@
-"""Time that `import tfopt` adds to `import keras`, in new processes that find its bytecode, as an installed package's do."""
+"""Time that `import tfopt` adds to `import keras`, in new processes that find its bytecode, as those of users do."""
 
 import os
 import subprocess
