@@ -83,6 +83,7 @@ class _Clips(keras.optimizers.Optimizer):
 
 
 _MADE: dict[type, type] = {}
+_BASES = (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _clipped_class(cls: type) -> type:
@@ -94,5 +95,7 @@ def _clipped_class(cls: type) -> type:
     return _MADE[cls]
 
 
-for _cls in (keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.RMSprop):
-    _clipped_class(_cls)  # so that saved models load
+# All of Keras at once, so that any process can load what another one saved.
+for _cls in vars(keras.optimizers).values():
+    if isinstance(_cls, type) and issubclass(_cls, keras.optimizers.Optimizer) and _cls not in _BASES:
+        _clipped_class(_cls)
