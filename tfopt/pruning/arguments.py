@@ -9,8 +9,8 @@ import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.pruning.budget import Budget
-from tfopt.pruning.masks import Rule
 from tfopt.pruning.patterns import ZerosInGroups
+from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import check_schedule
 
 KEEP = "keep"

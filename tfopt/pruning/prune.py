@@ -16,15 +16,17 @@ from tfopt.core.models.graph import as_patterns, check_finite, check_model, chec
 from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import select_kernels
+from tfopt.core.types import Schedule
 from tfopt.interop import tfmot
 from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
 from tfopt.pruning.budget import as_budget
 from tfopt.pruning.channels import ChannelOptions, prune_channels
-from tfopt.pruning.criteria import Criterion, as_criterion
+from tfopt.pruning.criteria import MAGNITUDE, Criterion, as_criterion
 from tfopt.pruning.depth import prune_layers
-from tfopt.pruning.masks import MaskPool, PruningMask, Rule
+from tfopt.pruning.masks import PruningMask, WeightPool
 from tfopt.pruning.patterns import Block, Element, Pattern, ZerosInGroups, as_pattern
-from tfopt.pruning.schedules import Schedule, evaluate
+from tfopt.pruning.ranking import Rule
+from tfopt.pruning.schedules import evaluate
 from tfopt.pruning.scoring import score_kernels
 
 
@@ -145,10 +147,8 @@ def prune(
         check_patterns(model, list(amount), "sparsity" if threshold is None else "threshold")
     check_finite(model)
     if by_channel:
-        options = ChannelOptions(rule.criterion, scope, min_kept, round_to, included, excluded, scoring)
-        return prune_channels(
-            model, schedule, options, amount=amount, is_threshold=threshold is not None, budget=budget
-        )
+        options = ChannelOptions(rule, scope, round_to, included, excluded, scoring)
+        return prune_channels(model, options, amount=amount, is_threshold=threshold is not None, budget=budget)
 
     targets = _targets(model, included, excluded, amount)
     scores = _scores(model, [kernel for kernel, _ in targets], rule, scoring)
@@ -163,7 +163,7 @@ def prune(
 
 def _scores(model, kernels, rule: Rule, scoring: Mapping[str, Any]) -> dict[int, np.ndarray]:
     """The scores taken once, by the kernel's id; none where they follow from the weights at any time."""
-    if rule.by_magnitude:
+    if rule.criterion is MAGNITUDE:
         return {}
     if rule.criterion.needs or rule.schedule is None:
         return score_kernels(model, kernels, rule.criterion, **scoring)
@@ -195,19 +195,19 @@ def _check_in_graph(criterion: Criterion, kernel: keras.Variable) -> None:
         )
 
 
-def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray], twins) -> list[tuple[MaskPool, Any]]:
+def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray], twins) -> list[tuple[WeightPool, Any]]:
     """Masks attached to the kernels' `twins`, in pools of what is ranked together, each with the amount wanted."""
-    shared = MaskPool(rule)
-    pools: list[tuple[MaskPool, Any]] = []
+    shared = WeightPool(rule)
+    pools: list[tuple[WeightPool, Any]] = []
     for kernel, amount in targets:
-        pool = shared if scope == "global" else MaskPool(rule)
+        pool = shared if scope == "global" else WeightPool(rule)
         constraints.attach(twins[id(kernel)], PruningMask(pool, scores=scores.get(id(kernel))))
         if not pools or pool is not shared:
             pools.append((pool, amount))
     return pools
 
 
-def _start(pool: MaskPool, amount, *, is_threshold: bool) -> None:
+def _start(pool: WeightPool, amount, *, is_threshold: bool) -> None:
     """Prunes before training: to the wanted amount, or to what the schedule asks for at step 0."""
     if pool.rule.schedule is not None:
         _start_schedule(pool, pool.rule.schedule)
@@ -220,7 +220,7 @@ def _start(pool: MaskPool, amount, *, is_threshold: bool) -> None:
         pool.prune(amount)
 
 
-def _start_schedule(pool: MaskPool, schedule: Schedule) -> None:
+def _start_schedule(pool: WeightPool, schedule: Schedule) -> None:
     """Prunes to what the schedule asks for at step 0."""
     due, sparsity = evaluate(schedule, tf.constant(0, tf.int64))
     if due:
