@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfopt.clustering.centroids import INITS, find_centroids, nearest
 from tfopt.clustering.clusters import ZERO, WeightClusters
+from tfopt.core.checks import as_choice, as_flag, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
@@ -78,7 +80,8 @@ def cluster(
         >>> [len(np.unique(layer.kernel)) for layer in clustered.layers]
         [8, 8]
     """
-    _check_arguments(n_clusters, init, per_channel)
+    n_clusters, per_channel = _counts(n_clusters), as_flag("per_channel", per_channel)
+    as_choice("init", init, INITS)
     if tfmot.is_tf_keras_model(model):
         return tfmot.cluster(model, n_clusters, init=init, per_channel=per_channel, include=include, exclude=exclude)
     check_model(model)
@@ -101,20 +104,14 @@ def cluster(
     return clustered
 
 
-def _check_arguments(n_clusters, init, per_channel) -> None:
+def _counts(n_clusters: Any) -> Any:
+    """The number of clusters, or the dict of them, as Python's own; raises for another value."""
     if isinstance(n_clusters, Mapping) and not n_clusters:
-        raise InvalidArgumentError("An `n_clusters` dict names at least one layer.", received="{}")
-    for count in n_clusters.values() if isinstance(n_clusters, Mapping) else [n_clusters]:
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 2:
-            raise InvalidArgumentError(
-                "`n_clusters` is a whole number of at least 2, or a dict from layer names or globs to such.",
-                received=repr(count),
-                fix="16 suits most kernels.",
-            )
-    if init not in INITS:
-        raise InvalidArgumentError(f"`init` is one of {', '.join(INITS)}.", received=repr(init))
-    if not isinstance(per_channel, bool):
-        raise InvalidArgumentError("`per_channel` is True or False.", received=repr(per_channel))
+        raise InvalidArgumentError("An `n_clusters` dict must name at least one layer.", received="{}")
+    if isinstance(n_clusters, Mapping):
+        return {name: _counts(count) for name, count in n_clusters.items()}
+    what = "a whole number of at least 2, or a dict from layer names or globs to such"
+    return as_whole("n_clusters", n_clusters, least=2, what=what, fix="16 suits most kernels.")
 
 
 def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from tfopt.core.checks import FRACTION, NOT_NEGATIVE, Range, as_choice, as_count, as_number, plain
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.pruning.budget import Budget
 from tfopt.pruning.patterns import ZerosInGroups
@@ -19,16 +18,26 @@ SCOPES = ("layer", "global")
 
 def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budget: Budget | None = None) -> None:
     """Raises `InvalidArgumentError` for arguments out of range, or that contradict each other."""
-    if scope not in SCOPES:
-        raise InvalidArgumentError(f"`scope` is one of {', '.join(SCOPES)}.", received=repr(scope))
-    _check_fraction(rule.min_kept)
+    as_choice("scope", scope, SCOPES)
     _check_one_amount(rule.schedule, sparsity, threshold, budget)
     if rule.schedule is not None:
         check_schedule(rule.schedule)
     for fraction in _values(sparsity, "sparsity"):
-        _check_sparsity(fraction)
+        as_number(
+            "sparsity",
+            fraction,
+            FRACTION,
+            what="a fraction of zeros above 0 and below 1",
+            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
+        )
     for limit in _values(threshold, "threshold"):
-        _check_threshold(limit)
+        as_number(
+            "threshold",
+            limit,
+            NOT_NEGATIVE,
+            what="a finite score of at least 0, or a dict from layer names or globs to such",
+            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
+        )
     if scope == "global":
         _check_global(rule, sparsity, threshold)
     if isinstance(rule.pattern, ZerosInGroups):
@@ -42,10 +51,20 @@ def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budge
         )
 
 
-def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> None:
-    """Raises for arguments that only whole channels have a use for."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
+def as_min_kept(min_kept: Any) -> float:
+    """The fraction of each kernel that stays; raises for another value."""
+    return as_number(
+        "min_kept",
+        min_kept,
+        Range(least=0, below=1),
+        what="a fraction of each kernel in [0, 1)",
+        fix="0.05 leaves at least one weight in twenty of each kernel.",
+    )
+
+
+def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> int:
+    """`round_to`; raises for arguments that only whole channels have a use for."""
+    round_to = as_count("round_to", round_to)
     if not by_channel and (round_to > 1 or budget is not None):
         raise InvalidArgumentError(
             "`round_to`, `to_macs` and `to_params` are for whole channels: zeros in a kernel change neither its width "
@@ -53,6 +72,7 @@ def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> N
             received=f"round_to={round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
             fix="Add `pattern='channel'`.",
         )
+    return round_to
 
 
 def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str, min_kept: Any, round_to: Any) -> Any:
@@ -73,9 +93,10 @@ def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str,
 
 def amount_of(rule: Rule, sparsity: Any, threshold: Any) -> Any:
     """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
-    if threshold is not None:
-        return threshold
-    return 0.5 if sparsity is None and rule.schedule is None else sparsity
+    amount = sparsity if threshold is None else threshold
+    if amount is None and rule.schedule is None:
+        return 0.5
+    return {name: plain(each) for name, each in amount.items()} if isinstance(amount, Mapping) else plain(amount)
 
 
 def _values(amount: Any, argument: str) -> list:
@@ -85,10 +106,6 @@ def _values(amount: Any, argument: str) -> list:
             raise InvalidArgumentError(f"A `{argument}` dict names at least one layer.", received="{}")
         return list(amount.values())
     return [] if amount is None or (argument == "sparsity" and amount == KEEP) else [amount]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
@@ -102,33 +119,6 @@ def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
             "pruned.",
             received=", ".join(f"{name}={value!r}" for name, value in given.items()),
             fix="Pass one of them. For several schedules call `prune` once for each, with `include`.",
-        )
-
-
-def _check_sparsity(fraction: Any) -> None:
-    if not _is_number(fraction) or not 0.0 < fraction < 1.0:
-        raise InvalidArgumentError(
-            "`sparsity` is a fraction of zeros above 0 and below 1.",
-            received=repr(fraction),
-            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
-        )
-
-
-def _check_threshold(limit: Any) -> None:
-    if not _is_number(limit) or not 0.0 <= limit < np.inf:
-        raise InvalidArgumentError(
-            "`threshold` is a finite score of at least 0, or a dict from layer names or globs to such.",
-            received=repr(limit),
-            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
-        )
-
-
-def _check_fraction(min_kept: Any) -> None:
-    if not _is_number(min_kept) or not 0.0 <= min_kept < 1.0:
-        raise InvalidArgumentError(
-            "`min_kept` is a fraction of each kernel in [0, 1).",
-            received=repr(min_kept),
-            fix="0.05 leaves at least one weight in twenty of each kernel.",
         )
 
 

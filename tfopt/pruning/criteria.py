@@ -269,7 +269,7 @@ def as_criterion(criterion: str | Callable | Criterion) -> Criterion:
         return known
     if isinstance(criterion, str) or not callable(criterion):
         raise InvalidArgumentError(
-            f"`criterion` is one of {', '.join(CRITERIA)}, or a function of the weights.", received=repr(criterion)
+            f"`criterion` must be one of {', '.join(CRITERIA)}, or a function of the weights.", received=repr(criterion)
         )
     return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion, _needs(criterion))
 

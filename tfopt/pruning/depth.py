@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import FRACTION, Range, as_number
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.models.blocks import Block, Blocks
@@ -106,14 +107,11 @@ def _check_fractions(**fractions: Any) -> None:
             fix="Pass one of them.",
         )
     for name, value in given.items():
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not 0.0 < value <= 1.0 or (value == 1.0 and name != "sparsity"):
-            raise InvalidArgumentError(
-                "`sparsity` is the fraction of the blocks to drop, above 0 and at most 1."
-                if name == "sparsity"
-                else f"`{name}` is the fraction that is left, above 0 and below 1.",
-                received=repr(value),
-            )
+        if name == "sparsity":
+            what = "the fraction of the blocks to drop, above 0 and at most 1"
+            as_number(name, value, Range(above=0, most=1), what=what)
+        else:
+            as_number(name, value, FRACTION, what="the fraction that is left, above 0 and below 1")
 
 
 def _selected(blocks: Blocks, included: list[str], excluded: list[str]) -> list[Block]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from tfopt.core.checks import as_choice, as_count, is_whole
 from tfopt.core.errors import InvalidArgumentError
 
 POOLINGS = ("average", "max")
@@ -124,13 +125,9 @@ class Block(Pattern):
     pooling: str = "average"
 
     def __post_init__(self):
-        for size in (self.height, self.width):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InvalidArgumentError("A block has a height and a width of at least 1.", received=repr(size))
-        if self.pooling not in POOLINGS:
-            raise InvalidArgumentError(
-                f"`pooling` of a block is one of {', '.join(POOLINGS)}.", received=repr(self.pooling)
-            )
+        for name in ("height", "width"):
+            object.__setattr__(self, name, as_count(name, getattr(self, name)))
+        object.__setattr__(self, "pooling", as_choice("pooling", self.pooling, POOLINGS))
 
     def units(self, shape):
         return math.prod(self._grid(shape))
@@ -185,12 +182,14 @@ class ZerosInGroups(Element):
 
     def __post_init__(self):
         numbers = (self.zeros, self.size)
-        if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers) or not 0 < self.zeros < self.size:
+        if not all(map(is_whole, numbers)) or not 0 < self.zeros < self.size:
             raise InvalidArgumentError(
-                "A pattern (m, n) puts m zeros into each n weights, 0 < m < n.",
+                "A pattern (m, n) must put m zeros into each n weights, 0 < m < n.",
                 received=repr(numbers),
                 fix="(2, 4), also written '2:4', is what sparse tensor cores take.",
             )
+        object.__setattr__(self, "zeros", int(self.zeros))
+        object.__setattr__(self, "size", int(self.size))
 
     @property
     def sparsity(self) -> float:

@@ -18,7 +18,7 @@ from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import select_kernels
 from tfopt.core.types import Schedule
 from tfopt.interop import tfmot
-from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
+from tfopt.pruning.arguments import KEEP, amount_of, as_min_kept, check_arguments, check_structure, check_whole_layers
 from tfopt.pruning.budget import as_budget
 from tfopt.pruning.channels import ChannelOptions, prune_channels
 from tfopt.pruning.criteria import MAGNITUDE, Criterion, as_criterion
@@ -132,10 +132,10 @@ def prune(
             exclude=exclude,
             **scoring,
         )
-    by_channel = pattern == "channel"
+    by_channel, min_kept = pattern == "channel", as_min_kept(min_kept)
     rule = Rule(schedule, Element() if by_channel else as_pattern(pattern), as_criterion(criterion), min_kept)
     check_arguments(rule, scope, sparsity, threshold, budget)
-    check_structure(by_channel, round_to, budget)
+    round_to = check_structure(by_channel, round_to, budget)
     if tfmot.is_tf_keras_model(model):
         return _by_tfmot(model, rule, scope, by_channel, sparsity, threshold, include, exclude)
     model = opened(check_model(model)) if by_channel else check_model(model)

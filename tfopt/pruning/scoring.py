@@ -8,6 +8,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_seed
 from tfopt.core.data.gathering import batch_gradients, counterparts, observe
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.core.keras_internals import compiled_loss
@@ -85,8 +86,8 @@ def check_scoring(criterion: Criterion, data: Data, seed: Any) -> None:
             received=f"{type(data).__name__}, which can be read once",
             fix="Pass arrays or a `tf.data.Dataset`.",
         )
-    if "seed" in criterion.needs and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
+    if "seed" in criterion.needs:
+        as_seed(seed)
 
 
 def _check_meaning(criterion: Criterion, sites: list[Site]) -> None:

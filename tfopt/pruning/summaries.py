@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.checks import as_whole
+from tfopt.core.errors import NothingToDoError
 from tfopt.core.models import constraints
 from tfopt.pruning.channel_masks import ChannelMask
 from tfopt.pruning.masks import PruningMask
@@ -49,13 +50,11 @@ class PruningSummaries(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | os.PathLike, update_freq: str | int = "epoch"):
         super().__init__()
-        is_number = isinstance(update_freq, int) and not isinstance(update_freq, bool) and update_freq > 0
-        if update_freq != "epoch" and not is_number:
-            raise InvalidArgumentError(
-                "`update_freq` is 'epoch' or a number of batches of at least 1.", received=repr(update_freq)
-            )
+        each = None if update_freq == "epoch" else update_freq
+        if each is not None:
+            each = as_whole("update_freq", each, least=1, what="'epoch' or a number of batches of at least 1")
         self.log_dir = os.fspath(log_dir)
-        self._each = update_freq if isinstance(update_freq, int) else None
+        self._each = each
         self._batches = 0
 
     def on_train_begin(self, logs=None):

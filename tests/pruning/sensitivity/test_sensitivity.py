@@ -124,7 +124,7 @@ def test_names_at_the_top_come_first():
 
 @pytest.mark.parametrize("target", [0, 1, -0.5, "half", True, float("nan")])
 def test_targets_are_fractions(target):
-    with pytest.raises(InvalidArgumentError, match="`target` is a fraction"):
+    with pytest.raises(InvalidArgumentError, match="`target` must be a number above 0 and below 1"):
         record(("a", 10, ((0.5, 0.9),))).sparsities(target)
 
 
@@ -339,14 +339,14 @@ WRONG = {
     "`sparsities` are fractions": {"sparsities": (0.5, 1.0)},
     "`sparsities` are fractions of zeros": {"sparsities": ()},
     "`sparsities` are": {"sparsities": 0.5},
-    "`mode` is one of auto, max, min": {"mode": "up"},
+    "`mode` must be one of 'auto', 'max', 'min'": {"mode": "up"},
     "threshold=0.1, .*these are not|these are not. Received: threshold=0.1": {"threshold": 0.1},
     "these are not. Received: schedule": {"schedule": None},
     "A curve is that of one layer": {"scope": "global"},
     "named by a string": {"metric": "accurracy"},
     "has to suit the task. Received: 'mae' for a task with accuracy": {"metric": "mae"},
     "A metric is a function": {"metric": 3},
-    "`batch_size` is a whole number": {"batch_size": 0},
+    "`batch_size` must be a whole number": {"batch_size": 0},
     "`include` has to fit a layer": {"include": "conv"},
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.checks import FRACTION, as_number, as_whole
 from tfopt.core.data.samples import classes_of
 from tfopt.core.errors import InvalidArgumentError
 
@@ -26,8 +27,7 @@ def k_fold(y: Any, samples: int, k: int, seed: int, train: bool) -> list[Split]:
         >>> [sorted(split.held_out.tolist()) for split in k_fold(np.array([0, 0, 1, 1]), 4, 2, seed=1, train=False)]
         [[0, 2], [1, 3]]
     """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 2 <= k <= samples:
-        raise InvalidArgumentError("`cv` is a number of folds, from 2 to the number of samples.", received=repr(k))
+    k = as_whole("cv", k, least=2, most=samples, what="a number of folds, from 2 to the number of samples")
     order = stratified_order(y, samples, seed)
     held_out = [np.sort(order[fold::k]) for fold in range(k)]
     return [Split(np.setdiff1d(order, fold) if train else None, fold) for fold in held_out]
@@ -35,8 +35,7 @@ def k_fold(y: Any, samples: int, k: int, seed: int, train: bool) -> list[Split]:
 
 def hold_out(y: Any, samples: int, fraction: float, seed: int) -> Split:
     """One split that holds out a fraction of the samples, classes spread evenly."""
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
-        raise InvalidArgumentError("`validation_split` is a fraction above 0 and below 1.", received=repr(fraction))
+    fraction = as_number("validation_split", fraction, FRACTION)
     counts = np.floor(np.arange(samples + 1) * fraction + 1e-9)
     taken = np.diff(counts) > 0
     if not taken.any() or taken.all():

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import NOT_NEGATIVE, as_number
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.data.splits import Split, hold_out, k_fold
@@ -99,7 +100,13 @@ def find_sparsity(
         (0.75, 14)
     """
     check_model(model)
-    _check_max_drop(max_drop)
+    max_drop = as_number(
+        "max_drop",
+        max_drop,
+        NOT_NEGATIVE,
+        what="a number of at least 0, in the units of the metric",
+        fix="0.01 is one point of accuracy in a hundred.",
+    )
     check_prune_options(prune_options)
     wanted = GRID if sparsities is None else checked_sparsities(sparsities)
     goal = as_goal(metric, mode)
@@ -146,16 +153,6 @@ def _check_held_out(cv: int | None, fraction: float | None, training: FineTuning
             "`validation_data` is what fine-tuning is scored on, in place of `validation_split` and `cv`.",
             received="no `finetune`" if training is None else f"both `validation_data` and `{other}`",
             fix="Without `finetune` pass it as `data`." if training is None else "Pass one of them.",
-        )
-
-
-def _check_max_drop(max_drop: Any) -> None:
-    number = isinstance(max_drop, (int, float, np.number)) and not isinstance(max_drop, bool)
-    if not number or not 0 <= max_drop < math.inf:
-        raise InvalidArgumentError(
-            "`max_drop` is a number of at least 0, in the units of the metric.",
-            received=repr(max_drop),
-            fix="0.01 is one point of accuracy in a hundred.",
         )
 
 

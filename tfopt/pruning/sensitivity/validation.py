@@ -50,7 +50,7 @@ def checked_sparsities(sparsities: Any) -> tuple[float, ...]:
         values = []
     if not values or not all(0.0 < value < 1.0 for value in values):
         raise InvalidArgumentError(
-            "`sparsities` are fractions of zeros to try, each above 0 and below 1.",
+            "`sparsities` must be fractions of zeros to try, each above 0 and below 1.",
             received=repr(sparsities),
             fix="For example (0.5, 0.7, 0.9).",
         )
