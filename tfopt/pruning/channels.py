@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -18,69 +17,47 @@ from tfopt.core.channels.slicing import without_channels
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.layers.channels import Group
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import is_selected, matches
+from tfopt.core.models.graph import matches
 from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.selection import Selection
+from tfopt.pruning.arguments import KEEP, Request, Scoring
 from tfopt.pruning.budget import Budget, sparsity_within
 from tfopt.pruning.channel_masks import ChannelMask, ChannelPool, Cut
 from tfopt.pruning.criteria import Criterion
-from tfopt.pruning.ranking import Ranking, Rule
+from tfopt.pruning.ranking import Ranking
 from tfopt.pruning.schedules import evaluate
 from tfopt.pruning.scoring import check_scoring, score_kernels
 
-KEEP = "keep"
 FILL_TRIES = 16
 
 
-@dataclass(frozen=True)
-class ChannelOptions:
-    """What `prune(..., pattern="channel")` was asked for; see `prune`."""
-
-    rule: Rule
-    scope: str = "layer"
-    round_to: int = 1
-    included: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-    scoring: Mapping[str, Any] = field(default_factory=dict)
-
-
-def prune_channels(
-    model: keras.Model,
-    options: ChannelOptions,
-    *,
-    amount: Any = None,
-    is_threshold: bool = False,
-    budget: Budget | None = None,
-) -> keras.Model:
-    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out.
-
-    Args:
-        amount: sparsity, threshold, `"keep"`, or a dict of one of the first two; None with a schedule or a budget.
-    """
-    graph, rule = ChannelGraph(model), options.rule
-    chosen = _chosen(model, graph, options, amount)
+def prune_channels(model: keras.Model, request: Request, selection: Selection) -> keras.Model:
+    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out."""
+    graph, rule, amount = ChannelGraph(model), request.rule, request.amount
+    chosen = _chosen(model, graph, selection, amount)
     groups = [graph.groups[index] for index in chosen]
     _warn_kept(graph)
     fixed = None
     if not rule.criterion.dynamic and amount != KEEP:
-        fixed = np.concatenate(channel_scores(model, groups, rule.criterion, options.scoring))
-    pool = ChannelPool(rule, _ranking(groups, options), fixed)
+        fixed = np.concatenate(channel_scores(model, groups, rule.criterion, request.scoring))
+    pool = ChannelPool(rule, _ranking(groups, request), fixed)
     pruned = rewrite(model)
     _attach(pool, ChannelGraph(pruned), list(chosen), _kernels(pruned))
-    if budget is not None:
-        mask = _mask_within(budget, pool, model, graph, groups)
+    if request.budget is not None:
+        mask = _mask_within(request.budget, pool, model, graph, groups)
     elif amount == KEEP:
         mask = ~np.isin(np.concatenate([group.channels for group in groups]), graph.zero_channels())
     else:
-        mask = _first_mask(pool, list(chosen.values()), is_threshold)
+        mask = _first_mask(pool, list(chosen.values()), request.is_threshold)
     pool.hold(mask)
     return pruned
 
 
-def _chosen(model: keras.Model, graph: ChannelGraph, options: ChannelOptions, amount: Any) -> dict[int, Any]:
+def _chosen(model: keras.Model, graph: ChannelGraph, selection: Selection, amount: Any) -> dict[int, Any]:
     """Index of each group to prune -> the amount wanted for it."""
     chosen = {}
     for index, group in enumerate(graph.groups):
-        selected = all(is_selected(path, options.included, options.excluded) for path in group.paths)
+        selected = all(path in selection for path in group.paths)
         own = amount_for(group, amount)
         if selected and group.paths and len(group.channels) > 1 and own is not None:
             chosen[index] = own
@@ -113,13 +90,13 @@ def _warn_kept(graph: ChannelGraph) -> None:
         warnings.warn(f"Layers that keep all their channels: {kept}.", stacklevel=4)
 
 
-def _ranking(groups: Sequence[Group], options: ChannelOptions) -> Ranking:
+def _ranking(groups: Sequence[Group], request: Request) -> Ranking:
     return Ranking(
         tuple(len(group.channels) for group in groups),
-        tuple(_step(group, options.round_to) for group in groups),
+        tuple(_step(group, request.round_to) for group in groups),
         tuple(_covers(group) for group in groups),
-        options.scope,
-        options.rule.min_kept,
+        request.scope,
+        request.rule.min_kept,
     )
 
 
@@ -232,7 +209,7 @@ def _removed(groups: Sequence[Group], mask: np.ndarray) -> np.ndarray:
 
 
 def channel_scores(
-    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Mapping[str, Any]
+    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
 ) -> list[np.ndarray]:
     """The score of each channel of each group: the sum over all kernels that belong to it.
 
