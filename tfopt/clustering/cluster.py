@@ -137,7 +137,9 @@ def _kernels(model: keras.Model, selection: Selection, n_clusters: Any) -> list[
     return kernels
 
 
-def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator) -> None:
+def _attach(
+    variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator: np.random.Generator
+) -> None:
     """Gives the kernel its clusters: sets its values and attaches the constraint that keeps them equal."""
     weights = np.array(keras.ops.convert_to_numpy(variable), np.float32)
     front = tuple(axis % weights.ndim for axis in axes)

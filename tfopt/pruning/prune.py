@@ -119,12 +119,11 @@ def prune(
         return prune_layers(
             model,
             sparsity=check_whole_layers(sparsity, schedule, threshold, scope, min_kept, round_to),
-            to_macs=to_macs,
-            to_params=to_params,
+            budget=budget,
             criterion=criterion,
             include=include,
             exclude=exclude,
-            **scoring,
+            scoring=scoring,
         )
     by_channel = pattern == "channel"
     units = Element() if by_channel else as_pattern(pattern)

@@ -39,7 +39,7 @@ class Trials:
     batch_size: int
     _last: tuple[float, Any, dict] | None = field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._evaluator = Evaluator(self.model, self.batch_size)
 
     def __call__(self, sparsity: float, step: Callable[[], None] = lambda: None) -> Trial:
