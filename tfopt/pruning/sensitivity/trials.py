@@ -17,7 +17,7 @@ from tfopt.core.data.splits import Split
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.graph import walk_layers
 from tfopt.core.models.rewrite import rewrite
-from tfopt.pruning.criteria import as_criterion
+from tfopt.pruning.criteria import as_criterion, magnitude
 from tfopt.pruning.journal import Journal
 from tfopt.pruning.prune import prune
 from tfopt.pruning.sensitivity.choice import Trial
@@ -39,7 +39,7 @@ class Trials:
     batch_size: int
     _last: tuple[float, Any, dict] | None = field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._evaluator = Evaluator(self.model, self.batch_size)
 
     def __call__(self, sparsity: float, step: Callable[[], None] = lambda: None) -> Trial:
@@ -81,7 +81,7 @@ class Trials:
 
     def _thresholds(self, variant: keras.Model) -> dict[str, float]:
         """The largest magnitude that was cut in each layer, where magnitude decides weight by weight."""
-        by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).name == "magnitude"
+        by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).score is magnitude
         if not by_magnitude or self.options.get("pattern", "element") != "element":
             return {}
         after = dict(walk_layers(variant))
