@@ -99,6 +99,7 @@ def test_exceptions_are_caught_by_name(path):
 # Inside `core`: each part imports only itself and what stands before it. A file beside the parts is a part of its own.
 CORE = [
     "version",
+    "types",
     "errors",
     "keras_internals",
     "checks",
