@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
-from tfopt.pruning.channel_masks import Ranking
+from tfopt.pruning.ranking import Ranking
 
 
 def mlp(kernel=None):

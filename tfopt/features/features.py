@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfopt.core.channels.slicing import without_channels
+from tfopt.core.checks import as_choice, as_count, as_seed
 from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.keras_internals import compiled_loss, functional_of
@@ -82,11 +83,8 @@ def rank_features(
         [1]
     """
     _check_model(model, "rank_features")
-    _check_numbers(repeats=(repeats, 1), seed=(seed, 0), batch_size=(batch_size, 1))
-    if criterion not in ("permutation", "weights", "taylor"):
-        raise InvalidArgumentError(
-            "`criterion` is one of 'permutation', 'weights', 'taylor'.", received=repr(criterion)
-        )
+    repeats, batch_size, seed = as_count("repeats", repeats), as_count("batch_size", batch_size), as_seed(seed)
+    criterion = as_choice("criterion", criterion, ("permutation", "weights", "taylor"))
     if data is None and criterion != "weights":
         raise InvalidArgumentError(
             f"The criterion '{criterion}' is measured on data.", received="data=None", fix="Pass `(x, y)`."
@@ -173,12 +171,6 @@ def _check_model(model: keras.Model, verb: str) -> None:
     check_model(model)
     check_not_quantized(model, verb)
     check_finite(model)
-
-
-def _check_numbers(**numbers: tuple[Any, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least {least}.", received=repr(value))
 
 
 def _ranked(features: Features) -> tuple[list[Place], tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 from keras import layers as kl
@@ -68,7 +68,9 @@ def xnnpack_layers(model: keras.Model) -> list[str]:
     return [layer.name for layer in model.layers if layer.name in names]
 
 
-def _reached(begin: list[Call], is_found: Callable[[Call], bool], following: Callable[[Call], list[Call]]):
+def _reached(
+    begin: list[Call], is_found: Callable[[Call], bool], following: Callable[[Call], list[Call]]
+) -> list[Call]:
     """The calls that fit, on the way from `begin`; none if a way ends without one."""
     waiting, seen, found = list(begin), {id(call) for call in begin}, []
     while waiting:
@@ -114,7 +116,7 @@ def _producers_in(graph: Graph) -> Callable[[Call], list[Call]]:
     return lambda call: [made for made in (graph.producer(tensor) for tensor in call.inputs) if made is not None]
 
 
-def _readers(graph: Graph, tensors) -> list[Call]:
+def _readers(graph: Graph, tensors: Iterable[keras.KerasTensor]) -> list[Call]:
     return [call for tensor in tensors for call in graph.consumers(tensor)]
 
 
