@@ -12,6 +12,7 @@ from .core.errors import NothingToDoError as NothingToDoError
 from .core.errors import TargetNotMetError as TargetNotMetError
 from .core.errors import TfoptError as TfoptError
 from .core.errors import UnsupportedModelError as UnsupportedModelError
+from .core.layers.macs import register_macs as register_macs
 from .core.layers.registry import register_layer as register_layer
 from .core.models.loading import load_model as load_model
 from .deploy.c_array import export_c_array as export_c_array

@@ -127,7 +127,7 @@ def _has_kernels(op: keras.Operation) -> bool:
 def _why_unknown(op: keras.Operation) -> str:
     if isinstance(op, kl.Layer) and children(op):
         return "layers inside a layer are not quantized"
-    return "unknown to the catalog"
+    return "unknown to tfopt; `@tfopt.register_layer` makes it known"
 
 
 def _why_unknown_function(op: keras.Operation, function: Callable) -> str:

@@ -10,7 +10,7 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.layers.registry import MacsRule, Shape, add_facts, record_of
+from tfopt.core.layers.registry import MacsRule, Shape, add_facts, inherits_macs, record_of
 
 AnyRule = TypeVar("AnyRule", bound=MacsRule)
 
@@ -62,8 +62,8 @@ def layer_macs(op: Any, input_shapes: Sequence[Shape], output_shapes: Sequence[S
         The number of MACs.
 
     Raises:
-        InvalidArgumentError: if a dimension that counts is None, or the layer is a user's own, has matrices as weights
-            and no rule.
+        InvalidArgumentError: if a dimension that counts is None, or the layer is a user's own without a rule, and has
+            matrices as weights or a parent class that multiplies matrices.
 
     Example:
         >>> layer_macs(keras.layers.Conv2D(16, 3), [(None, 8, 8, 3)], [(None, 6, 6, 16)])
@@ -80,11 +80,11 @@ def layer_macs(op: Any, input_shapes: Sequence[Shape], output_shapes: Sequence[S
 
 
 def _check_counts_nothing(op: Any) -> None:
-    """An own layer without a rule may only be element-wise; one that holds a matrix surely is not."""
+    """An own layer without a rule may only be element-wise: without matrices, and without a parent that multiplies."""
     own = isinstance(op, kl.Layer) and not type(op).__module__.startswith("keras.")
-    if own and any(len(weight.shape) > 1 for weight in op.weights):
+    if own and (any(len(weight.shape) > 1 for weight in op.weights) or inherits_macs(type(op))):
         raise InvalidArgumentError(
-            "A layer class with matrices as weights must have a rule that counts its MACs.",
+            "A layer class that multiplies matrices must have a rule that counts its MACs.",
             received=f"{type(op).__name__} '{op.name}'",
             fix=f"Decorate a function with `@tfopt.register_macs({type(op).__name__})`.",
         )

@@ -88,9 +88,43 @@ def enter(record: Record, *classes: type) -> None:
     _RECORDS.update(dict.fromkeys(classes, record))
 
 
+# What a subclass may override and still compute what its parent computes: how it is made, saved and shown.
+_NOT_MATHS = {
+    *("__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__"),
+    *("__annotations__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
+    *("__orig_bases__", "__parameters__", "__repr__", "__str__", "__abstractmethods__", "_abc_impl"),
+    *("get_config", "from_config", "get_build_config", "build_from_config"),
+    *("save_own_variables", "load_own_variables", "save_assets", "load_assets"),
+}
+
+
 def known_class(cls: type) -> type | None:
-    """The class whose record holds for `cls`: itself, or one that it inherits from; None for an unknown class."""
-    return next((base for base in cls.__mro__ if base in _RECORDS), None)
+    """The class whose record holds for `cls`; None for an unknown class.
+
+    It is the class itself, or the nearest parent with a record, as long as `cls` overrides nothing of it but how a
+    layer is made, saved and shown. A subclass that overrides more, as `call` or `build`, has maths of its own.
+
+    Example:
+        >>> class Wide(kl.Dense):
+        ...     def __init__(self, **kwargs):
+        ...         super().__init__(1024, **kwargs)
+        >>> class Squared(kl.Dense):
+        ...     def call(self, inputs):
+        ...         return super().call(inputs) ** 2
+        >>> known_class(Wide) is kl.Dense, known_class(Squared)
+        (True, None)
+    """
+    for place, base in enumerate(cls.__mro__):
+        if base in _RECORDS:
+            inherits = _RECORDS[base].of_subclasses or not _overrides(cls.__mro__[:place], base)
+            return base if inherits else None
+    return None
+
+
+def _overrides(classes: tuple[type, ...], base: type) -> bool:
+    """True if one of the classes defines anew what `base` computes with."""
+    own = {name for cls in classes for name in vars(cls)} - _NOT_MATHS
+    return any(hasattr(base, name) for name in own)
 
 
 def record_of(op: Any) -> Record | None:
@@ -102,7 +136,8 @@ def record_of(op: Any) -> Record | None:
 def add_facts(cls: type, **facts: Any) -> None:
     """Enters `cls` with facts of its own, beside those of the class that it inherits its maths from."""
     known = known_class(cls)
-    enter(replace(Record() if known is None else _RECORDS[known], **facts), cls)
+    inherited = Record() if known is None else _RECORDS[known]
+    enter(replace(inherited, of_subclasses=False, **facts), cls)
 
 
 def register_layer(
@@ -229,6 +264,11 @@ def runs_in_16_bits(op: keras.Operation, tensors: int = 2) -> bool:
     """
     fact = getattr(record_of(op), "in_16_bits", False)
     return fact(op, tensors) if callable(fact) else fact
+
+
+def inherits_macs(cls: type) -> bool:
+    """True if a parent of a class multiplies, whether or not the class itself computes something else."""
+    return any(base in _RECORDS and _RECORDS[base].macs is not None for base in cls.__mro__[1:])
 
 
 def channel_axis(layer: kl.Layer) -> int:

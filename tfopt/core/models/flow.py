@@ -11,7 +11,7 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.layers.registry import record_of
+from tfopt.core.layers.registry import known_class, record_of
 from tfopt.core.models.graph import Call, Graph
 
 ADDITIONS = (kl.Add, op_class("Add"))
@@ -25,6 +25,11 @@ _ATTACHED = (
 )
 # Stands for a dimension that is not defined; no usual stride divides it.
 _ANY_SIZE = 61
+
+
+def is_addition(op: keras.Operation) -> bool:
+    """True for a layer or op that adds tensors; not for a subclass with maths of its own."""
+    return known_class(type(op)) in ADDITIONS
 
 
 def has_kernel(op: keras.Operation) -> bool:
@@ -109,7 +114,7 @@ class Flow:
             outer = [(flow, output) for flow, call in self.parents for output in call.outputs]
             if not self.parents or any(flow.leads_out(output) for flow, output in outer):
                 return True
-        readers = [r for r in self.graph.consumers(tensor) if not isinstance(r.op, ADDITIONS) and not has_kernel(r.op)]
+        readers = [r for r in self.graph.consumers(tensor) if not is_addition(r.op) and not has_kernel(r.op)]
         return any(self.leads_out(output) for reader in readers for output in reader.outputs)
 
     def attached(self, call: Call) -> list[Call]:
@@ -118,7 +123,7 @@ class Flow:
         while True:
             tensor = [call, *found][-1].outputs[0]
             readers = self.graph.consumers(tensor)
-            if self.graph.is_output(tensor) or len(readers) != 1 or not isinstance(readers[0].op, _ATTACHED):
+            if self.graph.is_output(tensor) or len(readers) != 1 or known_class(type(readers[0].op)) not in _ATTACHED:
                 return found
             if self.leads_out(readers[0].outputs[0]) or len(self.graph.calls_of(readers[0].op)) > 1:
                 return found

@@ -14,6 +14,7 @@ from keras import activations
 from keras import layers as kl
 
 from tfopt.core.layers.activations import activation_kind, spelled
+from tfopt.core.layers.registry import known_class
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite
@@ -174,14 +175,19 @@ class SimpleRNN(Cell):
         return [self.activate(total, rounding, "hidden")]
 
 
-CELLS: dict[type, type[Cell]] = {kl.LSTMCell: LSTM, kl.GRUCell: GRU, kl.SimpleRNNCell: SimpleRNN}
+_CELLS: dict[type | None, type[Cell]] = {kl.LSTMCell: LSTM, kl.GRUCell: GRU, kl.SimpleRNNCell: SimpleRNN}
+
+
+def cell_for(cell: keras.layers.Layer) -> type[Cell]:
+    """The class that computes the steps of a Keras cell, one for which `float_reason` has none."""
+    return _CELLS[known_class(type(cell))]
 
 
 def float_reason(cell) -> str:
     """Why a Keras cell cannot run as integers, empty if it can."""
     if isinstance(cell, kl.StackedRNNCells):
         return "several cells in one layer; use one LSTM, GRU or SimpleRNN layer for each"
-    if type(cell) not in CELLS:
+    if known_class(type(cell)) not in _CELLS:
         return f"the cell {type(cell).__name__} is unknown; LSTMCell, GRUCell and SimpleRNNCell run as integers"
     gate = getattr(cell, "recurrent_activation", activations.sigmoid)
     if _known(gate) not in FIXED_RANGES:
