@@ -30,7 +30,7 @@ DOORS = {
     "mlxtend": ["demo.py"],
     "matplotlib": ["report/", "tuner/", "core/reporting/figures.py"],
     "scipy": ["fusion/simplex.py"],
-    "sklearn": ["core/data/splits.py", "fusion/splits.py", "fusion/heads.py"],
+    "sklearn": ["fusion/heads.py"],
 }
 
 
@@ -104,6 +104,7 @@ CORE = [
     "keras_internals",
     "checks",
     "files",
+    "journal",
     "reporting",
     "layers",
     "models",

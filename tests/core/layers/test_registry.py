@@ -9,7 +9,8 @@ from keras import layers as kl
 from keras import ops
 
 import tfopt
-from tfopt.core.layers.registry import Output, activation_output, entry_of, layers_named
+from tfopt.core.layers.activations import activation_kind
+from tfopt.core.layers.registry import Output, layers_named, record_of
 
 # Layers that hold or call other layers, or compute in several steps: not one entry of the catalog.
 OTHERWISE = layers_named(
@@ -23,18 +24,18 @@ OTHERWISE = layers_named(
 def test_every_layer_of_keras_is_known():
     classes = {cls for cls in vars(kl).values() if isinstance(cls, type) and issubclass(cls, kl.Layer)}
     assert len(classes) > 140
-    unknown = {cls.__name__ for cls in classes - set(OTHERWISE) if entry_of(cls.__new__(cls)) is None}
+    unknown = {cls.__name__ for cls in classes - set(OTHERWISE) if record_of(cls.__new__(cls)) is None}
     assert not unknown
     for cls in classes - set(OTHERWISE):
-        entry = entry_of(cls.__new__(cls))
-        assert entry.output is not Output.FLOAT or entry.reason, cls
+        record = record_of(cls.__new__(cls))
+        assert record.output is not Output.FLOAT or record.reason, cls
 
 
 def test_every_activation_of_keras_is_known():
     names = set(dir(keras.activations)) - {"get", "serialize", "deserialize"}
     names = {name for name in names if not name.startswith("_")}
     assert len(names) > 25
-    assert not {name for name in names if activation_output(name) is None}
+    assert not {name for name in names if activation_kind(getattr(keras.activations, name)) is None}
 
 
 def activation(name):

@@ -26,10 +26,10 @@ from tfopt.core.layers.channels import (
     Size,
     Slot,
     Unsupported,
-    rule_of,
     shape_rule,
     tensors_in,
 )
+from tfopt.core.layers.registry import rule_of
 from tfopt.core.models.graph import Graph, check_model
 
 INPUT_STAYS = "an input of the model keeps its shape"

@@ -11,7 +11,7 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.layers.registry import entry_of
+from tfopt.core.layers.registry import record_of
 from tfopt.core.models.graph import Call, Graph
 
 ADDITIONS = (kl.Add, op_class("Add"))
@@ -29,8 +29,8 @@ _ANY_SIZE = 61
 
 def has_kernel(op: keras.Operation) -> bool:
     """True for a layer with a kernel that the catalog knows, itself or in a layer inside it."""
-    entries = [entry_of(layer) for layer in sublayers(op)]
-    return any(entry.prunable or entry.kernels for entry in entries if entry)
+    records = [record_of(layer) for layer in sublayers(op)]
+    return any(record.prunable or record.kernels for record in records if record)
 
 
 def is_alike(source, target) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tfopt.core.keras_internals import children
-from tfopt.core.layers.registry import entry_of, prunable_weights
+from tfopt.core.layers.registry import prunable_weights, record_of
 from tfopt.core.models.graph import as_patterns, check_patterns, is_selected, matches, walk_layers
 from tfopt.core.types import Names
 
@@ -74,4 +74,6 @@ def _amount_for(path: str, amount: Any) -> Any:
 
 
 def _is_unknown(layer: keras.layers.Layer) -> bool:
-    return entry_of(layer) is None and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)
+    record = record_of(layer)
+    known = record is not None and (record.prunable is not None or record.output is not None)
+    return not known and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)

@@ -13,14 +13,14 @@ import numpy as np
 from tfopt.core.checks import NOT_NEGATIVE, as_number
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.samples import Labelled, labelled
-from tfopt.core.data.splits import Split, hold_out, k_fold
+from tfopt.core.data.splits import Split, hold_out, make_folds
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
+from tfopt.core.journal import FileJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.graph import check_finite, check_model
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
 from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import Journal
 from tfopt.pruning.sensitivity.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.sensitivity.finetuning import FineTuning
 from tfopt.pruning.sensitivity.trials import Trials
@@ -38,7 +38,7 @@ def find_sparsity(
     metric: Any = "accuracy",
     mode: str = "auto",
     sparsities: Sequence[float] | None = None,
-    cv: int | None = None,
+    cv: Any = None,
     finetune: int | None = None,
     validation_data: Any = None,
     validation_split: float | None = None,
@@ -72,7 +72,8 @@ def find_sparsity(
         metric, mode, batch_size, verbose: as in `sensitivity`. The batch size holds for fine-tuning too.
         sparsities: fractions to try, each in (0, 1). By default 0.1 to 0.95, then halfway between the last that held
             and the first that did not, until they are 0.01 apart.
-        cv: number of folds, 2 or more.
+        cv: a number of folds, 2 or more; a splitter of scikit-learn; or pairs (train, held out) of arrays of sample
+            numbers.
         finetune: epochs.
         validation_data: like `data`, to score on where there is fine-tuning without `cv`.
         validation_split: fraction of `data` to take for that instead, by default 0.2, stratified by class.
@@ -121,9 +122,9 @@ def find_sparsity(
         folds = [Split(final, len(final) + np.arange(len(held_out)))]
         samples = samples.and_more(held_out)
     check_finite(model)
-    scoring = [cv, seed, [split.held_out for split in folds], training and training.settings]
+    scoring = [seed, [[split.train, split.held_out] for split in folds], training and training.settings]
     settings = {**fingerprints(model, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
-    journal = Journal(resume, "find_sparsity", settings)
+    journal = FileJournal(resume, Head("find_sparsity", 2, "resume", settings))
     trials = Trials(model, samples, folds, goal, training, _seeded(prune_options, seed), journal, batch_size)
     tried = _search(trials, wanted, max_drop, refine=sparsities is None, verbose=verbose)
     chosen = _highest_within(tried, max_drop)
@@ -132,7 +133,7 @@ def find_sparsity(
     return _choice(trials, tried, chosen, max_drop, samples.rows(final))
 
 
-def _folds(samples: Labelled, cv: int | None, fraction: float | None, train: bool, seed: int) -> list[Split]:
+def _folds(samples: Labelled, cv: Any, fraction: float | None, train: bool, seed: int) -> list[Split]:
     if fraction is not None and (cv is not None or not train):
         raise InvalidArgumentError(
             "`validation_split` is what fine-tuning without `cv` leaves out.",
@@ -140,13 +141,13 @@ def _folds(samples: Labelled, cv: int | None, fraction: float | None, train: boo
             fix="Leave it out: with `cv` folds are scored, without `finetune` all of `data`.",
         )
     if cv is not None:
-        return k_fold(samples.y, len(samples), cv, seed, train)
+        return make_folds(cv, samples.y, len(samples), argument="cv", seed=seed)
     if train:
         return [hold_out(samples.y, len(samples), 0.2 if fraction is None else fraction, seed)]
-    return [Split(None, np.arange(len(samples)))]
+    return [Split(np.arange(0), np.arange(len(samples)))]
 
 
-def _check_held_out(cv: int | None, fraction: float | None, training: FineTuning | None) -> None:
+def _check_held_out(cv: Any, fraction: float | None, training: FineTuning | None) -> None:
     if cv is not None or fraction is not None or training is None:
         other = "cv" if cv is not None else "validation_split"
         raise InvalidArgumentError(

@@ -14,12 +14,12 @@ from tfopt.core.data.evaluator import Evaluator
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.journal import FileJournal, Head
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import as_patterns, check_model, is_selected, walk_layers
 from tfopt.core.reporting.progress import progress
 from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import Journal
 from tfopt.pruning.masks import PruningMask
 from tfopt.pruning.prune import prune
 from tfopt.pruning.sensitivity.curves import LayerCurve, Sensitivity
@@ -87,7 +87,7 @@ def sensitivity(
     _check_options(prune_options)
     goal = as_goal(metric, mode)
     samples = labelled(model, data)
-    journal = Journal(resume, "sensitivity", fingerprints(model, samples, goal, prune_options))
+    journal = FileJournal(resume, Head("sensitivity", 2, "resume", fingerprints(model, samples, goal, prune_options)))
     bench = _Bench(model, samples, goal, batch_size, {"include": include, "exclude": exclude}, prune_options)
     pruned = bench.pruned(wanted[0])
     paths = _pruned_layers(pruned, as_patterns(include, "include"), as_patterns(exclude, "exclude"))

@@ -14,11 +14,11 @@ from tfopt.core.data.evaluator import Evaluator
 from tfopt.core.data.goals import Goal, drop
 from tfopt.core.data.samples import Labelled, take
 from tfopt.core.data.splits import Split
+from tfopt.core.journal import FileJournal
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.graph import walk_layers
 from tfopt.core.models.rewrite import rewrite
 from tfopt.pruning.criteria import as_criterion, magnitude
-from tfopt.pruning.journal import Journal
 from tfopt.pruning.prune import prune
 from tfopt.pruning.sensitivity.choice import Trial
 from tfopt.pruning.sensitivity.finetuning import FineTuning
@@ -35,7 +35,7 @@ class Trials:
     goal: Goal
     training: FineTuning | None
     options: dict[str, Any]
-    journal: Journal
+    journal: FileJournal
     batch_size: int
     _last: tuple[float, Any, dict] | None = field(default=None, init=False)
 
@@ -60,7 +60,7 @@ class Trials:
 
     def _measure(self, sparsity: float, split: Split) -> dict[str, Any]:
         y_true = take(self.samples.y, split.held_out)
-        if split.train is None or self.training is None:
+        if self.training is None:
             predictions, thresholds = self._predicted(sparsity)
             return {"score": self.goal(y_true, take(predictions, split.held_out)), "thresholds": thresholds}
         train = self.samples.rows(split.train)

@@ -33,7 +33,7 @@ def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
 
 
 def fingerprints(model: keras.Model, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
-    """What any score depends on, for `Journal`."""
+    """What any score depends on, for its journal."""
     return {
         "model": model_fingerprint(model),
         "data": fingerprint([samples.x, samples.y]),
