@@ -20,6 +20,7 @@ from tfopt.core.models.graph import check_finite, check_model, check_patterns, w
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Kernel, Selection, checked_selection, select_kernels
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Names
 from tfopt.interop import tfmot
 
 
@@ -29,8 +30,8 @@ def cluster(
     *,
     init: str = "kmeans++",
     per_channel: bool = False,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:

@@ -144,17 +144,25 @@ def prune(
 def _by_tfmot(model: Any, request: Request, include: Names, exclude: Names) -> Any:
     """TFMOT's pruning of a tf_keras model."""
     rule, pattern = request.rule, request.rule.pattern
-    if request.by_channel or request.scope != "layer" or request.is_threshold or not rule.by_magnitude or rule.min_kept:
+    options = _tfmot_options(pattern)
+    by_kernel = request.scope == "layer" and not request.by_channel and not request.is_threshold and not rule.min_kept
+    if not by_kernel or not rule.by_magnitude or options is None:
         raise InvalidArgumentError(
             "TFMOT prunes the kernels of a tf_keras model one by one, by magnitude and to a sparsity.",
             received=f"scope='{request.scope}', threshold={request.threshold!r}, criterion='{rule.criterion.name}', "
-            f"min_kept={rule.min_kept}" + (", pattern='channel'" if request.by_channel else ""),
+            f"min_kept={rule.min_kept}, pattern={'channel' if request.by_channel else pattern}",
             fix="Port the model to Keras 3, where tfopt does the work itself.",
         )
-    options: dict[str, Any] = {}
-    if isinstance(pattern, ZerosInGroups):
-        options["sparsity_m_by_n"] = (pattern.zeros, pattern.size)
-    elif isinstance(pattern, Block):
-        options["block_size"] = (pattern.height, pattern.width)
-        options["block_pooling_type"] = {"average": "AVG", "max": "MAX"}[pattern.pooling]
     return tfmot.prune(model, rule.schedule, sparsity=request.amount, include=include, exclude=exclude, options=options)
+
+
+def _tfmot_options(pattern: Pattern) -> dict[str, Any] | None:
+    """The pattern as options of `prune_low_magnitude`; None for one that TFMOT does not have."""
+    if type(pattern) is Element:
+        return {}
+    if type(pattern) is ZerosInGroups:
+        return {"sparsity_m_by_n": (pattern.zeros, pattern.size)}
+    if type(pattern) is Block:
+        pooling = {"average": "AVG", "max": "MAX"}[pattern.pooling]
+        return {"block_size": (pattern.height, pattern.width), "block_pooling_type": pooling}
+    return None

@@ -18,7 +18,7 @@ from tfopt.core.models.selection import Selection, select_kernels
 from tfopt.pruning.arguments import KEEP, Request, Scoring
 from tfopt.pruning.criteria import MAGNITUDE, Criterion
 from tfopt.pruning.masks import PruningMask, WeightPool
-from tfopt.pruning.patterns import Pattern, ZerosInGroups
+from tfopt.pruning.patterns import Pattern
 from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import evaluate
 from tfopt.pruning.scoring import score_kernels
@@ -153,10 +153,8 @@ def _settle(model: keras.Model, masks: list[PruningMask], pattern: Pattern) -> N
             received=f"'{model.name}', no weight below the threshold or kernels too small for sparsity and pattern",
             fix="Pass a higher `sparsity` or `threshold`.",
         )
-    if dense and isinstance(pattern, ZerosInGroups):
+    if dense and pattern.fixed_sparsity is not None:
         warnings.warn(
-            f"Left dense, as {pattern.zeros}:{pattern.size} takes more weights along the input axis: "
-            + ", ".join(dense)
-            + ".",
+            f"Left dense, as {pattern} takes more weights along the input axis: " + ", ".join(dense) + ".",
             stacklevel=4,
         )
