@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
-from tfopt.pruning.channel_masks import Ranking
+from tfopt.pruning.ranking import Ranking
 
 
 def mlp(kernel=None):
@@ -297,3 +297,38 @@ def test_nothing_to_do():
         tfopt.shrink(model)
     with pytest.raises(tfopt.UnsupportedModelError, match="before it is quantized"):
         tfopt.shrink(tfopt.quantize(model))
+
+
+class Turned(kl.ReLU):
+    def call(self, inputs):
+        return super().call(keras.ops.flip(inputs, -1))
+
+
+def softplus(x):
+    return x / (1.0 + keras.ops.sum(keras.ops.abs(x), -1, keepdims=True))
+
+
+def relu(x):
+    return keras.ops.maximum(x, 0.0) + keras.ops.minimum(x, 0.0) * 0.3
+
+
+def hidden_then(layer):
+    return keras.Sequential([keras.Input((4,)), kl.Dense(6, name="hidden"), layer, kl.Dense(2, name="head")])
+
+
+@pytest.mark.parametrize(("own", "reason"), [(Turned(), "Turned"), (kl.Activation(softplus), "'softplus' mixes them")])
+def test_channels_stop_at_what_is_the_users_own_and_may_mix_them(own, reason):
+    with pytest.raises(tfopt.NothingToDoError, match=reason):
+        tfopt.prune(hidden_then(own), pattern="channel", sparsity=0.5)
+
+
+def test_channels_pass_an_own_function_of_single_values():
+    pruned = tfopt.prune(hidden_then(kl.Activation(relu)), pattern="channel", sparsity=0.5)
+    small = assert_shrinks_exactly(pruned, np.random.default_rng(0).normal(size=(8, 4)))
+    assert small.get_layer("hidden").units == 3
+
+
+def test_channels_stay_in_a_layer_whose_own_activation_mixes_them():
+    layers = [kl.Dense(6, activation=softplus, name="hidden"), kl.Dense(2, name="head")]
+    with pytest.raises(tfopt.NothingToDoError, match="the softplus of 'hidden' mixes them"):
+        tfopt.prune(keras.Sequential([keras.Input((4,)), *layers]), pattern="channel", sparsity=0.5)

@@ -123,7 +123,7 @@ def test_the_trial_of_a_killed_worker_is_finished_by_another(postgresql, tmp_pat
     assert len(whole.best_models(5)) == 5
     with pytest.raises(FileError, match="Let all workers have one `directory`"):
         again(directory=tmp_path / "elsewhere").best_models()
-    with pytest.raises(InvalidArgumentError, match="with another settings"):
+    with pytest.raises(InvalidArgumentError, match="`name` must be.*differs in settings"):
         again(epochs=EPOCHS + 1, directory=None)
 
 

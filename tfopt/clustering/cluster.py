@@ -16,10 +16,11 @@ from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.models.graph import check_finite, check_model, check_patterns, walk_layers
 from tfopt.core.models.rewrite import rewrite
-from tfopt.core.models.selection import Kernel, select_kernels
+from tfopt.core.models.selection import Kernel, Selection, checked_selection, select_kernels
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Names
 from tfopt.interop import tfmot
 
 
@@ -29,8 +30,8 @@ def cluster(
     *,
     init: str = "kmeans++",
     per_channel: bool = False,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -86,12 +87,10 @@ def cluster(
         return tfmot.cluster(model, n_clusters, init=init, per_channel=per_channel, include=include, exclude=exclude)
     check_model(model)
     check_not_quantized(model, "cluster")
-    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    check_patterns(model, included, "include")
-    check_patterns(model, excluded, "exclude")
+    selection = checked_selection(model, include, exclude)
     if isinstance(n_clusters, Mapping):
         check_patterns(model, list(n_clusters), "n_clusters")
-    kernels = _kernels(model, included, excluded, n_clusters)
+    kernels = _kernels(model, selection, n_clusters)
     check_finite(model)
     clustered = rewrite(model)
     twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
@@ -114,8 +113,8 @@ def _counts(n_clusters: Any) -> Any:
     return as_whole("n_clusters", n_clusters, least=2, what=what, fix="16 suits most kernels.")
 
 
-def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:
-    kernels, unknown = select_kernels(model, included, excluded, n_clusters)
+def _kernels(model: keras.Model, selection: Selection, n_clusters: Any) -> list[Kernel]:
+    kernels, unknown = select_kernels(model, selection, n_clusters)
     if not kernels:
         raise NothingToDoError(
             "The model has to have a kernel to cluster: convolution, dense, embedding, recurrent or attention layers.",
@@ -139,7 +138,9 @@ def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:
     return kernels
 
 
-def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator) -> None:
+def _attach(
+    variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator: np.random.Generator
+) -> None:
     """Gives the kernel its clusters: sets its values and attaches the constraint that keeps them equal."""
     weights = np.array(keras.ops.convert_to_numpy(variable), np.float32)
     front = tuple(axis % weights.ndim for axis in axes)

@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
-from tfopt.core.checks import FRACTION, NOT_NEGATIVE, Range, as_choice, as_count, as_number, plain
+from tfopt.core.checks import FRACTION, NOT_NEGATIVE, Range, as_choice, as_number, plain
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.types import Data, Loss
 from tfopt.pruning.budget import Budget
-from tfopt.pruning.masks import Rule
-from tfopt.pruning.patterns import ZerosInGroups
+from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import check_schedule
 
 KEEP = "keep"
 SCOPES = ("layer", "global")
 
 
-def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budget: Budget | None = None) -> None:
+class Scoring(TypedDict, total=False):
+    """What scores are taken on, as `score_kernels` takes it."""
+
+    data: Data
+    loss: Loss
+    seed: int
+    verbose: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `prune` was asked for, where kernels or channels are masked; see there.
+
+    Args:
+        by_channel: the pattern is `"channel"`; that of the rule does not count then.
+    """
+
+    rule: Rule
+    by_channel: bool = False
+    scope: str = "layer"
+    sparsity: Any = None
+    threshold: Any = None
+    budget: Budget | None = None
+    round_to: int = 1
+    scoring: Scoring = field(default_factory=Scoring)
+
+    @property
+    def is_threshold(self) -> bool:
+        return self.threshold is not None
+
+    @property
+    def amount(self) -> Any:
+        """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
+        amount = self.threshold if self.is_threshold else self.sparsity
+        if amount is None and self.rule.schedule is None:
+            return 0.5
+        return {name: plain(each) for name, each in amount.items()} if isinstance(amount, Mapping) else plain(amount)
+
+
+def check_request(request: Request) -> None:
     """Raises `InvalidArgumentError` for arguments out of range, or that contradict each other."""
+    rule, scope, sparsity, threshold = request.rule, request.scope, request.sparsity, request.threshold
     as_choice("scope", scope, SCOPES)
-    _check_one_amount(rule.schedule, sparsity, threshold, budget)
+    _check_one_amount(request)
     if rule.schedule is not None:
         check_schedule(rule.schedule)
-    for fraction in _values(sparsity, "sparsity"):
-        as_number(
-            "sparsity",
-            fraction,
-            FRACTION,
-            what="a fraction of zeros above 0 and below 1",
-            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
-        )
-    for limit in _values(threshold, "threshold"):
-        as_number(
-            "threshold",
-            limit,
-            NOT_NEGATIVE,
-            what="a finite score of at least 0, or a dict from layer names or globs to such",
-            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
-        )
+    _check_values(sparsity, threshold)
     if scope == "global":
         _check_global(rule, sparsity, threshold)
-    if isinstance(rule.pattern, ZerosInGroups):
-        _check_fixed(rule.pattern, rule.min_kept, sparsity, threshold)
+    if rule.pattern.fixed_sparsity is not None:
+        _check_fixed(rule, sparsity, threshold)
     elif sparsity == KEEP:
         _check_keep(rule, scope)
     elif any(fraction + rule.min_kept > 1 + 1e-9 for fraction in _values(sparsity, "sparsity")):
@@ -49,6 +75,7 @@ def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budge
             "`sparsity` and `min_kept` are fractions of the same kernel: together at most 1.",
             received=f"sparsity={sparsity!r}, min_kept={rule.min_kept!r}",
         )
+    _check_structure(request)
 
 
 def as_min_kept(min_kept: Any) -> float:
@@ -62,17 +89,16 @@ def as_min_kept(min_kept: Any) -> float:
     )
 
 
-def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> int:
-    """`round_to`; raises for arguments that only whole channels have a use for."""
-    round_to = as_count("round_to", round_to)
-    if not by_channel and (round_to > 1 or budget is not None):
+def _check_structure(request: Request) -> None:
+    """Raises for arguments that only whole channels have a use for."""
+    budget = request.budget
+    if not request.by_channel and (request.round_to > 1 or budget is not None):
         raise InvalidArgumentError(
             "`round_to`, `to_macs` and `to_params` are for whole channels: zeros in a kernel change neither its width "
             "nor what it computes.",
-            received=f"round_to={round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
+            received=f"round_to={request.round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
             fix="Add `pattern='channel'`.",
         )
-    return round_to
 
 
 def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str, min_kept: Any, round_to: Any) -> Any:
@@ -91,12 +117,23 @@ def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str,
     return sparsity
 
 
-def amount_of(rule: Rule, sparsity: Any, threshold: Any) -> Any:
-    """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
-    amount = sparsity if threshold is None else threshold
-    if amount is None and rule.schedule is None:
-        return 0.5
-    return {name: plain(each) for name, each in amount.items()} if isinstance(amount, Mapping) else plain(amount)
+def _check_values(sparsity: Any, threshold: Any) -> None:
+    for fraction in _values(sparsity, "sparsity"):
+        as_number(
+            "sparsity",
+            fraction,
+            FRACTION,
+            what="a fraction of zeros above 0 and below 1",
+            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
+        )
+    for limit in _values(threshold, "threshold"):
+        as_number(
+            "threshold",
+            limit,
+            NOT_NEGATIVE,
+            what="a finite score of at least 0, or a dict from layer names or globs to such",
+            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
+        )
 
 
 def _values(amount: Any, argument: str) -> list:
@@ -108,10 +145,10 @@ def _values(amount: Any, argument: str) -> list:
     return [] if amount is None or (argument == "sparsity" and amount == KEEP) else [amount]
 
 
-def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
-    given = {"schedule": schedule, "sparsity": sparsity, "threshold": threshold}
-    if budget is not None:
-        given[f"to_{budget.kind}"] = budget.fraction
+def _check_one_amount(request: Request) -> None:
+    given = {"schedule": request.rule.schedule, "sparsity": request.sparsity, "threshold": request.threshold}
+    if request.budget is not None:
+        given[f"to_{request.budget.kind}"] = request.budget.fraction
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise InvalidArgumentError(
@@ -122,10 +159,10 @@ def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
         )
 
 
-def _check_global(rule: Rule, sparsity, threshold) -> None:
-    if isinstance(rule.pattern, ZerosInGroups):
+def _check_global(rule: Rule, sparsity: Any, threshold: Any) -> None:
+    if rule.pattern.fixed_sparsity is not None:
         raise InvalidArgumentError(
-            "The scope 'global' lets kernels become differently sparse; n:m makes all equally sparse.",
+            f"The scope 'global' lets kernels become differently sparse; {rule.pattern} makes all equally sparse.",
             received=f"pattern={rule.pattern}, scope='global'",
             fix="Leave `scope` out.",
         )
@@ -143,14 +180,15 @@ def _check_global(rule: Rule, sparsity, threshold) -> None:
         )
 
 
-def _check_fixed(pattern: ZerosInGroups, min_kept: float, sparsity, threshold) -> None:
-    """n:m says alone how many weights stay."""
-    fits = sparsity != KEEP and all(fraction == pattern.sparsity for fraction in _values(sparsity, "sparsity"))
-    if fits and threshold is None and not min_kept:
+def _check_fixed(rule: Rule, sparsity: Any, threshold: Any) -> None:
+    """A pattern such as n:m says alone how many weights stay."""
+    fixed = rule.pattern.fixed_sparsity
+    fits = sparsity != KEEP and all(fraction == fixed for fraction in _values(sparsity, "sparsity"))
+    if fits and threshold is None and not rule.min_kept:
         return
-    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": min_kept or None}
+    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": rule.min_kept or None}
     raise InvalidArgumentError(
-        f"The pattern {pattern.zeros}:{pattern.size} fixes the sparsity of each kernel at {pattern.sparsity:g}.",
+        f"The pattern {rule.pattern} fixes the sparsity of each kernel at {fixed:g}.",
         received=", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None),
         fix="Leave these arguments out.",
     )

@@ -57,7 +57,7 @@ class PruningSummaries(keras.callbacks.Callback):
         self._each = each
         self._batches = 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         if not self._masks():
             raise NothingToDoError(
                 "A model whose sparsity is written has pruning masks.",
@@ -66,16 +66,16 @@ class PruningSummaries(keras.callbacks.Callback):
             )
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._batches += 1
         if self._each is not None and self._batches % self._each == 0:
             self._write()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._each is None:
             self._write()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self._writer.close()
 
     def _masks(self) -> list[tuple[keras.Variable, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.checks import as_choice, is_whole
-from tfopt.core.data.splits import k_fold
+from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
@@ -59,8 +60,6 @@ def check(hypermodel: Any, train: Any, val: Any, objectives: Any, cv: int | None
             "`cv` splits arrays, and is scored on its folds instead of `val`.",
             received="`val`" if arrays else type(train).__name__,
         )
-    if cv is not None:
-        _splits(train, cv, seed)
     if cv is None and val is None and any(objective.name.startswith("val_") for objective in objectives):
         raise InvalidArgumentError("An objective 'val_...' needs data to validate on.", fix="Pass `val` or `cv`.")
     if not arrays and "batch_size" in getattr(hypermodel, "training", {}):
@@ -104,15 +103,18 @@ def as_budget(budget: Any) -> tuple[int | None, float | None]:
     raise InvalidArgumentError("`budget` must be a number of trials, or seconds such as '600s'.", received=repr(budget))
 
 
-def parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:
-    """What to train and to validate on, a pair for each training of a trial."""
+def as_folds(cv: Any, train: Any, seed: int) -> tuple[Split, ...]:
+    """The folds of the training data to score on; none without `cv`."""
     if cv is None:
+        return ()
+    return tuple(make_folds(cv, train[1], len(keras.tree.flatten(train[0])[0]), argument="cv", seed=seed))
+
+
+def parts(train: Any, val: Any, folds: Sequence[Split]) -> list[tuple]:
+    """What to train and to validate on, a pair for each training of a trial."""
+    if not folds:
         return [(train, val)]
-    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in _splits(train, cv, seed)]
-
-
-def _splits(train: Any, cv: int, seed: int) -> Any:
-    return k_fold(train[1], len(keras.tree.flatten(train[0])[0]), cv, seed, train=True)
+    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in folds]
 
 
 def _rows(data: tuple, numbers: Any) -> tuple:

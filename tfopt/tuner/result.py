@@ -17,7 +17,7 @@ from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, p
 from tfopt.core.reporting.render import UNKNOWN, Report, Table
 from tfopt.tuner.hparams import write_hparams
 from tfopt.tuner.importance import importances, reason_for_none
-from tfopt.tuner.journal import Journal, Trial
+from tfopt.tuner.journal import SearchJournal, Trial
 from tfopt.tuner.objective import COSTS, Constraint, Objective, best_first, losses, ranks
 from tfopt.tuner.packages import load
 
@@ -44,7 +44,7 @@ class SearchResult(Report):
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     trials: tuple[Trial, ...]
-    journal: Journal
+    journal: SearchJournal
 
     @property
     def ranking(self) -> tuple[Trial, ...]:

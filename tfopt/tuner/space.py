@@ -16,7 +16,8 @@ from tfopt.core.models.graph import check_model
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.initialization import init_from
 from tfopt.editing.width import reinitialised
-from tfopt.training.recipes import DECAYS, recipe
+from tfopt.training.decay import DECAYS
+from tfopt.training.recipes import recipe
 from tfopt.tuner.axes import ACTIVATION, KERNEL_SIZE, PER, POOLING, Axis, depth_axes, edited, swap_axes, width_axes
 from tfopt.tuner.packages import load
 
