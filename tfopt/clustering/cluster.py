@@ -16,7 +16,7 @@ from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.models.graph import Graph, check_finite, check_patterns, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Kernel, Selection, checked_selection, select_kernels
 from tfopt.core.reporting.progress import progress
@@ -85,14 +85,14 @@ def cluster(
     as_choice("init", init, INITS)
     if tfmot.is_tf_keras_model(model):
         return tfmot.cluster(model, n_clusters, init=init, per_channel=per_channel, include=include, exclude=exclude)
-    check_model(model)
-    check_not_quantized(model, "cluster")
-    selection = checked_selection(model, include, exclude)
+    graph = read(model)
+    check_not_quantized(graph, "cluster")
+    selection = checked_selection(graph, include, exclude)
     if isinstance(n_clusters, Mapping):
-        check_patterns(model, list(n_clusters), "n_clusters")
-    kernels = _kernels(model, selection, n_clusters)
-    check_finite(model)
-    clustered = rewrite(model)
+        check_patterns(graph, list(n_clusters), "n_clusters")
+    kernels = _kernels(graph, selection, n_clusters)
+    check_finite(graph)
+    clustered = rewrite(graph).model
     twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
@@ -113,13 +113,13 @@ def _counts(n_clusters: Any) -> Any:
     return as_whole("n_clusters", n_clusters, least=2, what=what, fix="16 suits most kernels.")
 
 
-def _kernels(model: keras.Model, selection: Selection, n_clusters: Any) -> list[Kernel]:
-    kernels, unknown = select_kernels(model, selection, n_clusters)
+def _kernels(graph: Graph, selection: Selection, n_clusters: Any) -> list[Kernel]:
+    kernels, unknown = select_kernels(graph, selection, n_clusters)
     if not kernels:
         raise NothingToDoError(
             "The model has to have a kernel to cluster: convolution, dense, embedding, recurrent or attention layers.",
-            received=f"'{model.name}', with layers of type "
-            + ", ".join(sorted({type(layer).__name__ for _, layer in walk_layers(model)})),
+            received=f"'{graph.model.name}', with layers of type "
+            + ", ".join(sorted({type(layer).__name__ for _, layer in graph.layers})),
             fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(prunable=...)`.",
         )
     held = [kernel.variable.path for kernel in kernels if constraints.find(kernel.variable, WeightClusters)]

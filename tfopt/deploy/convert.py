@@ -17,6 +17,7 @@ from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import ExportError, InvalidArgumentError, first_line
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fake_quantized import fake_quantized, mode, ranges_of
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import in_float32
 from tfopt.deploy.flatbuffer.legalize import finished
 from tfopt.deploy.flatbuffer.packing import pack_kernels
@@ -53,7 +54,8 @@ def convert(
         ExportError: the converter refuses the model.
         InvalidArgumentError: a float model is to become int8 without data.
     """
-    model = in_float32(model)
+    graph = in_float32(Graph(model))
+    model = graph.model
     with mode("export"):
         function = _frozen(model, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
@@ -67,12 +69,12 @@ def convert(
         # One range for a whole Dense kernel, as in TFMOT's scheme.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
-        if not fake_quantized(model):
+        if not fake_quantized(graph):
             converter.representative_dataset = _representative(model, data, batch_size or 1)
     if kind == "int16x8":
         converter.target_spec.supported_ops = INT16X8_OPS
     content = _run(converter, batch_size)
-    if kind in ("int8", "int16x8") and fake_quantized(model):
+    if kind in ("int8", "int16x8") and fake_quantized(graph):
         content = finished(content)
     bits = weight_only_bits(model) - {HALF}
     return pack_kernels(content, bits) if bits else content
@@ -80,7 +82,7 @@ def convert(
 
 def kind_of(model: keras.Model) -> str:
     """The kind of file that a model with the layers of `quantize` becomes."""
-    activation_bits = {part.bits for part in ranges_of(model).values()}
+    activation_bits = {part.bits for part in ranges_of(Graph(model)).values()}
     if activation_bits or not weight_only_bits(model):
         return "int16x8" if 16 in activation_bits else "int8"
     return "float16" if HALF in weight_only_bits(model) else "weight_only"
@@ -88,7 +90,7 @@ def kind_of(model: keras.Model) -> str:
 
 def weight_only_bits(model: keras.Model) -> set[int]:
     """Bits of the kernels of layers that compute in float."""
-    return {layer.weight_only_bits for _, layer in fake_quantized(model) if layer.weight_only_bits is not None}
+    return {layer.weight_only_bits for _, layer in fake_quantized(Graph(model)) if layer.weight_only_bits is not None}
 
 
 def output_names(model: keras.Model) -> list[str]:

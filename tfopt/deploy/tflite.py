@@ -17,7 +17,7 @@ from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
-from tfopt.core.models.graph import check_finite, check_model, walk_layers
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.deploy.checks import check_comparison, check_options, check_shapes
@@ -149,8 +149,7 @@ class _Part:
 def _part(signature: str, model, quantization, data, compare_with, tolerance, io_types) -> _Part:
     legacy = tfmot.is_tf_keras_model(model)
     if not legacy:
-        check_model(model)
-        check_finite(model)
+        check_finite(read(model))
         check_shapes(model)
     kind = _resolve(model, quantization, legacy)
     if kind != "int8" and io_types != ("float32", "float32"):
@@ -186,8 +185,8 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     if legacy:
         quantized = tfmot.is_quantized(model)
     else:
-        quantized = bool(fake_quantized(model))
-        check_ranges(model)
+        quantized = bool(fake_quantized(read(model)))
+        check_ranges(read(model))
     own = "none" if not quantized else "int8" if legacy else kind_of(model)
     if quantized and quantization not in ("auto", own):
         raise InvalidArgumentError(
@@ -208,7 +207,7 @@ def _kind_of_difference(model, kind: str, legacy: bool) -> str:
     """The key of the tolerance: what of the difference comes from the file, what from the model."""
     if legacy:
         return kind
-    if kind == "int8" and not fake_quantized(model):
+    if kind == "int8" and not fake_quantized(read(model)):
         return "int8 of a float model"
     in_half = kind in ("none", "weight_only", "int16x8") and computes_in_16_bits(model)
     return "float16" if in_half else kind
@@ -222,7 +221,7 @@ def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -
     if isinstance(other, TFLiteModel):
         outputs = file_predictions(other, samples)
     else:
-        inputs = [tuple(tensor.shape[1:]) for tensor in (other if legacy else check_model(other)).inputs]
+        inputs = [tuple(tensor.shape[1:]) for tensor in (other if legacy else read(other).model).inputs]
         if inputs != [array.shape[1:] for array in samples.values()]:
             raise InvalidArgumentError(
                 "`compare_with` has to take the inputs of the model.",
@@ -256,7 +255,7 @@ def _smallest(part: _Part, io_types, batch_size: int | None, sparse: bool | str)
 
 
 def _zero_fraction(model: keras.Model) -> float:
-    kernels = {id(w): w for _, layer in walk_layers(model) for w in prunable_weights(layer).values()}
+    kernels = {id(w): w for _, layer in read(model).layers for w in prunable_weights(layer).values()}
     arrays = [kernel.numpy() for kernel in kernels.values()]
     return sum(int((a == 0).sum()) for a in arrays) / max(1, sum(a.size for a in arrays))
 

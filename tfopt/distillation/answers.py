@@ -14,7 +14,7 @@ from tfopt.core.data.batches import Batch, as_inputs
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import compiled_loss, functional_of
 from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import check_finite, read
 from tfopt.distillation.choice import task_of
 from tfopt.distillation.heads import Head
 from tfopt.distillation.outputs import part_of
@@ -115,7 +115,7 @@ def _checked_models(teacher: Any) -> list[keras.Model]:
     if not models:
         raise InvalidArgumentError("There has to be a teacher.", received=repr(teacher))
     for model in models:
-        check_finite(check_model(model))
+        check_finite(read(model))
     inputs = [keras.tree.map_structure(lambda t: (tuple(t.shape), t.dtype), functional_of(m).input) for m in models]
     for other in inputs[1:]:
         if other != inputs[0]:

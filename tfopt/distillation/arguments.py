@@ -11,7 +11,7 @@ import keras
 from tfopt.core.checks import POSITIVE, Range, as_number
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
 from tfopt.distillation.loss_layers.base import DistillationLoss
@@ -35,17 +35,15 @@ def checked_numbers(alpha: Any, temperature: Any) -> tuple[float, float]:
 
 def teaching_models(student: keras.Model, teacher: Any) -> list[keras.Model]:
     """The teachers as a list, each checked; a frozen copy of one that has weights in common with the student."""
-    check_model(student)
-    check_finite(student)
+    check_finite(read(student))
     models = list(teacher) if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
     if isinstance(teacher, (list, tuple)) and not models:
         raise InvalidArgumentError("There has to be a teacher, or None.", received=repr(teacher))
     for model in models:
-        check_model(model)
-        check_finite(model)
+        check_finite(read(model))
         _check_inputs(student, model)
     own = set(map(id, student.variables))
-    return [rewrite(model) if own & set(map(id, model.variables)) else model for model in models]
+    return [rewrite(read(model)).model if own & set(map(id, model.variables)) else model for model in models]
 
 
 def check_weights(weights: Any, models: Sequence[keras.Model]) -> None:

@@ -13,7 +13,7 @@ from tfopt.core.errors import NothingToDoError
 from tfopt.core.keras_internals import sublayers
 from tfopt.core.models import constraints
 from tfopt.core.models.fake_quantized import without_fake_quantization
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.init_report import EXACT, OWN, SLICED, InitLayer, InitReport
 from tfopt.distillation.matching import Pair, Part, matched, parts_of, weights_of
@@ -66,13 +66,13 @@ def init_from(student: keras.Model, teacher: keras.Model, *, by: str = "auto", v
         >>> [(layer.how, layer.parameters) for layer in student.init_report.layers]
         [('sliced', 144), ('sliced', 68)]
     """
-    check_model(student)
-    check_model(teacher)
+    own_graph, teacher_graph = read(student), read(teacher)
     by = as_choice("by", by, _WAYS)
-    check_finite(teacher)
-    result = rewrite(student)
-    plain_student, own = without_fake_quantization(result)
-    plain_teacher, _ = without_fake_quantization(teacher)
+    check_finite(teacher_graph)
+    copy = rewrite(own_graph)
+    result = copy.model
+    plain_student, own = without_fake_quantization(copy)
+    plain_teacher, _ = without_fake_quantization(teacher_graph)
     plan = _Plan(plain_student, plain_teacher, by)
     report = InitReport(student.name, teacher.name, tuple(map(plan.layer, plan.parts)))
     if not plan.values:
@@ -102,8 +102,8 @@ def _give(model: keras.Model, values: dict[int, tuple[keras.Variable, np.ndarray
 class _Plan:
     """What each layer of a plain student takes; `values` holds the arrays by id of the student's variable."""
 
-    student: keras.Model
-    teacher: keras.Model
+    student: Graph
+    teacher: Graph
     by: str
     values: dict[int, np.ndarray] = field(default_factory=dict)
 

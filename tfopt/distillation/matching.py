@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tfopt.core.keras_internals import sublayers
-from tfopt.core.models.flow import ADDITIONS
+from tfopt.core.models.flow import is_addition
 from tfopt.core.models.graph import Graph
 
 # What it is worth to pair two layers.
@@ -36,7 +36,7 @@ class Part:
     @cached_property
     def kind(self) -> Any:
         """Equal for parts that do the same, whatever their widths."""
-        if isinstance(self.op, ADDITIONS):
+        if is_addition(self.op):
             return "addition"
         return (type(self.op), *(type(layer) for layer in sublayers(self.op)[1:] if layer.weights))
 
@@ -76,18 +76,17 @@ def weights_of(op: keras.Operation) -> dict[tuple[str, int], keras.Variable]:
     return found
 
 
-def parts_of(model: keras.Model) -> list[Part]:
+def parts_of(graph: Graph) -> list[Part]:
     """The parts of a model in the order of computation, nested models entered, shared layers once."""
     parts: dict[int, Part] = {}
 
-    def walk(model: keras.Model, prefix: str, inputs: list[int]) -> list[int]:
+    def walk(graph: Graph, prefix: str, inputs: list[int]) -> list[int]:
         """The depths of a model's outputs, given those of its inputs."""
-        graph = Graph(model)
         depths = {id(tensor): depth for tensor, depth in zip(graph.inputs, inputs, strict=True)}
         for call in graph.calls:
             op, before = call.op, [depths[id(tensor)] for tensor in call.inputs]
             if isinstance(op, keras.Model):
-                after = walk(op, f"{prefix}{op.name}/", before)
+                after = walk(graph.inner(op), f"{prefix}{op.name}/", before)
             else:
                 after = [max(before, default=0) + 1] * len(call.outputs)
                 if weights_of(op) or len({id(tensor) for tensor in call.inputs}) > 1:
@@ -96,7 +95,7 @@ def parts_of(model: keras.Model) -> list[Part]:
             depths.update((id(tensor), depth) for tensor, depth in zip(call.outputs, after, strict=True))
         return [depths[id(tensor)] for tensor in graph.outputs]
 
-    walk(model, "", [0] * len(Graph(model).inputs))
+    walk(graph, "", [0] * len(graph.inputs))
     return list(parts.values())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tfopt.core.channels.graph import OUTPUT_STAYS, ChannelGraph
 from tfopt.core.channels.scores import channel_magnitudes
 from tfopt.core.layers.channels import FIXED, Slot
+from tfopt.core.models.graph import Graph
 
 VariablePair = tuple[keras.Variable, keras.Variable]
 _NONE = -1  # in the place of a channel without a counterpart
@@ -29,15 +30,15 @@ class KeptChannels:
     their old order.
 
     Args:
-        student, teacher: plain float models.
+        student, teacher: graphs of plain float models.
         pairs: corresponding weights.
     """
 
-    def __init__(self, student: keras.Model, teacher: keras.Model, pairs: Sequence[VariablePair]):
-        student_graph, graph = (ChannelGraph(model, ties_only=True) for model in (student, teacher))
+    def __init__(self, student: Graph, teacher: Graph, pairs: Sequence[VariablePair]):
+        student_graph, graph = (ChannelGraph(each, ties_only=True) for each in (student, teacher))
         self._student = _by_place(student_graph)
         self._teacher = _by_place(graph)
-        self._scores = channel_magnitudes(teacher, graph)
+        self._scores = channel_magnitudes(graph)
         self._taken: dict[int, int] = {FIXED: FIXED}  # channel of the student -> that of the teacher
         self._answers = _answers(student_graph)
         self._choose(pairs, ("out",))

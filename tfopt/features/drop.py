@@ -13,7 +13,7 @@ from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import functional_of
 from tfopt.features.folding import bias_shifts
-from tfopt.features.inputs import Features, check_readable
+from tfopt.features.inputs import Features, read_float
 
 
 def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fill: Any = None) -> keras.Model:
@@ -50,15 +50,15 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
         >>> small.input_shape, tuple(small.get_layer("hidden").kernel.shape)
         ((None, 2), (2, 3))
     """
-    check_readable(model, "drop_features")
-    features = Features(model)
+    graph = read_float(model, "drop_features")
+    features = Features(graph)
     dropped = features.dropped(drop, keep)
     constants = _constants(model, features, dropped, fill)
     if any(values.any() for _, values in constants.values()):
-        features = Features(model, zero=False)
+        features = Features(graph, zero=False)
     removed = features.channels(dropped)
-    shifts = bias_shifts(model, features.graph, removed, constants)
-    small = without_channels(model, features.graph, removed)
+    shifts = bias_shifts(features.graph, removed, constants)
+    small = without_channels(features.graph, removed).model
     biases = counterparts(model, small, [bias for bias, _ in shifts])
     for bias, (_, shift) in zip(biases, shifts, strict=True):
         bias.assign(keras.ops.convert_to_numpy(bias) + shift)

@@ -29,26 +29,25 @@ Shift = tuple[keras.Variable, np.ndarray]
 
 
 def bias_shifts(
-    model: keras.Model, graph: ChannelGraph, removed: np.ndarray, constants: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    channels: ChannelGraph, removed: np.ndarray, constants: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[Shift]:
     """What has to be added to which biases when channels of input features are removed.
 
     Args:
-        model: what `graph` was made of.
-        graph: with the features as channels.
+        channels: of the model, with the features as channels.
         removed: channels of features.
         constants: name of an input -> indices of the features that are removed, and the values they count as.
 
     Raises:
         UnsupportedModelError: a constant other than 0 reaches a layer that cannot take it in.
     """
-    readers = [s for s in graph.slots if s.role == "in" and not s.zero and np.isin(s.labels, removed).any()]
+    readers = [s for s in channels.slots if s.role == "in" and not s.zero and np.isin(s.labels, removed).any()]
     if not readers:
         return []
-    arrived = _arrived(model, readers, constants)
+    arrived = _arrived(channels.graph, readers, constants)
     shifts = []
     for slot in readers:
-        op = next(call.op for call in _calls(model) if _holds(call.op, slot.variable))
+        op = next(call.op for call in _calls(channels.graph) if _holds(call.op, slot.variable))
         gone = np.isin(slot.labels, removed)
         values = _constants(slot, gone, [np.moveaxis(a, _axis(op, slot), -1) for a in arrived[id(slot.variable)]])
         if values.any():
@@ -56,10 +55,10 @@ def bias_shifts(
     return shifts
 
 
-def _arrived(model: keras.Model, readers: list[Slot], constants: Mapping) -> dict[int, list[np.ndarray]]:
+def _arrived(graph: Graph, readers: list[Slot], constants: Mapping) -> dict[int, list[np.ndarray]]:
     """What each reader's inputs are, by the id of its kernel, where the other features are random."""
-    working = in_float32(model)
-    kernels = counterparts(model, working, [slot.variable for slot in readers])
+    working = in_float32(graph)
+    kernels = counterparts(graph.model, working.model, [slot.variable for slot in readers])
     wanted = defaultdict(list)
     for slot, kernel in zip(readers, kernels, strict=True):
         for call in _calls(working):
@@ -85,11 +84,11 @@ def _arrived(model: keras.Model, readers: list[Slot], constants: Mapping) -> dic
     return found
 
 
-def _probe(model: keras.Model, constants: Mapping, seed: int) -> list[np.ndarray]:
+def _probe(graph: Graph, constants: Mapping, seed: int) -> list[np.ndarray]:
     """An array for each input: random values beside the constants, so that what depends on them shows."""
     generator = np.random.default_rng(seed)
     arrays = []
-    for tensor in Graph(model).inputs:
+    for tensor in graph.inputs:
         shape = (tensor.shape[0] or 1, *(size or _UNKNOWN_SIZE for size in tensor.shape[1:]))
         floating = keras.backend.is_float_dtype(tensor.dtype)
         array = generator.uniform(size=shape) if floating else np.zeros(shape)
@@ -101,11 +100,11 @@ def _probe(model: keras.Model, constants: Mapping, seed: int) -> list[np.ndarray
     return arrays
 
 
-def _calls(model: keras.Model) -> Iterator[Call]:
+def _calls(graph: Graph) -> Iterator[Call]:
     """The calls of layers and ops, those of nested models instead of their own."""
-    for call in Graph(model).calls:
+    for call in graph.calls:
         if isinstance(call.op, keras.Model):
-            yield from _calls(call.op)
+            yield from _calls(graph.inner(call.op))
         else:
             yield call
 

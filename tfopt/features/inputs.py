@@ -13,7 +13,7 @@ from tfopt.core.errors import InvalidArgumentError, NothingToDoError, Unsupporte
 from tfopt.core.keras_internals import input_names
 from tfopt.core.layers.channels import FIXED
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import Graph, check_finite, read
 
 Place = tuple[str, int]  # name of an input, index of a feature
 
@@ -22,13 +22,13 @@ class Features:
     """The features of a model: the indices of the last axis of each of its inputs.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         zero: a dropped feature counts as 0; otherwise as some constant.
     """
 
-    def __init__(self, model: keras.Model, *, zero: bool = True):
-        self.graph = ChannelGraph(model, features=True, zero=zero)
-        self.inputs = input_names(model)
+    def __init__(self, graph: Graph, *, zero: bool = True):
+        self.graph = ChannelGraph(graph, features=True, zero=zero)
+        self.inputs = input_names(graph.model)
         channels = dict(zip(self.inputs, self.graph.features, strict=True))
         self.labels = {name: each.labels.reshape(-1) for name, each in channels.items()}
         self._roots = {name: self.graph.roots(labels) for name, labels in self.labels.items()}
@@ -144,11 +144,12 @@ class Features:
         return unique
 
 
-def check_readable(model: keras.Model, verb: str) -> None:
-    """Raises for a model whose features cannot be read: not built, quantized, or with NaN in its weights."""
-    check_model(model)
-    check_not_quantized(model, verb)
-    check_finite(model)
+def read_float(model: keras.Model, verb: str) -> Graph:
+    """The graph of a model; raises for one that is not built, quantized, or with NaN in its weights."""
+    graph = read(model)
+    check_not_quantized(graph, verb)
+    check_finite(graph)
+    return graph
 
 
 def _listed(indices: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import keras
 from tfopt.core.checks import as_choice, as_count, as_seed
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.types import Data, Loss, Metric
-from tfopt.features.inputs import Features, Place, check_readable
+from tfopt.features.inputs import Features, Place, read_float
 from tfopt.features.ranking import Feature, FeatureRanking
 from tfopt.features.scores import MEASURES, Options
 
@@ -76,7 +76,7 @@ def rank_features(
         >>> rank_features(model, criterion="weights", names=["age", "height", "weight"]).lowest(1)
         [1]
     """
-    check_readable(model, "rank_features")
+    graph = read_float(model, "rank_features")
     criterion = as_choice("criterion", criterion, MEASURES)
     if data is None and criterion != "weights":
         raise InvalidArgumentError(
@@ -84,10 +84,10 @@ def rank_features(
         )
     counts = {"repeats": as_count("repeats", repeats), "batch_size": as_count("batch_size", batch_size)}
     options = Options(data, metric, mode, loss, seed=as_seed(seed), verbose=verbose, **counts)
-    features = Features(model)
+    features = Features(graph)
     places, kept = _ranked(features)
     called = _names(features, names)
-    found = MEASURES[criterion](model, features, places, options)
+    found = MEASURES[criterion](graph, features, places, options)
     ranked = tuple(
         Feature(name, index, called[name][index], found.values[name, index], found.spread.get((name, index)))
         for name, index in places

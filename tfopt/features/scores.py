@@ -17,6 +17,7 @@ from tfopt.core.data.metrics import score
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import compiled_loss
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import in_float32
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data, Loss, Metric
@@ -48,10 +49,10 @@ class Options:
     verbose: int
 
 
-def by_permutation(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
+def by_permutation(graph: Graph, features: Features, places: list[Place], options: Options) -> Importances:
     """Mean and standard deviation of the drops of the score when a feature is shuffled among the samples."""
-    samples = labelled(model, options.data)
-    evaluator = Evaluator(model, options.batch_size)
+    samples = labelled(graph.model, options.data)
+    evaluator = Evaluator(graph, options.batch_size)
     before = evaluator.predict(samples.x)
     goal = as_goal(_default_metric(samples, before) if options.metric is None else options.metric, options.mode)
     baseline = goal(samples.y, before)
@@ -93,24 +94,24 @@ def _shuffled(x: Any, which: int, index: int, orders: list[np.ndarray]) -> Itera
         yield keras.tree.pack_sequence_as(x, [*arrays[:which], changed, *arrays[which + 1 :]])
 
 
-def by_weights(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
+def by_weights(graph: Graph, features: Features, places: list[Place], options: Options) -> Importances:
     """Sum of the magnitudes of the weights that read each feature."""
-    graph = features.graph
+    channels = features.graph
     sums: dict[int, float] = defaultdict(float)
-    for slot in graph.slots:
+    for slot in channels.slots:
         if slot.role == "in":
             array = np.moveaxis(keras.ops.convert_to_numpy(slot.variable), slot.axis, 0).astype("float64")
             for channel, total in zip(slot.labels, np.abs(array).reshape(len(array), -1).sum(1), strict=True):
                 sums[int(channel)] += float(total)
-    values = {(name, index): sums[int(graph.roots(features.labels[name])[index])] for name, index in places}
+    values = {(name, index): sums[int(channels.roots(features.labels[name])[index])] for name, index in places}
     return Importances(values, "sum of |w| of the weights that read it")
 
 
-def by_gradients(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
+def by_gradients(graph: Graph, features: Features, places: list[Place], options: Options) -> Importances:
     """Mean over samples of `|sum over positions of x * dL/dx|`."""
-    loss = {"loss": options.loss} if options.loss is not None else compiled_loss(model)
+    loss = {"loss": options.loss} if options.loss is not None else compiled_loss(graph.model)
     batches = input_gradients(
-        in_float32(model), options.data, loss, batch_size=options.batch_size, verbose=options.verbose
+        in_float32(graph), options.data, loss, batch_size=options.batch_size, verbose=options.verbose
     )
     totals = {name: np.zeros(features.width(name)) for name, _ in places}
     samples = 0

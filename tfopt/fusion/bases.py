@@ -20,7 +20,7 @@ from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.constraints import constrained
 from tfopt.core.models.fake_quantized import check_not_quantized
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import check_finite, check_model, walk_layers
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import untrained
 from tfopt.fusion.predictions import one_output
 
@@ -120,7 +120,7 @@ class Base(Trainee):
     def fingerprint(self) -> str:
         """Of structure, compile options and the values that training does not make; numbers in names do not count."""
         structure = re.sub(r'_\d+"', '"', self.model.to_json())
-        kept = [layer for _, layer in walk_layers(self.model) if not layer.trainable or hasattr(layer, "adapt")]
+        kept = [layer for _, layer in read(self.model).layers if not layer.trainable or hasattr(layer, "adapt")]
         values = [keras.ops.convert_to_numpy(variable) for layer in kept for variable in layer.variables]
         return fingerprint([structure, values])
 
@@ -158,9 +158,9 @@ def bases_of(models: Any) -> list[Base]:
 
 def _builder(model: Any) -> Callable[[], keras.Model]:
     """A function that builds the model again, compiled alike."""
-    check_model(model)
-    check_finite(model)
-    check_not_quantized(model, "stack")
+    graph = read(model)
+    check_finite(graph)
+    check_not_quantized(graph, "stack")
     if constrained(model):
         raise UnsupportedModelError(
             "Base models are trained from the start, without what `prune` and `cluster` made of their weights.",
@@ -169,8 +169,8 @@ def _builder(model: Any) -> Callable[[], keras.Model]:
         )
     options = compile_options(model, metrics=True) if model.compiled else {}
 
-    def build():
-        copy = untrained(model)
+    def build() -> keras.Model:
+        copy = untrained(graph).model
         if options.get("loss") is not None:
             compile_alike(copy, options)
         return copy
@@ -179,7 +179,7 @@ def _builder(model: Any) -> Callable[[], keras.Model]:
 
 
 def _checked(model: Any) -> keras.Model:
-    check_model(model)
+    read(model)
     one_output(model, "stack")
     if not model.compiled or compile_options(model)["loss"] is None:
         raise InvalidArgumentError(

@@ -12,7 +12,7 @@ import keras
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
@@ -135,9 +135,9 @@ def _checked(models: Any) -> list[keras.Model]:
             received=f"{len(models)} of them" if isinstance(models, (list, tuple)) else type(models).__name__,
         )
     for model in models:
-        check_model(model)
-        check_not_quantized(model, "fuse")
-        check_finite(model)
+        graph = read(model)
+        check_not_quantized(graph, "fuse")
+        check_finite(graph)
     return list(models)
 
 
@@ -196,8 +196,9 @@ def _branch(model: keras.Model, layer: str | None, names: _Names, trainable: boo
 
 def _renamed(model: keras.Model, name: str, outputs: Any = None) -> keras.Model:
     """A copy of another name, of the whole model or as far as some tensors of it."""
-    graph = functional_of(model)
-    return rewrite(keras.Model(_bare(graph.input), _bare(graph.output) if outputs is None else outputs, name=name))
+    functional = functional_of(model)
+    outputs = _bare(functional.output) if outputs is None else outputs
+    return rewrite(Graph(keras.Model(_bare(functional.input), outputs, name=name))).model
 
 
 def _features(model: keras.Model, layer: str):
@@ -325,7 +326,7 @@ def _layer(plan: Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
 def _copied(layer: keras.layers.Layer, names: _Names) -> keras.layers.Layer:
     """A copy of a layer or model with its weights, if it has any yet."""
     if isinstance(layer, keras.Model) and layer.built:
-        check_model(layer)
+        read(layer)
         return _renamed(layer, names.unique(layer.name))
     copied = type(layer).from_config({**layer.get_config(), "name": names.unique(layer.name)})
     if layer.built:

@@ -14,7 +14,7 @@ from tfopt.core.data.samples import Labelled, classes_of
 from tfopt.core.data.training import compile_alike
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.keras_internals import compile_options, has_graph
-from tfopt.core.models.graph import check_model
+from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import untrained
 from tfopt.fusion.bases import Trainee, Training, seed_of
 
@@ -53,8 +53,10 @@ class GivenHead:
         return model
 
     def _compiled(self, sized: keras.Model) -> Callable[[], keras.Model]:
-        def build():
-            model = untrained(sized)
+        graph = read(sized)
+
+        def build() -> keras.Model:
+            model = untrained(graph).model
             compile_alike(model, self.options)
             return model
 
@@ -109,7 +111,7 @@ def _sized(model: keras.Model, width: int) -> keras.Model:
     if isinstance(model, keras.Sequential) and not has_graph(model):
         model = keras.Sequential.from_config(model.get_config())
         model.build((None, width))
-    check_model(model)
+    read(model)
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if shapes != [(None, width)]:
         raise UnsupportedModelError(

@@ -14,7 +14,7 @@ from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.metrics import score
 from tfopt.core.data.samples import labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
-from tfopt.core.models.graph import check_model
+from tfopt.core.models.graph import read
 
 TINY = 1e-7  # the least probability that a logarithm is taken of, as in Keras
 Rank = tuple[float, float]
@@ -165,12 +165,12 @@ def one_output(model: keras.Model, verb: str) -> None:
 
 def _predicted(model: Any, x: Any, y: Any, batch_size: int) -> np.ndarray:
     if isinstance(model, keras.Model):
-        check_model(model)
+        read(model)
         one_output(model, "fit_weights")
         samples = labelled(model, (x, y), "x_val, y_val")
         return np.asarray(model.predict(samples.x, batch_size=batch_size, verbose=0))
     if not isinstance(model, np.ndarray):
-        check_model(model)
+        read(model)
     if len(model) != len(y):
         raise InvalidArgumentError(
             "Predictions are one a label, samples first.", received=f"{model.shape} for {len(y)} labels"

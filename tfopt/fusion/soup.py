@@ -19,7 +19,7 @@ from tfopt.core.errors import InvalidArgumentError, NothingToDoError, Unsupporte
 from tfopt.core.models import constraints
 from tfopt.core.models.batch_norm import has_batch_norm, reestimate_batch_norms
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.fusion.architecture import check_same_architecture
 from tfopt.fusion.predictions import check_in_memory, names_of
@@ -113,7 +113,8 @@ class _Mixer:
     """One model that takes the weights of some of the models, or their mean."""
 
     def __init__(self, models: Sequence[keras.Model], batches: list[list[np.ndarray]], batch_size: int):
-        self.model = rewrite(models[0])
+        self._graph = rewrite(read(models[0]))
+        self.model = self._graph.model
         self._weights = [[keras.ops.convert_to_numpy(weight) for weight in model.weights] for model in models]
         self._batches, self._batch_size = batches, batch_size
 
@@ -124,7 +125,7 @@ class _Mixer:
             is_float = keras.backend.is_float_dtype(variable.dtype)
             variable.assign(np.mean(values, 0, dtype=np.float64) if is_float else values[0])
         if len(members) > 1:
-            reestimate_batch_norms(self.model, self._batches)
+            reestimate_batch_norms(self._graph, self._batches)
 
     def predicted(self, members: Sequence[int], x: Any) -> Any:
         self.mix(members)
@@ -161,9 +162,9 @@ def _check(models: Any, method: str, x_val: Any, y_val: Any) -> None:
     if isinstance(models, (keras.Model, str)) or not isinstance(models, Sequence) or not len(models):
         raise InvalidArgumentError("`models` is a list of models.", received=repr(models))
     for model in models:
-        check_model(model)
-        check_finite(model)
-        check_not_quantized(model, "average_weights")
+        graph = read(model)
+        check_finite(graph)
+        check_not_quantized(graph, "average_weights")
     if len(models) == 1:
         raise NothingToDoError("A mean is of two models or more.", received=f"'{models[0].name}' alone")
     as_choice("method", method, METHODS)
@@ -197,7 +198,7 @@ def _check_masks(first: keras.Model, other: keras.Model) -> None:
 
 def _statistics_batches(model: keras.Model, x_val: Any, batch_norm: Any, batch_size: int) -> list[list[np.ndarray]]:
     """Inputs to take the statistics of batch normalizations from; none where there are no such layers."""
-    if not has_batch_norm(model):
+    if not has_batch_norm(read(model)):
         if batch_norm is not None:
             raise InvalidArgumentError(
                 "`batch_norm` is for models with batch normalization.", received=f"'{model.name}' without it"

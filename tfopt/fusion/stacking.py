@@ -20,6 +20,7 @@ from tfopt.core.errors import NonFiniteError
 from tfopt.core.journal import FolderJournal, Head
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fingerprints import fingerprint
+from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.reporting.progress import progress
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
@@ -234,7 +235,7 @@ def _fused(
     models: list[keras.Model], head: keras.Model, options: Mapping[str, Any], passthrough: bool, name: str
 ) -> keras.Model:
     """One model: the frozen base models side by side, their outputs into the head; copies, which are not compiled."""
-    models, head = [rewrite(model) for model in models], rewrite(head)
+    models, head = [rewrite(read(model)).model for model in models], rewrite(read(head)).model
     names = names_of(models)
     for model, unique in zip(models, names, strict=True):
         model.name, model.trainable = unique, False

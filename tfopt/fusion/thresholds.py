@@ -15,6 +15,7 @@ from tfopt.core.checks import Range, as_number
 from tfopt.core.data.cascades import confidence
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, UnsupportedModelError
+from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 from tfopt.core.reporting.render import Report, Table, count, decimal, percent
 from tfopt.fusion.cascade import Cascade
@@ -151,13 +152,13 @@ def fit_thresholds(
 
 
 def _macs(model: keras.Model) -> int:
-    counts = model_macs(model)
+    counts = model_macs(read(model))
     unknown = [path for path, macs in counts.items() if macs is None]
     if unknown:
         raise UnsupportedModelError(
             "The MACs of each layer have to be known, to weigh one model against another.",
             received=f"no count for {', '.join(unknown)} of '{model.name}'",
-            fix="Tell tfopt by `tfopt.core.models.macs.register_macs`, or choose thresholds by hand.",
+            fix="Tell tfopt by `tfopt.register_macs`, or choose thresholds by hand.",
         )
     return sum(macs for macs in counts.values() if macs is not None)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import keras
-
 from tfopt.core.checks import FRACTION, as_number
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.macs import model_macs
 
 STEPS = 14  # of the bisection: sparsity to 1/16384
@@ -21,15 +20,15 @@ class Budget:
     kind: str
     fraction: float
 
-    def limit(self, model: keras.Model) -> float:
-        """What may be left of `model`, in the unit of `measured`."""
-        return self.fraction * self.measured(model)
+    def limit(self, graph: Graph) -> float:
+        """What may be left of the model, in the unit of `measured`."""
+        return self.fraction * self.measured(graph)
 
-    def measured(self, model: keras.Model) -> int:
+    def measured(self, graph: Graph) -> int:
         """Multiply-accumulates for one sample, or the number of parameters."""
         if self.kind == "params":
-            return model.count_params()
-        counts = model_macs(model)
+            return graph.model.count_params()
+        counts = model_macs(graph)
         unknown = [path for path, macs in counts.items() if macs is None]
         if unknown:
             raise InvalidArgumentError(

@@ -17,7 +17,7 @@ from tfopt.core.channels.slicing import without_channels
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.layers.channels import Group
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import matches
+from tfopt.core.models.graph import Graph, matches
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Selection
 from tfopt.pruning.arguments import KEEP, Request, Scoring
@@ -31,32 +31,32 @@ from tfopt.pruning.scoring import check_scoring, score_kernels
 FILL_TRIES = 16
 
 
-def prune_channels(model: keras.Model, request: Request, selection: Selection) -> keras.Model:
-    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out."""
-    graph, rule, amount = ChannelGraph(model), request.rule, request.amount
-    chosen = _chosen(model, graph, selection, amount)
-    groups = [graph.groups[index] for index in chosen]
-    _warn_kept(graph)
+def prune_channels(graph: Graph, request: Request, selection: Selection) -> Graph:
+    """The graph of a copy of the model whose least important channels are masked; `shrink` takes them out."""
+    channels, rule, amount = ChannelGraph(graph), request.rule, request.amount
+    chosen = _chosen(channels, selection, amount)
+    groups = [channels.groups[index] for index in chosen]
+    _warn_kept(channels)
     fixed = None
     if not rule.criterion.dynamic and amount != KEEP:
-        fixed = np.concatenate(channel_scores(model, groups, rule.criterion, request.scoring))
+        fixed = np.concatenate(channel_scores(graph, groups, rule.criterion, request.scoring))
     pool = ChannelPool(rule, _ranking(groups, request), fixed)
-    pruned = rewrite(model)
+    pruned = rewrite(graph)
     _attach(pool, ChannelGraph(pruned), list(chosen), _kernels(pruned))
     if request.budget is not None:
-        mask = _mask_within(request.budget, pool, model, graph, groups)
+        mask = _mask_within(request.budget, pool, channels, groups)
     elif amount == KEEP:
-        mask = ~np.isin(np.concatenate([group.channels for group in groups]), graph.zero_channels())
+        mask = ~np.isin(np.concatenate([group.channels for group in groups]), channels.zero_channels())
     else:
         mask = _first_mask(pool, list(chosen.values()), request.is_threshold)
     pool.hold(mask)
     return pruned
 
 
-def _chosen(model: keras.Model, graph: ChannelGraph, selection: Selection, amount: Any) -> dict[int, Any]:
+def _chosen(channels: ChannelGraph, selection: Selection, amount: Any) -> dict[int, Any]:
     """Index of each group to prune -> the amount wanted for it."""
     chosen = {}
-    for index, group in enumerate(graph.groups):
+    for index, group in enumerate(channels.groups):
         selected = all(path in selection for path in group.paths)
         own = amount_for(group, amount)
         if selected and group.paths and len(group.channels) > 1 and own is not None:
@@ -64,7 +64,7 @@ def _chosen(model: keras.Model, graph: ChannelGraph, selection: Selection, amoun
     if not chosen:
         raise NothingToDoError(
             "The model has to have a layer whose output channels can go.",
-            received=f"'{model.name}': " + (kept_whole(graph) or "its layers give its outputs"),
+            received=f"'{channels.graph.model.name}': " + (kept_whole(channels) or "its layers give its outputs"),
             fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(channels=...)`.",
         )
     return chosen
@@ -78,14 +78,14 @@ def amount_for(group: Group, amount: Any) -> Any:
     return named[-1] if named else None
 
 
-def kept_whole(graph: ChannelGraph) -> str:
+def kept_whole(channels: ChannelGraph) -> str:
     """The layers that keep all their channels, each with the reason; those tied to an input or output left out."""
-    kept = graph.kept_layers().items()
+    kept = channels.kept_layers().items()
     return "; ".join(f"'{path}' ({reason})" for path, reason in kept if reason not in (INPUT_STAYS, OUTPUT_STAYS))
 
 
-def _warn_kept(graph: ChannelGraph) -> None:
-    kept = kept_whole(graph)
+def _warn_kept(channels: ChannelGraph) -> None:
+    kept = kept_whole(channels)
     if kept:
         warnings.warn(f"Layers that keep all their channels: {kept}.", stacklevel=4)
 
@@ -148,14 +148,12 @@ def _first_mask(pool: ChannelPool, amounts: list[Any], is_threshold: bool) -> np
     return _joined(ranking.masks(scores, amounts[0] if ranking.scope == "global" else amounts))
 
 
-def _mask_within(
-    budget: Budget, pool: ChannelPool, model: keras.Model, graph: ChannelGraph, groups: Sequence[Group]
-) -> np.ndarray:
+def _mask_within(budget: Budget, pool: ChannelPool, channels: ChannelGraph, groups: Sequence[Group]) -> np.ndarray:
     """The mask under which the shrunk model keeps to the budget."""
-    ranking, scores, limit = pool.ranking, pool.current_scores(), budget.limit(model)
+    ranking, scores, limit = pool.ranking, pool.current_scores(), budget.limit(channels.graph)
 
     def size_left(masks: Sequence) -> int:
-        return budget.measured(without_channels(model, graph, _removed(groups, _joined(masks))))
+        return budget.measured(without_channels(channels, _removed(groups, _joined(masks))))
 
     masks = ranking.masks(scores, sparsity_within(budget, limit, lambda s: size_left(ranking.masks(scores, s))))
     if ranking.scope == "global" and max(ranking.steps) > 1:
@@ -208,17 +206,15 @@ def _removed(groups: Sequence[Group], mask: np.ndarray) -> np.ndarray:
     return np.concatenate([group.channels for group in groups])[~mask]
 
 
-def channel_scores(
-    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
-) -> list[np.ndarray]:
+def channel_scores(graph: Graph, groups: Sequence[Group], criterion: Criterion, scoring: Scoring) -> list[np.ndarray]:
     """The score of each channel of each group: the sum over all kernels that belong to it.
 
     What counts beside that is up to the criterion: see `Criterion.per_unit`, `roles` and `of_channels`.
     """
     check_scoring(criterion, scoring.get("data"), scoring.get("seed", 0))
     if criterion.of_channels is not None:
-        return criterion.of_channels(model, groups, scoring.get("seed", 0))
-    kernels = _kernels(model)
+        return criterion.of_channels(graph.model, groups, scoring.get("seed", 0))
+    kernels = _kernels(graph)
     slots = {
         (id(slot.variable), slot.axis): slot
         for group in groups
@@ -226,11 +222,11 @@ def channel_scores(
         if slot.role in criterion.counted_roles and id(slot.variable) in kernels
     }
     scored = list({id(slot.variable): slot.variable for slot in slots.values()}.values())
-    arrays = score_kernels(model, scored, criterion, **scoring)
+    arrays = score_kernels(graph, scored, criterion, **scoring)
     count = 1 + max(int(group.channels.max()) for group in groups)
     totals = channel_sums(slots.values(), arrays, count, mean=criterion.per_unit)
     return [totals[group.channels] for group in groups]
 
 
-def _kernels(model: keras.Model) -> set[int]:
-    return {id(kernel) for kernel in ranked_kernels(model)}
+def _kernels(graph: Graph) -> set[int]:
+    return {id(kernel) for kernel in ranked_kernels(graph)}

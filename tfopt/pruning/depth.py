@@ -14,7 +14,7 @@ from tfopt.core.checks import Range, as_number
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.models.blocks import Block, Blocks
-from tfopt.core.models.graph import as_patterns, check_finite, compute, is_selected
+from tfopt.core.models.graph import Graph, as_patterns, check_finite, compute, is_selected
 from tfopt.core.types import Data, Names
 from tfopt.pruning.arguments import Scoring
 from tfopt.pruning.budget import Budget
@@ -25,7 +25,7 @@ BLOCK_INFLUENCE = "block_influence"
 
 
 def prune_layers(
-    model: keras.Model,
+    graph: Graph,
     *,
     sparsity: float | None = None,
     budget: Budget | None = None,
@@ -33,8 +33,8 @@ def prune_layers(
     include: Names = None,
     exclude: Names = None,
     scoring: Scoring | None = None,
-) -> keras.Model:
-    """Returns a copy of `model` without its least important blocks; fine-tune it then.
+) -> Graph:
+    """Returns the graph of a copy of a model without its least important blocks; fine-tune it then.
 
     The candidates are the smallest blocks with kernels that give a tensor like the one they read:
 
@@ -48,7 +48,7 @@ def prune_layers(
     smaller in wider layers from the start; `"block_influence"` compares blocks of different width by what they do.
 
     Args:
-        model: a built Sequential or Functional model.
+        graph: of the model.
         sparsity: fraction of the candidates to drop, in (0, 1], rounded to whole blocks, at least one; 0.5 unless
             there is a budget.
         budget: instead, drop blocks until this is kept.
@@ -60,14 +60,13 @@ def prune_layers(
             blocks are printed.
 
     Returns:
-        A new, uncompiled, smaller model with the weights, weight constraints and names of the layers that stay.
+        That of a new, uncompiled, smaller model with the weights, weight constraints and names of the layers that stay.
 
     Raises:
         InvalidArgumentError: a fraction out of range or out of reach, an unknown layer name or criterion, no data
             where the criterion needs some.
         NothingToDoError: no block can be dropped.
         NonFiniteError: NaN or infinity in weights or data.
-        UnsupportedModelError: a subclassed or unbuilt model.
 
     Source: block influence of Men et al. 2024, https://arxiv.org/abs/2403.03853.
 
@@ -75,18 +74,18 @@ def prune_layers(
         >>> init = keras.initializers.Constant
         >>> dense = [keras.layers.Dense(8, kernel_initializer=init(c), name=f"d{c}") for c in (3, 1, 2)]
         >>> model = keras.Sequential([keras.Input((8,)), *dense, keras.layers.Dense(4, name="head")])
-        >>> [layer.name for layer in prune_layers(model, sparsity=0.3).layers]
+        >>> [layer.name for layer in prune_layers(read(model), sparsity=0.3).model.layers]
         ['d3', 'd2', 'head']
     """
-    blocks = Blocks(model)
+    blocks = Blocks(graph)
     scoring = {} if scoring is None else scoring
     _check_sparsity(sparsity, budget)
     candidates = _selected(blocks, as_patterns(include, "include"), as_patterns(exclude, "exclude"))
-    check_finite(model)
+    check_finite(graph)
     if criterion == BLOCK_INFLUENCE:
-        scores = _influences(model, candidates, scoring.get("data"))
+        scores = _influences(graph, candidates, scoring.get("data"))
     else:
-        scores = _kernel_scores(model, candidates, as_criterion(criterion), scoring)
+        scores = _kernel_scores(graph, candidates, as_criterion(criterion), scoring)
     ranked = [candidates[i] for i in np.argsort(scores, kind="stable")]
     dropped = ranked[: _count(blocks, ranked, sparsity, budget)]
     pruned = blocks.without(dropped)
@@ -115,7 +114,7 @@ def _selected(blocks: Blocks, included: list[str], excluded: list[str]) -> list[
         raise NothingToDoError(
             "The model has to have a block that can be dropped: a residual block with an identity skip, or a layer or "
             "nested model with kernels whose output has the shape of its input.",
-            received=f"'{blocks.model.name}' with none. {_reasons(blocks)}",
+            received=f"'{blocks.graph.model.name}' with none. {_reasons(blocks)}",
             fix="`tfopt.drop_layers` drops layers by name. `tfopt.scale_width` makes layers narrower.",
         )
     selected = [
@@ -147,15 +146,15 @@ def _reasons(blocks: Blocks) -> str:
     return "; ".join(lines)
 
 
-def _kernel_scores(model: keras.Model, candidates: list[Block], criterion: Criterion, scoring: Scoring) -> list[float]:
+def _kernel_scores(graph: Graph, candidates: list[Block], criterion: Criterion, scoring: Scoring) -> list[float]:
     kernels = {id(kernel): kernel for block in candidates for kernel in block.kernels}
-    scores = score_kernels(model, [*kernels.values()], criterion, **scoring)
+    scores = score_kernels(graph, [*kernels.values()], criterion, **scoring)
     sums = [sum(scores[id(kernel)].sum(dtype="float64") for kernel in block.kernels) for block in candidates]
     sizes = [sum(scores[id(kernel)].size for kernel in block.kernels) for block in candidates]
     return [float(total / size) for total, size in zip(sums, sizes, strict=True)]
 
 
-def _influences(model: keras.Model, candidates: list[Block], data: Data) -> list[float]:
+def _influences(graph: Graph, candidates: list[Block], data: Data) -> list[float]:
     """Block influence of each candidate."""
     if data is None:
         raise InvalidArgumentError(
@@ -172,8 +171,8 @@ def _influences(model: keras.Model, candidates: list[Block], data: Data) -> list
                     totals[i] += cosines.sum()
                     counts[i] += cosines.size
 
-    for batch in input_batches(model, data):
-        compute(model, batch, visit)
+    for batch in input_batches(graph.model, data):
+        compute(graph, batch, visit)
     if not np.isfinite(totals).all():
         raise NonFiniteError(
             "What the blocks of the model compute has to be finite.",
@@ -201,7 +200,7 @@ def _count(blocks: Blocks, ranked: list[Block], sparsity: float | None, budget: 
     if budget is None:
         return max(1, math.floor(len(ranked) * (0.5 if sparsity is None else sparsity) + 0.5))
     if budget.kind == "params":
-        return _count_to(budget, [block.parameters for block in ranked], blocks.model.count_params())
+        return _count_to(budget, [block.parameters for block in ranked], blocks.graph.model.count_params())
     unknown = [path for path, macs in blocks.macs.items() if macs is None]
     if unknown:
         raise InvalidArgumentError(

@@ -11,7 +11,7 @@ from keras import layers as kl
 
 from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import op_class
-from tfopt.core.models.graph import Call, Graph
+from tfopt.core.models.graph import Call, Graph, read
 
 ARITHMETIC = (kl.Add, kl.Multiply, *map(op_class, ("Add", "Subtract", "Multiply")))
 ELEMENTWISE = (kl.ZeroPadding2D, kl.ReLU, kl.LeakyReLU, kl.ELU, kl.Dropout)
@@ -44,7 +44,7 @@ def xnnpack_layers(model: keras.Model) -> list[str]:
         >>> xnnpack_layers(model)
         ['pointwise']
     """
-    graph = Graph(model)
+    graph = read(model)
     starts = _reached(_readers(graph, graph.inputs), lambda call: _is_start(call, graph), _consumers_in(graph))
     if not starts:
         raise UnsupportedModelError(

@@ -9,7 +9,7 @@ import keras
 
 from tfopt.core.checks import as_count
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.models.graph import check_finite, check_model, check_patterns
+from tfopt.core.models.graph import check_finite, check_patterns, read
 from tfopt.core.models.opening import opened
 from tfopt.core.models.selection import checked_selection
 from tfopt.core.types import Data, Loss, Names, Schedule
@@ -117,14 +117,14 @@ def prune(
     budget = as_budget(to_macs, to_params)
     if pattern == "layer":
         return prune_layers(
-            model,
+            read(model),
             sparsity=check_whole_layers(sparsity, schedule, threshold, scope, min_kept, round_to),
             budget=budget,
             criterion=criterion,
             include=include,
             exclude=exclude,
             scoring=scoring,
-        )
+        ).model
     by_channel = pattern == "channel"
     units = Element() if by_channel else as_pattern(pattern)
     rule = Rule(schedule, units, as_criterion(criterion), as_min_kept(min_kept))
@@ -133,12 +133,13 @@ def prune(
     check_request(request)
     if tfmot.is_tf_keras_model(model):
         return _by_tfmot(model, request, include, exclude)
-    model = opened(check_model(model)) if by_channel else check_model(model)
-    selection = checked_selection(model, include, exclude)
+    graph = opened(read(model)) if by_channel else read(model)
+    selection = checked_selection(graph, include, exclude)
     if isinstance(request.amount, Mapping):
-        check_patterns(model, list(request.amount), "threshold" if request.is_threshold else "sparsity")
-    check_finite(model)
-    return prune_channels(model, request, selection) if by_channel else prune_weights(model, request, selection)
+        check_patterns(graph, list(request.amount), "threshold" if request.is_threshold else "sparsity")
+    check_finite(graph)
+    prune_parts = prune_channels if by_channel else prune_weights
+    return prune_parts(graph, request, selection).model
 
 
 def _by_tfmot(model: Any, request: Request, include: Names, exclude: Names) -> Any:

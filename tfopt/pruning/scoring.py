@@ -13,6 +13,7 @@ from tfopt.core.data.gathering import batch_gradients, counterparts, observe
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.core.keras_internals import compiled_loss
 from tfopt.core.layers.registry import channel_axis
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import in_float32
 from tfopt.core.types import Data, Loss
 from tfopt.pruning.criteria import MEASURED, Criterion
@@ -20,7 +21,7 @@ from tfopt.pruning.sites import Site, find_sites, why_not
 
 
 def score_kernels(
-    model: keras.Model,
+    graph: Graph,
     kernels: Sequence[keras.Variable],
     criterion: Criterion,
     *,
@@ -34,7 +35,7 @@ def score_kernels(
     Inputs, outputs and gradients are those of inference, in float32 whatever the policy of the model.
 
     Args:
-        model: a built Sequential or Functional model; it is not changed.
+        graph: of the model, which is not changed.
         kernels: variables of the model, out of `prunable_weights` of its layers.
         criterion: from `as_criterion`.
         data: for a criterion that needs gradients, samples and labels as `labelled_batches` takes; for one that needs
@@ -54,19 +55,20 @@ def score_kernels(
         >>> from tfopt.pruning.criteria import as_criterion
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
         >>> kernel = model.layers[0].kernel
-        >>> scores = score_kernels(model, [kernel], as_criterion("wanda"), data=np.array([[3.0, 1.0], [4.0, 0.0]]))
+        >>> data = np.array([[3.0, 1.0], [4.0, 0.0]])
+        >>> scores = score_kernels(Graph(model), [kernel], as_criterion("wanda"), data=data)
         >>> scores[id(kernel)].tolist()
         [[5.0], [1.0]]
     """
     check_scoring(criterion, data, seed)
-    working = in_float32(model) if criterion.reads_data else model
-    sites = find_sites(working, counterparts(model, working, kernels))
+    working = in_float32(graph) if criterion.reads_data else graph
+    sites = find_sites(working, counterparts(graph.model, working.model, kernels))
     _check_meaning(criterion, sites)
     given = _given(working, sites, criterion, data, seed, verbose)
     if "gradients" not in criterion.needs:
         scores = [_score(criterion, site, values) for site, values in zip(sites, given, strict=True)]
     else:
-        chosen = {"loss": loss} if loss is not None else compiled_loss(model)
+        chosen = {"loss": loss} if loss is not None else compiled_loss(graph.model)
         scores = _mean_scores(working, sites, criterion, given, data, chosen, verbose)
     return {id(kernel): each.astype("float32") for kernel, each in zip(kernels, scores, strict=True)}
 
@@ -110,14 +112,14 @@ def _refuse(criterion: Criterion, reasons: dict[str, str]) -> None:
 
 
 def _given(
-    model: keras.Model, sites: list[Site], criterion: Criterion, data: Data, seed: int, verbose: int
+    graph: Graph, sites: list[Site], criterion: Criterion, data: Data, seed: int, verbose: int
 ) -> list[dict[str, Any]]:
     """For each site what the criterion needs, but for the gradients."""
     needs = criterion.needs
     inputs = {id(site.layer): _InputNorm(channel_axis(site.layer)) for site in sites if "input_norms" in needs}
     outputs = {id(site.last): _UnitMeans(channel_axis(site.layer)) for site in sites if "activations" in needs}
     if inputs or outputs:
-        observe(model, inputs, outputs, data, verbose=verbose)
+        observe(graph, inputs, outputs, data, verbose=verbose)
     given = []
     for i, site in enumerate(sites):
         values: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.channels.slicing import without_channels
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.opening import opened
 
 
@@ -41,17 +41,16 @@ def shrink(model: keras.Model) -> keras.Model:
         >>> [layer.units for layer in small.layers]
         [4, 3, 3]
     """
-    check_model(model)
-    check_not_quantized(model, "shrink")
-    check_finite(model)
-    model = opened(model)
-    graph = ChannelGraph(model)
-    zero = graph.zero_channels()
+    graph = read(model)
+    check_not_quantized(graph, "shrink")
+    check_finite(graph)
+    channels = ChannelGraph(opened(graph))
+    zero = channels.zero_channels()
     if not len(zero):
-        kept = "; ".join(f"'{path}' ({reason})" for path, reason in graph.kept_layers().items())
+        kept = "; ".join(f"'{path}' ({reason})" for path, reason in channels.kept_layers().items())
         raise NothingToDoError(
             "At least one channel has to be zero in all weights of its group.",
             received=f"'{model.name}'" + (f", with layers that keep their channels: {kept}" if kept else ""),
             fix="Mask channels first with `prune(model, pattern='channel', ...)`.",
         )
-    return without_channels(model, graph, zero)
+    return without_channels(channels, zero).model

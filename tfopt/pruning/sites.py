@@ -13,7 +13,7 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.layers.registry import KernelAxes, channel_axis, is_per_channel, kernel_axes, prunable_weights
-from tfopt.core.models.graph import Call, Graph, walk_layers
+from tfopt.core.models.graph import Call, Graph
 from tfopt.pruning.criteria import along
 
 
@@ -68,27 +68,26 @@ class Site:
         return along(vector, cast("int", self.axes.inputs), len(self.kernel.shape))
 
 
-def find_sites(model: keras.Model, kernels: Sequence[keras.Variable]) -> list[Site]:
+def find_sites(graph: Graph, kernels: Sequence[keras.Variable]) -> list[Site]:
     """Where each of the kernels stands in the model, or in a model nested in it."""
     found: dict[int, Site] = {}
-    calls = _calls(model)
-    for path, layer in walk_layers(model):
+    calls = _calls(graph)
+    for path, layer in graph.layers:
         if isinstance(layer, keras.Model):
             continue
         for name, kernel in prunable_weights(layer).items():
-            (graph, call), *others = calls[id(layer)]
-            alone = None if any(other is not graph for other, _ in others) else graph
+            (own, call), *others = calls[id(layer)]
+            alone = None if any(other is not own for other, _ in others) else own
             found.setdefault(id(kernel), Site(kernel, path, layer, name, call, alone))
     return [found[id(kernel)] for kernel in kernels]
 
 
-def _calls(model: keras.Model) -> dict[int, list[tuple[Graph, Call]]]:
+def _calls(graph: Graph) -> dict[int, list[tuple[Graph, Call]]]:
     """Id of each op -> its calls, in the model and the models nested in it."""
-    models = {id(layer): layer for _, layer in walk_layers(model) if isinstance(layer, keras.Model)}
     calls: dict[int, list[tuple[Graph, Call]]] = defaultdict(list)
-    for graph in map(Graph, [model, *models.values()]):
-        for call in graph.calls:
-            calls[id(call.op)].append((graph, call))
+    for part in graph.graphs:
+        for call in part.calls:
+            calls[id(call.op)].append((part, call))
     return calls
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Selection, select_kernels
 from tfopt.pruning.arguments import KEEP, Request, Scoring
@@ -26,27 +26,27 @@ from tfopt.pruning.scoring import score_kernels
 Target = tuple[keras.Variable, Any]  # a kernel and the amount wanted for it
 
 
-def prune_weights(model: keras.Model, request: Request, selection: Selection) -> keras.Model:
-    """A copy of a checked `model` whose least important weights are masked."""
+def prune_weights(graph: Graph, request: Request, selection: Selection) -> Graph:
+    """The graph of a copy of the model whose least important weights are masked."""
     rule = request.rule
-    targets = _targets(model, selection, request.amount)
+    targets = _targets(graph, selection, request.amount)
     kernels = [kernel for kernel, _ in targets]
-    scores = _scores(model, kernels, rule, request.scoring)
-    pruned = rewrite(model)
-    pools = _pools(targets, request, scores, counterparts(model, pruned, kernels))
+    scores = _scores(graph, kernels, rule, request.scoring)
+    pruned = rewrite(graph)
+    pools = _pools(targets, request, scores, counterparts(graph.model, pruned.model, kernels))
     for pool, amount in pools:
         _start(pool, amount, request.is_threshold)
     if rule.schedule is None:
-        _settle(pruned, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
+        _settle(pruned.model, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
     return pruned
 
 
-def _scores(model: keras.Model, kernels: list[keras.Variable], rule: Rule, scoring: Scoring) -> dict[int, np.ndarray]:
+def _scores(graph: Graph, kernels: list[keras.Variable], rule: Rule, scoring: Scoring) -> dict[int, np.ndarray]:
     """The scores taken once, by the kernel's id; none where they follow from the weights at any time."""
     if rule.criterion is MAGNITUDE:
         return {}
     if rule.criterion.needs or rule.schedule is None:
-        return score_kernels(model, kernels, rule.criterion, **scoring)
+        return score_kernels(graph, kernels, rule.criterion, **scoring)
     for kernel in kernels:
         _check_in_graph(rule.criterion, kernel)
     return {}
@@ -104,26 +104,26 @@ def _start(pool: WeightPool, amount: Any, is_threshold: bool) -> None:
         pool.prune(amount)
 
 
-def _targets(model: keras.Model, selection: Selection, amount: Any) -> list[Target]:
+def _targets(graph: Graph, selection: Selection, amount: Any) -> list[Target]:
     """The kernels to prune, each once, with the amount wanted for it."""
-    chosen, unknown = select_kernels(model, selection, amount)
+    chosen, unknown = select_kernels(graph, selection, amount)
     targets = [(kernel.variable, kernel.amount) for kernel in chosen]
     if amount == KEEP:
         targets = [target for target in targets if not np.all(target[0].numpy())]
     if not targets:
         raise NothingToDoError(
             "The model has to have a kernel to prune: convolution, dense, embedding, recurrent or attention layers.",
-            received=_received(model, amount),
+            received=_received(graph, amount),
             fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(prunable=...)`.",
         )
     _warn(targets, unknown)
     return targets
 
 
-def _received(model: keras.Model, amount: Any) -> str:
-    names = sorted({type(layer).__name__ for _, layer in walk_layers(model)})
+def _received(graph: Graph, amount: Any) -> str:
+    names = sorted({type(layer).__name__ for _, layer in graph.layers})
     zeros = " without a zero in its kernels" if amount == KEEP else ""
-    return f"'{model.name}'{zeros}, with layers of type {', '.join(names)}"
+    return f"'{graph.model.name}'{zeros}, with layers of type {', '.join(names)}"
 
 
 def _warn(targets: list[Target], unknown: list[str]) -> None:

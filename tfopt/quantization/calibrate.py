@@ -16,7 +16,7 @@ from tfopt.core.checks import Range, as_choice, as_number
 from tfopt.core.data.batches import as_inputs, input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.models.fake_quantized import check_quantized, mode, ranges_of
-from tfopt.core.models.graph import check_model
+from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.quantization import histogram
 from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms

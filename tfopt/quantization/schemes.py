@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import keras
-
 from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.graph import Graph, check_patterns, is_selected

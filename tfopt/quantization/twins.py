@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.models.fake_quantized import FakeQuantized
-from tfopt.core.models.graph import Call, Graph, read
+from tfopt.core.models.graph import Call, Graph
 from tfopt.core.models.rewrite import rewrite
 
 

@@ -15,6 +15,7 @@ from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
+from tfopt.core.models.graph import read
 from tfopt.tuner.code import code_fingerprint
 from tfopt.tuner.oracles import IN_STORAGE
 from tfopt.tuner.packages import load
@@ -125,7 +126,7 @@ def fingerprints(hypermodel: Any, train: Any, val: Any) -> dict[str, str]:
     """Fingerprints of the space and the data."""
     if isinstance(hypermodel, SearchSpace):
         axes = [[axis.name, list(axis.values)] for axis in hypermodel.axes]
-        inherited = model_fingerprint(hypermodel.model) if hypermodel.inherit else ""
+        inherited = model_fingerprint(read(hypermodel.model)) if hypermodel.inherit else ""
         architecture = architecture_fingerprint(hypermodel.model)
         options = compile_options(hypermodel.model)
         written = code_fingerprint(

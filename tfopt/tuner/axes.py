@@ -15,6 +15,7 @@ import keras
 from tfopt.core.checks import as_whole, plain
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.models.blocks import Blocks
+from tfopt.core.models.graph import read
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.depth import drop_layers
 from tfopt.editing.kernels import plan_kernels
@@ -72,7 +73,7 @@ def edited(model: keras.Model, axes: Sequence[Axis], chosen: Mapping[str, Value]
 
 def swap_axes(model: keras.Model, swap: Swap, values: Sequence[Any], per: str, missed: dict[str, str]) -> list[Axis]:
     """An axis for each group of places; values that a group cannot take are left out, with the reason in `missed`."""
-    places = places_of(model, None, f"swap_{swap.name}")
+    places = places_of(read(model), None, f"swap_{swap.name}")
     groups = _groups(places, per)
     outcomes = {}
     for value in dict.fromkeys(map(plain, values)):
@@ -90,7 +91,7 @@ def swap_axes(model: keras.Model, swap: Swap, values: Sequence[Any], per: str, m
 
 def depth_axes(model: keras.Model, fractions: Sequence[float], missed: dict[str, str]) -> list[Axis]:
     """One axis: which fraction of the blocks that can be dropped stays; those that go are spread evenly."""
-    names = [block.name for block in Blocks(model).candidates]
+    names = [block.name for block in Blocks(read(model)).candidates]
     if not names:
         missed["depth"] = "no block can be dropped"
         return []
@@ -116,13 +117,13 @@ def width_axes(model: keras.Model, factors: Sequence[float], missed: dict[str, s
 def _activations(model: keras.Model, places: list[Place], value: Any) -> Outcome:
     if not isinstance(value, str):
         raise InvalidArgumentError("`activation` holds names of activations.", received=repr(value))
-    return plan_activations(model, places, as_target(value))[1]
+    return plan_activations(read(model), places, as_target(value))[1]
 
 
 def _kernels(model: keras.Model, places: list[Place], value: Any) -> Outcome:
     """A kernel larger than its input only reads padding at its rim; it is no choice."""
     value = as_whole("kernel_size", value, least=1, what="a list of whole numbers of at least 1")
-    outcome = plan_kernels(model, places, value)[1]
+    outcome = plan_kernels(read(model), places, value)[1]
     for place in places:
         smallest = min((size for size in _grid(place) if size is not None), default=value)
         if place.path in outcome.swapped and value > smallest:
@@ -132,7 +133,7 @@ def _kernels(model: keras.Model, places: list[Place], value: Any) -> Outcome:
 
 
 def _poolings(model: keras.Model, places: list[Place], value: Any) -> Outcome:
-    return plan_pooling(model, places, value)[1]
+    return plan_pooling(places, value)[1]
 
 
 ACTIVATION = Swap("activation", swap_activation, _activations)
@@ -172,7 +173,7 @@ def _group_axis(swap: Swap, group: str, paths: set[str], outcomes: dict[Any, Out
 
 def _swapped(swap: Swap, paths: list[str], model: keras.Model, value: Any) -> keras.Model:
     """The model with the swap at those of the paths that it has."""
-    places = places_of(model, None, f"swap_{swap.name}")
+    places = places_of(read(model), None, f"swap_{swap.name}")
     chosen = {id(place.op) for place in places if place.path in paths}
     return swap.verb(model, value, lambda op: id(op) in chosen) if chosen else model
 

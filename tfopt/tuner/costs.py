@@ -17,7 +17,7 @@ import numpy as np
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.registry import prunable_weights
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tflite import export_tflite
@@ -60,7 +60,7 @@ class Costs:
             ExportError: a file is wanted, and the converter fails.
         """
         figures: dict[str, float] = {"parameters": int(sum(np.prod(weight.shape) for weight in model.weights))}
-        macs = list(model_macs(model).values())
+        macs = list(model_macs(read(model)).values())
         if None not in macs:
             figures["macs"] = sum(macs)  # type: ignore[arg-type]
         elif "macs" in self._wanted:
@@ -109,7 +109,7 @@ def least_bytes(model: keras.Model) -> int:
     """
     kernels = {
         id(weight): weight
-        for _, layer in walk_layers(model)
+        for _, layer in read(model).layers
         if not isinstance(layer, keras.Model)
         for weight in prunable_weights(layer).values()
     }

@@ -12,7 +12,7 @@ import keras
 from tfopt.core.checks import POSITIVE, Range, as_choice, as_numbers, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.keras_internals import compile_metrics, compile_options
-from tfopt.core.models.graph import check_model
+from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.initialization import init_from
 from tfopt.editing.width import reinitialised
@@ -101,7 +101,7 @@ class SearchSpace(HyperModel):
             >>> hp.values["activation"], hp.values["width"], hp.values["lr"]
             ('relu', 1.0, 0.001)
         """
-        _check_compiled(check_model(model))
+        _check_compiled(read(model).model)
         per = as_choice("per", per, PER)
         width = as_numbers("width", width, POSITIVE)
         depth = as_numbers("depth", depth, Range(least=0, most=1))
@@ -152,7 +152,7 @@ class SearchSpace(HyperModel):
         full = edited(self.model, [axis for axis in self.axes if axis.name != "width"], values)
         variant = edited(full, [axis for axis in self.axes if axis.name == "width"], values)
         if variant is full:
-            return rewrite(full) if self.inherit else reinitialised(full)
+            return rewrite(read(full)).model if self.inherit else reinitialised(full)
         return _sliced(variant, full) if self.inherit else variant
 
     def _optimizer_options(self, hp: Any) -> dict[str, Any]:

@@ -306,7 +306,9 @@ def test_nested_models():
     x = zoo.inputs_for(model)
     want = keras.Sequential([keras.Input((5,)), kl.Dense(8, "tanh", name="first"), kl.Dense(3, name="out")])
     want.set_weights([*model.get_layer("first").get_weights(), *model.get_layer("head").get_layer("out").get_weights()])
-    small = blocks.without(blocks.candidates).model  # the models `block`, called twice, and `deep` are left without a layer
+    small = blocks.without(
+        blocks.candidates
+    ).model  # the models `block`, called twice, and `deep` are left without a layer
     np.testing.assert_allclose(run(small, x), run(want, x), atol=1e-6)
     assert [layer.name for layer in small.layers] == ["features", "first", "head"]
 

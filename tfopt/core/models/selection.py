@@ -27,11 +27,11 @@ class Selection:
         return is_selected(path, self.included, self.excluded)
 
 
-def checked_selection(model: keras.Model, include: Names, exclude: Names) -> Selection:
+def checked_selection(graph: Graph, include: Names, exclude: Names) -> Selection:
     """What `include` and `exclude` name; raises if one of them fits no layer of the model."""
     selection = Selection(as_patterns(include, "include"), as_patterns(exclude, "exclude"))
-    check_patterns(model, selection.included, "include")
-    check_patterns(model, selection.excluded, "exclude")
+    check_patterns(graph, selection.included, "include")
+    check_patterns(graph, selection.excluded, "exclude")
     return selection
 
 

@@ -17,7 +17,7 @@ from tfopt.core.data.splits import Split, hold_out, make_folds
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import check_finite, check_model
+from tfopt.core.models.graph import check_finite, read
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
 from tfopt.core.types import Data, Metric
@@ -101,7 +101,7 @@ def find_sparsity(
         >>> choice.sparsity, int((choice.model.layers[0].kernel.numpy() == 0).sum())
         (0.75, 14)
     """
-    check_model(model)
+    graph = read(model)
     max_drop = _checked_drop(max_drop)
     check_prune_options(prune_options)
     wanted = GRID if sparsities is None else checked_sparsities(sparsities)
@@ -115,11 +115,11 @@ def find_sparsity(
         _check_held_out(cv, validation_split, training)
         samples = samples.and_more(labelled(model, validation_data, "validation_data"))
         folds = [Split(final, np.arange(len(final), len(samples)))]
-    check_finite(model)
+    check_finite(graph)
     scoring = [seed, [[split.train, split.held_out] for split in folds], training and training.settings]
-    settings = {**fingerprints(model, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
+    settings = {**fingerprints(graph, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
     journal = FileJournal(resume, Head("find_sparsity", 2, "resume", settings))
-    trials = Trials(model, samples, folds, goal, training, _seeded(prune_options, seed), journal, batch_size)
+    trials = Trials(graph, samples, folds, goal, training, _seeded(prune_options, seed), journal, batch_size)
     tried = _search(trials, wanted, max_drop, refine=sparsities is None, verbose=verbose)
     chosen = _highest_within(tried, max_drop)
     if chosen is None:

@@ -17,7 +17,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import as_patterns, check_model, is_selected, walk_layers
+from tfopt.core.models.graph import Graph, as_patterns, is_selected, read
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data, Metric, Names
 from tfopt.pruning.criteria import as_criterion
@@ -83,13 +83,13 @@ def sensitivity(
         >>> [sparsity for sparsity, score in curves["d"].points]
         [0.5, 0.75]
     """
-    check_model(model)
+    graph = read(model)
     wanted = checked_sparsities(sparsities)
     _check_options(prune_options)
     goal = as_goal(metric, mode)
     samples = labelled(model, data)
-    journal = FileJournal(resume, Head("sensitivity", 2, "resume", fingerprints(model, samples, goal, prune_options)))
-    bench = _Bench(model, samples, goal, batch_size, {"include": include, "exclude": exclude}, prune_options)
+    journal = FileJournal(resume, Head("sensitivity", 2, "resume", fingerprints(graph, samples, goal, prune_options)))
+    bench = _Bench(graph, samples, goal, batch_size, {"include": include, "exclude": exclude}, prune_options)
     pruned = bench.pruned(wanted[0])
     paths = _pruned_layers(pruned, as_patterns(include, "include"), as_patterns(exclude, "exclude"))
     with progress("sensitivity", 1 + len(paths) * len(wanted), verbose) as step:
@@ -118,10 +118,10 @@ def _check_options(options: dict[str, Any]) -> None:
 class _Bench:
     """Scores the model with one layer pruned."""
 
-    def __init__(self, model: keras.Model, samples: Labelled, goal: Goal, batch_size: int, chosen: dict, options: dict):
-        self._source, self._samples, self._goal = model, samples, goal
+    def __init__(self, graph: Graph, samples: Labelled, goal: Goal, batch_size: int, chosen: dict, options: dict):
+        self._source, self._samples, self._goal = graph.model, samples, goal
         self._chosen, self._options = chosen, with_data(options, samples)
-        self._evaluator = Evaluator(model, batch_size)
+        self._evaluator = Evaluator(graph, batch_size)
         self._last: tuple[float, keras.Model] | None = None
 
     def score(self) -> float:
@@ -159,14 +159,14 @@ class _Bench:
 
 
 def _kernels(model: keras.Model, path: str) -> list[keras.Variable]:
-    return list(prunable_weights(dict(walk_layers(model))[path]).values())
+    return list(prunable_weights(dict(read(model).layers)[path]).values())
 
 
 def _pruned_layers(pruned: keras.Model, included: list[str], excluded: list[str]) -> list[str]:
     """Paths of the layers that `prune` gave a mask; weights that layers share count for the first of them."""
     paths: list[str] = []
     seen: set[int] = set()
-    for path, layer in walk_layers(pruned):
+    for path, layer in read(pruned).layers:
         if isinstance(layer, keras.Model) or not is_selected(path, included, excluded):
             continue
         masked = [w for w in prunable_weights(layer).values() if constraints.find(w, PruningMask) is not None]

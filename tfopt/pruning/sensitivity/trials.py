@@ -16,7 +16,7 @@ from tfopt.core.data.samples import Labelled, take
 from tfopt.core.data.splits import Split
 from tfopt.core.journal import FileJournal
 from tfopt.core.layers.registry import prunable_weights
-from tfopt.core.models.graph import walk_layers
+from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.pruning.criteria import as_criterion, magnitude
 from tfopt.pruning.prune import prune
@@ -30,7 +30,7 @@ from tfopt.pruning.sensitivity.validation import with_data
 class Trials:
     """Prunes a model to a sparsity, trains it if asked to, and scores it on each fold."""
 
-    model: keras.Model
+    graph: Graph
     samples: Labelled
     folds: list[Split]
     goal: Goal
@@ -41,7 +41,7 @@ class Trials:
     _last: tuple[float, Any, dict] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._evaluator = Evaluator(self.model, self.batch_size)
+        self._evaluator = Evaluator(self.graph, self.batch_size)
 
     def __call__(self, sparsity: float, step: Callable[[], None] = lambda: None) -> Trial:
         results = []
@@ -56,8 +56,8 @@ class Trials:
     def pruned(self, sparsity: float, train: Labelled) -> keras.Model:
         """A copy of the model; of the unpruned one for sparsity 0."""
         if sparsity == 0:
-            return rewrite(self.model)
-        return prune(self.model, sparsity=sparsity, **with_data(self.options, train))
+            return rewrite(self.graph).model
+        return prune(self.graph.model, sparsity=sparsity, **with_data(self.options, train))
 
     def _measure(self, sparsity: float, split: Split) -> dict[str, Any]:
         y_true = take(self.samples.y, split.held_out)
@@ -85,9 +85,9 @@ class Trials:
         by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).score is magnitude
         if not by_magnitude or self.options.get("pattern", "element") not in ("element", ELEMENT):
             return {}
-        after = dict(walk_layers(variant))
+        after = dict(read(variant).layers)
         found = {}
-        for path, layer in walk_layers(self.model):
+        for path, layer in self.graph.layers:
             pairs = zip(_kernels(layer), _kernels(after[path]), strict=True)
             cut = [np.abs(old[new == 0]).max(initial=0.0) for old, new in pairs]
             if max(cut, default=0.0) > 0:

@@ -11,6 +11,7 @@ from tfopt.core.data.samples import Labelled
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models import constraints
 from tfopt.core.models.fingerprints import fingerprint, model_fingerprint
+from tfopt.core.models.graph import Graph
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.masks import PruningMask
 
@@ -32,10 +33,10 @@ def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
     return {**options, "data": (samples.x, samples.y)} if criterion.reads_data else options
 
 
-def fingerprints(model: keras.Model, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
+def fingerprints(graph: Graph, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
     """What any score depends on, for its journal."""
     return {
-        "model": model_fingerprint(model),
+        "model": model_fingerprint(graph),
         "data": fingerprint([samples.x, samples.y]),
         "metric": f"{goal.name} {goal.mode}",
         "options of prune": fingerprint(options),
