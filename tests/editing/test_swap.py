@@ -359,7 +359,7 @@ def test_kernels_that_keep_their_size_are_named():
 
 @pytest.mark.parametrize("size", [0, 2.0, "3", True, (3, 3)])
 def test_sizes_out_of_range(size):
-    with pytest.raises(InvalidArgumentError, match="`size` is a whole number"):
+    with pytest.raises(InvalidArgumentError, match="`size` must be a whole number"):
         swap_kernel_size(nets.article_cnn(), size)
 
 
@@ -377,3 +377,17 @@ def test_swapped_models_train_prune_and_become_int8_files(tmp_path):
     exported = tfopt.export_tflite(quantized, tmp_path / "model.tflite", data=x)
     assert exported.quantization == "int8"
     assert tfopt.TFLiteModel(tmp_path / "model.tflite").predict(x).shape == (16, 3)
+
+
+def test_own_activations_of_a_keras_name_are_the_users():
+    def elu(x):
+        return keras.ops.tanh(x)
+
+    def sigmoid(x):
+        return keras.ops.relu(x)
+
+    model = keras.Sequential(
+        [keras.Input((4,)), kl.Dense(4, elu, name="a"), kl.Dense(4, sigmoid, name="b"), kl.Dense(2, name="c")]
+    )
+    swapped = tfopt.swap_activation(model, "elu")
+    assert [layer.activation for layer in swapped.layers[:2]] == [keras.activations.elu] * 2

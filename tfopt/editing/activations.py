@@ -19,7 +19,19 @@ from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
 
 # Those that turn a value into a probability, a gate or an exponent: what reads them counts on their range.
-_GATES = ("sigmoid", "hard_sigmoid", "sparse_sigmoid", "log_sigmoid", "softmax", "log_softmax", "sparsemax", "glu")
+_GATES = tuple(
+    getattr(keras.activations, name)
+    for name in (
+        "sigmoid",
+        "hard_sigmoid",
+        "sparse_sigmoid",
+        "log_sigmoid",
+        "softmax",
+        "log_softmax",
+        "sparsemax",
+        "glu",
+    )
+)
 _OPS = {
     op_class(name): re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     for name in (
@@ -74,11 +86,11 @@ def plan_activations(model: keras.Model, places: list[Place], target: Target) ->
         if name is None:
             if _hides_activation(place.op):
                 outcome.missed[place.path] = "its activation is inside of another layer"
-        elif name == target.name:
+        elif _is_already(place.op, target):
             outcome.left[place.path] = f"it is {name} already"
         elif id(place.op) in heads and not place.named:
             outcome.left[place.path] = f"{name} gives an output of the model"
-        elif name in _GATES and not place.named:
+        elif _is_gate(place.op) and not place.named:
             outcome.left[place.path] = f"{name} is a gate or a probability"
         else:
             behind = new_name(f"{place.op.name}_{target.name.lower()}", places)
@@ -95,9 +107,8 @@ def activation_of(op: Any) -> str | None:
         ('silu', 'leaky_relu(0.1)', None)
     """
     if _is_inline(op) or isinstance(op, kl.Activation):
-        function = getattr(op, "activation", None)
-        name = getattr(function, "__name__", type(function).__name__)
-        return None if name == "linear" else name
+        function = op.activation
+        return None if function is keras.activations.linear else getattr(function, "__name__", type(function).__name__)
     if type(op) in _RELUS:
         plain = op.threshold == 0 and op.negative_slope == 0
         return {None: "relu", 6: "relu6"}.get(op.max_value, "relu(...)") if plain else "relu(...)"
@@ -111,6 +122,27 @@ def activation_of(op: Any) -> str | None:
     return name
 
 
+def _function_of(op: Any) -> Any:
+    """The activation function of a layer or op; None for one that no function of Keras stands for.
+
+    A function of the user's that bears the name of one of Keras is the user's, and no gate.
+    """
+    if _is_inline(op) or isinstance(op, kl.Activation):
+        return op.activation
+    return getattr(keras.activations, activation_of(op) or "", None)
+
+
+def _is_gate(op: Any) -> bool:
+    function = _function_of(op)
+    return any(function is gate for gate in _GATES)
+
+
+def _is_already(op: Any, target: Target) -> bool:
+    if target.layer is _prelu:
+        return isinstance(op, kl.PReLU)
+    return target.function is not None and _function_of(op) is target.function
+
+
 def _is_inline(op: keras.Operation) -> bool:
     """True for a layer that computes something and has an activation of its own, such as `Dense`."""
     own = isinstance(op, kl.Layer) and not isinstance(op, kl.Activation) and len(sublayers(op)) == 1
@@ -120,9 +152,9 @@ def _is_inline(op: keras.Operation) -> bool:
 def _hides_activation(op: keras.Operation) -> bool:
     """True for a wrapper around a layer with an activation to swap; those of recurrent layers are gates."""
     inside = sublayers(op)[1:]
-    hidden = [activation_of(layer) for layer in inside]
+    hidden = [layer for layer in inside if activation_of(layer) is not None]
     return not any(isinstance(layer, kl.RNN) for layer in [op, *inside]) and any(
-        name is not None and name not in _GATES for name in hidden
+        not _is_gate(layer) for layer in hidden
     )
 
 
