@@ -12,6 +12,7 @@ from .core.errors import NothingToDoError as NothingToDoError
 from .core.errors import TargetNotMetError as TargetNotMetError
 from .core.errors import TfoptError as TfoptError
 from .core.errors import UnsupportedModelError as UnsupportedModelError
+from .core.layers.macs import register_macs as register_macs
 from .core.layers.registry import register_layer as register_layer
 from .core.models.loading import load_model as load_model
 from .deploy.c_array import export_c_array as export_c_array
@@ -32,8 +33,8 @@ from .editing.swap import swap_activation as swap_activation
 from .editing.swap import swap_kernel_size as swap_kernel_size
 from .editing.swap import swap_pooling as swap_pooling
 from .editing.width import scale_width as scale_width
-from .features.features import drop_features as drop_features
-from .features.features import rank_features as rank_features
+from .features.drop import drop_features as drop_features
+from .features.rank import rank_features as rank_features
 from .fusion.fuse import fuse as fuse
 from .fusion.soup import average_weights as average_weights
 from .fusion.stacking import stack as stack

@@ -7,7 +7,7 @@ import keras
 from tfopt.core.errors import NothingToDoError
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import check_model
-from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 
 
@@ -39,7 +39,7 @@ def strip(model: keras.Model) -> keras.Model:
     check_model(model)
     replaced = []
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> keras.layers.Layer | None:
         if not hasattr(op, "stripped"):
             return None
         replaced.append(op)

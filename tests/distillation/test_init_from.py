@@ -341,7 +341,7 @@ def test_bad_models_are_refused():
     broken.layers[0].kernel.assign(np.full((5, 4), np.nan))
     with pytest.raises(NonFiniteError):
         init_from(model, broken)
-    with pytest.raises(InvalidArgumentError, match="`by` is one of 'auto', 'name', 'order'"):
+    with pytest.raises(InvalidArgumentError, match="`by` must be one of 'auto', 'name', 'order'"):
         init_from(model, model, by="depth")
 
 

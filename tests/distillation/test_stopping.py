@@ -127,12 +127,12 @@ def test_a_training_that_is_over_already():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("", 1.0), "`metric` is a name"),
-        ((None, 1.0), "`metric` is a name"),
-        (("loss", float("nan")), "`value` is a finite number"),
-        (("loss", "0.9"), "`value` is a finite number"),
-        (("loss", True), "`value` is a finite number"),
-        (("loss", 1.0, "up"), "`mode` is 'auto', 'min' or 'max'"),
+        (("", 1.0), "`metric` must be a name"),
+        ((None, 1.0), "`metric` must be a name"),
+        (("loss", float("nan")), "`value` must be a finite number"),
+        (("loss", "0.9"), "`value` must be a finite number"),
+        (("loss", True), "`value` must be a finite number"),
+        (("loss", 1.0, "up"), "`mode` must be one of 'auto', 'min', 'max'"),
         (("score", 1.0), "Pass mode='max' if higher is better"),
     ],
 )

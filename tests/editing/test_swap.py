@@ -377,3 +377,15 @@ def test_swapped_models_train_prune_and_become_int8_files(tmp_path):
     exported = tfopt.export_tflite(quantized, tmp_path / "model.tflite", data=x)
     assert exported.quantization == "int8"
     assert tfopt.TFLiteModel(tmp_path / "model.tflite").predict(x).shape == (16, 3)
+
+
+def test_an_own_function_is_not_the_one_of_keras_with_its_name():
+    def relu(x):
+        return keras.ops.maximum(x, 0.0) + 1.0
+
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, activation=relu, name="a"), kl.Dense(2, name="b")])
+    assert swap_activation(model, "relu").get_layer("a").activation is keras.activations.relu
+    again = swap_activation(swap_activation(model, "relu"), relu)
+    assert again.get_layer("a").activation is relu
+    with pytest.raises(NothingToDoError, match="already"):
+        swap_activation(again, relu)

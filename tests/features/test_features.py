@@ -497,13 +497,13 @@ def test_wrong_numbers(ranking, arguments, message):
         ({"data": None}, "'permutation' is measured on data"),
         ({"data": None, "criterion": "taylor"}, "'taylor' is measured on data"),
         ({"data": np.zeros((4, 6))}, r"pair \(x, y\)"),
-        ({"repeats": 0}, "`repeats` is a whole number of at least 1"),
-        ({"seed": -1}, "`seed` is a whole number of at least 0"),
-        ({"batch_size": 0.5}, "`batch_size` is a whole number of at least 1"),
+        ({"repeats": 0}, "`repeats` must be a whole number of at least 1"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0"),
+        ({"batch_size": 0.5}, "`batch_size` must be a whole number of at least 1"),
         ({"names": ["a", "b"]}, "2 names for 6 features of input 'x'"),
         ({"names": {"y": list("abcdef")}}, "`names` are names of inputs"),
         ({"metric": "rmse"}, "has to suit the task"),
-        ({"mode": "best"}, "`mode` is one of"),
+        ({"mode": "best"}, "`mode` must be one of"),
     ],
 )
 def test_wrong_arguments_of_rank(options, message):

@@ -406,7 +406,7 @@ def test_mixed_precision():
 
 
 BAD_OPTIONS = [
-    (lambda: ParallelFusion("average"), "`how` is one of"),
+    (lambda: ParallelFusion("average"), "`how` must be"),
     (lambda: ParallelFusion("mean", [0.5, 0.5]), "go with"),
     (lambda: ParallelFusion("mean", from_logits=True), "go with how='product'"),
     (lambda: ParallelFusion("weighted", [0.5, 0.6]), "sum to 1"),
@@ -415,12 +415,12 @@ BAD_OPTIONS = [
     (lambda: ParallelFusion("weighted", [[0.5], [0.5]]), "one a branch"),
     (lambda: ParallelFusion("weighted", []), "one a branch"),
     (lambda: ParallelFusion("weighted", "trained"), "'learned'"),
-    (lambda: VotingFusion("weak"), "`kind` is one of"),
+    (lambda: VotingFusion("weak"), "`kind` must be"),
     (lambda: VotingFusion("soft", "learned"), "given weights"),
     (lambda: StackedFusion(lambda x: x), "`meta` is"),
     (lambda: StackedFusion(kl.Dense(3), outputs=3), "default head"),
     (lambda: SerialFusion([]), "at least one"),
-    (lambda: SerialFusion([kl.Dense(2)], how="sum"), "`how` is one of"),
+    (lambda: SerialFusion([kl.Dense(2)], how="sum"), "`how` must be"),
     (lambda: SerialFusion([kl.Dense(2, name="a"), kl.Dense(2, name="a")]), "names of their own"),
     (lambda: ParallelFusion("weighted", [0.5, 0.5])(BRANCHES), "2 weights, 3 branches"),
     (lambda: VotingFusion("hard", [0.5, 0.5])(BRANCHES), "2 weights, 3 branches"),

@@ -129,6 +129,7 @@ def test_flags_are_true_to_the_scores():
         assert scores.shape == weights.shape
         assert criterion.per_unit == (np.ptp(scores, axis=(0, 1)).max() < 1e-7), name
     assert {name for name, criterion in CRITERIA.items() if criterion.comparable} == {
+        "magnitude",
         "gradient",
         "taylor",
         "entropy",

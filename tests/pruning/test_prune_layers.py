@@ -1,4 +1,6 @@
-"""Which blocks `prune_layers` drops, against scores worked out by hand."""
+"""Which blocks go under the pattern "layer", against scores worked out by hand."""
+
+import functools
 
 import keras
 import numpy as np
@@ -8,7 +10,8 @@ from keras import layers as kl
 import tfopt
 from tfopt.core.models.macs import model_macs
 from tfopt.editing.depth import drop_layers
-from tfopt.pruning.depth import prune_layers
+
+prune_layers = functools.partial(tfopt.prune, pattern="layer")
 
 
 def stack(scales=(3.0, 1.0, 2.0, 4.0), width=6):
@@ -223,11 +226,11 @@ def test_no_candidate_says_why_by_kind():
         ({"sparsity": 0.0}, "above 0 and at most 1. Received: 0.0"),
         ({"sparsity": 1.5}, "at most 1"),
         ({"sparsity": True}, "Received: True"),
-        ({"sparsity": "keep"}, "Received: 'keep'"),
-        ({"to_macs": 1.0}, "`to_macs` is the fraction that is left, above 0 and below 1"),
-        ({"to_params": 0}, "`to_params` is the fraction that is left"),
+        ({"sparsity": "keep"}, "Received: sparsity='keep'"),
+        ({"to_macs": 1.0}, "`to_macs` must be the fraction of the model's macs that may be left, above 0 and below 1"),
+        ({"to_params": 0}, "`to_params` must be the fraction of the model's params that may be left"),
         ({"to_params": 0.5, "sparsity": 0.5}, "exclude each other.*sparsity=0.5, to_params=0.5"),
-        ({"criterion": "loudness"}, "`criterion` is one of"),
+        ({"criterion": "loudness"}, "`criterion` must be one of"),
     ],
     ids=str,
 )

@@ -156,7 +156,7 @@ def fixed(monkeypatch):
         calls.append(options)
         return {id(k): np.arange(k.numpy().size, 0, -1, dtype="float32").reshape(k.shape) for k in kernels}
 
-    monkeypatch.setattr("tfopt.pruning.prune.score_kernels", score_kernels)
+    monkeypatch.setattr("tfopt.pruning.weights.score_kernels", score_kernels)
     return Criterion("fixed", lambda weights, gradients: weights, needs=("gradients",)), calls
 
 

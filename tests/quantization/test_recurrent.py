@@ -244,12 +244,18 @@ def test_zeros_stay_through_pruning_saving_training_and_stripping(tmp_path):
 
 @keras.saving.register_keras_serializable(package="tests")
 class OwnCell(kl.SimpleRNNCell):
-    pass
+    """May compute anything."""
+
+    def call(self, *args, **kwargs):
+        return super().call(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tests")
 class OwnLSTM(kl.LSTM):
-    pass
+    """May compute anything."""
+
+    def call(self, *args, **kwargs):
+        return super().call(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -270,7 +276,7 @@ REASONS = {
     "apply TimeDistributed to its layers": lambda: kl.TimeDistributed(
         keras.Sequential([keras.Input((FEATURES,)), kl.Dense(2)])
     ),
-    "inside it, LeakyLayer: unknown to the catalog": lambda: kl.TimeDistributed(LeakyLayer()),
+    "inside it, LeakyLayer: unknown to tfopt": lambda: kl.TimeDistributed(LeakyLayer()),
 }
 
 

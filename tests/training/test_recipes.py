@@ -210,28 +210,45 @@ def test_smoothing_of_named_losses():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"epochs": 0}, "`epochs` is a whole number"),
-        ({"batch_size": 8.0}, "`batch_size` is a whole number"),
-        ({"decay": "linear"}, "one of step, exponential, cosine, plateau"),
+        ({"epochs": 0}, "`epochs` must be a whole number"),
+        ({"batch_size": 8.0}, "`batch_size` must be a whole number"),
+        ({"decay": "linear"}, "one of 'step', 'exponential', 'cosine', 'plateau', None"),
         ({"decay": "cosine", "samples": None}, "number of training samples. Pass `samples="),
-        ({"decay": "cosine", "decay_factor": 0.5}, "`decay_factor` and `decay_epochs` are for"),
-        ({"decay_epochs": 3}, "`decay_factor` and `decay_epochs` are for"),
-        ({"decay": "step", "decay_factor": 1.5}, "`decay_factor` lies between 0 and 1"),
+        ({"decay": "cosine", "decay_factor": 0.5}, "`decay_factor` and `decay_epochs` must go with"),
+        ({"decay_epochs": 3}, "`decay_factor` and `decay_epochs` must go with"),
+        ({"decay": "step", "decay_factor": 1.5}, "`decay_factor` must be a number above 0 and below 1"),
         ({"decay": "cosine", "warmup_epochs": 4}, "below `epochs`"),
-        ({"decay": "step", "warmup_epochs": 1}, "for `decay='cosine'`"),
+        ({"decay": "step", "warmup_epochs": 1}, "`warmup_epochs` must go with decay='cosine'"),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "in one way. Received: clipnorm, clipvalue"),
-        ({"clipvalue": -1}, "`clipvalue` is a finite number above 0"),
-        ({"adaptive_clip": 0.0}, "`adaptive_clip` is a finite number above 0"),
-        ({"batch_growth": 2}, "`batch_growth` is a whole factor"),
-        ({"batch_growth": (1, 2)}, "`batch_growth` is a whole factor"),
-        ({"learning_rate": -0.1}, "`learning_rate` is a finite number above 0"),
-        ({"optimizer": "adamm"}, "`optimizer` is an optimizer of Keras or its name. Received: 'adamm'"),
-        ({"ema": 1.0}, "`ema` lies between 0 and 1"),
+        ({"clipvalue": -1}, "`clipvalue` must be a finite number above 0"),
+        ({"adaptive_clip": 0.0}, "`adaptive_clip` must be a finite number above 0"),
+        ({"batch_growth": 2}, "`batch_growth` must be a whole factor"),
+        ({"batch_growth": (1, 2)}, "`batch_growth` must be a whole factor"),
+        ({"learning_rate": -0.1}, "`learning_rate` must be a finite number above 0"),
+        ({"optimizer": "adamm"}, "`optimizer` must be an optimizer of Keras or its name. Received: 'adamm'"),
+        ({"ema": 1.0}, "`ema` must be a number above 0 and below 1"),
         ({"ema": 0.9, "batch_growth": (2, 1)}, "goes with one batch size"),
-        ({"label_smoothing": 1.0, "loss": "categorical_crossentropy"}, r"lies in \[0, 1\)"),
+        ({"label_smoothing": 1.0, "loss": "categorical_crossentropy"}, "must be a number of at least 0 and below 1"),
         ({"optimizer": keras.optimizers.SGD(SCHEDULE), "decay": "step"}, "takes a number as learning rate"),
     ],
 )
 def test_values_that_do_not_go(arguments, says):
     with pytest.raises(InvalidArgumentError, match=says):
         recipe(**{"epochs": 4, "samples": 64, **arguments})
+
+
+def test_own_optimizers_and_losses_of_a_keras_name_stay_the_users():
+    class SGD(keras.optimizers.SGD):
+        pass
+
+    clipped = adaptively_clipped(SGD(0.1), 0.5)
+    assert isinstance(clipped, SGD)
+    of_keras = keras.saving.get_registered_object("tfopt>AdaptivelyClippedSGD")
+    assert not issubclass(of_keras, SGD)
+
+    class SparseCategoricalCrossentropy(keras.losses.SparseCategoricalCrossentropy):
+        def call(self, y_true, y_pred):
+            return 0.0 * super().call(y_true, y_pred)
+
+    with pytest.raises(InvalidArgumentError, match="for the cross-entropies of Keras"):
+        smoothed(SparseCategoricalCrossentropy(), 0.1)

@@ -152,7 +152,7 @@ def test_heads_of_other_models():
         ({"layers": []}, "At least one layer with weights"),
         ({"layers": "re_lu*"}, "At least one layer with weights"),
         ({"layers": 0}, "a layer name, a glob"),
-        ({"mode": "full", "stages": 2}, "`stages` is at least 1.*2 with mode='full', 1 epochs and 6 layers"),
+        ({"mode": "full", "stages": 2}, "`stages` must be from 1.*2 with mode='full', 1 epochs and 6 layers"),
         ({"stages": 2, "how": recipe(epochs=3, loss="mse")}, "'features' has one stage"),
         ({"mode": "full", "stages": 2, "how": recipe(epochs=3, loss="mse", ema=0.5)}, "goes with one stage"),
     ],

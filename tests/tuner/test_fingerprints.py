@@ -118,7 +118,7 @@ def test_a_changed_builder_is_refused(tmp_path):
     options = {"train": (X, Y), "val": (X, Y), "budget": 1, "epochs": 1, "directory": tmp_path, "verbose": 0}
     first = search(builder(2), **options)
     assert search(builder(2), **options).trials == first.trials
-    with pytest.raises(InvalidArgumentError, match="with another space"):
+    with pytest.raises(InvalidArgumentError, match="differs in space"):
         search(builder(3), **options)
 
 

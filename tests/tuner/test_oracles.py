@@ -169,7 +169,7 @@ def test_it_works_inside_a_tuner_of_keras_tuner(tmp_path):
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(InvalidArgumentError, match="`method` is one of"):
+    with pytest.raises(InvalidArgumentError, match="`method` must be one of"):
         make_oracle("anneal", as_objectives("val_loss"))
     for method in ("bayesian", "hyperband"):
         with pytest.raises(InvalidArgumentError, match="takes one objective"):

@@ -123,7 +123,7 @@ def test_the_trial_of_a_killed_worker_is_finished_by_another(postgresql, tmp_pat
     assert len(whole.best_models(5)) == 5
     with pytest.raises(FileError, match="Let all workers have one `directory`"):
         again(directory=tmp_path / "elsewhere").best_models()
-    with pytest.raises(InvalidArgumentError, match="with another settings"):
+    with pytest.raises(InvalidArgumentError, match="`name` must be.*differs in settings"):
         again(epochs=EPOCHS + 1, directory=None)
 
 
@@ -236,7 +236,7 @@ def test_studies_of_something_else_are_refused(sqlite, tmp_path):
         ({"name": ""}, "a `name`"),
         ({"storage": 3}, "address of a database"),
         ({"storage": None}, "that of a search in a `storage`"),
-        ({"method": "bayesian"}, "`method` is one of tpe, nsga2, random"),
+        ({"method": "bayesian"}, "`method` must be one of 'tpe', 'nsga2', 'random'"),
         ({"workers": 2}, "Start the script once for each worker"),
         ({"storage": "secret words"}, "address of a database"),
         ({"storage": "postgresql://me:my:secret@word@host:port/db"}, "address of a database"),

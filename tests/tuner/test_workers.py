@@ -17,7 +17,7 @@ import tensorflow as tf
 from searched import DATA, EPOCHS, Watched, X, Y, is_running, net, notes, wait_for
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError
-from tfopt.tuner.journal import Journal, Trial
+from tfopt.tuner.journal import SearchJournal, Trial
 from tfopt.tuner.loop import Search
 from tfopt.tuner.objective import as_objectives
 from tfopt.tuner.oracles import make_oracle
@@ -129,12 +129,12 @@ def test_a_search_is_handed_over(tmp_path):
     batches = tf.data.Dataset.from_tensor_slices(DATA).batch(8)
     trainer = Trainer(
         space=space,
-        journal=Journal(tmp_path / "search", {"a": "b"}),
+        journal=SearchJournal(tmp_path / "search", {"a": "b"}),
         objectives=as_objectives("val_loss"),
         constraints=(),
         train=({"x": X}, Y, None),
         val=batches,
-        cv=None,
+        folds=(),
         executions=1,
         epochs=2,
         batch_size=8,
@@ -183,11 +183,11 @@ def test_trials_are_taken_up_in_the_order_of_then(tmp_path):
         for end_after in ends:
             study = Search(
                 *(Space(tmp_path), make_oracle("hyperband", as_objectives("val_loss"), epochs=9)),
-                *(Journal(folder, {}), as_objectives("val_loss"), 0),
+                *(SearchJournal(folder, {}), as_objectives("val_loss"), 0),
             )
             with contextlib.suppress(KeyboardInterrupt):
                 study.run(Formula(end_after), 40, None, 0)
-        return [(trial.values, trial.proposed_after) for trial in Journal(folder, {}).trials()]
+        return [(trial.values, trial.proposed_after) for trial in SearchJournal(folder, {}).trials()]
 
     whole = proposals(tmp_path / "whole", 40)
     assert len(whole) == 40

@@ -73,7 +73,7 @@ def _midpoints(centroids: np.ndarray) -> np.ndarray:
     return (centroids[1:] + centroids[:-1]) / 2
 
 
-def _on_both_sides(values, count: int, init: Init, generator) -> list[np.ndarray]:
+def _on_both_sides(values: np.ndarray, count: int, init: Init, generator: np.random.Generator) -> list[np.ndarray]:
     """Centroids of the negative and of the positive weights, as many on each side as its share."""
     negative, positive = values[values < 0], values[values > 0]
     below = round(count * len(negative) / (len(negative) + len(positive)))
@@ -81,15 +81,15 @@ def _on_both_sides(values, count: int, init: Init, generator) -> list[np.ndarray
     return [init(side, amount, generator) for side, amount in sides if amount]
 
 
-def _linear(values, count, generator):
+def _linear(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     return np.linspace(values[0], values[-1], count)
 
 
-def _random(values, count, generator):
+def _random(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     return generator.uniform(values[0], values[-1], count)
 
 
-def _density(values, count, generator):
+def _density(values: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
     low, high = float(values[0]), float(values[-1])
     # TFMOT's margin, but never wider than the weights themselves: among tiny ones all points would fall together.
     margin = min(GRID_MARGIN, high - low)
@@ -101,7 +101,7 @@ def _density(values, count, generator):
     return grid[np.minimum(place, GRID_POINTS - 1)]
 
 
-def _kmeans(values, count, generator, zero):
+def _kmeans(values: np.ndarray, count: int, generator: np.random.Generator, zero: bool) -> np.ndarray:
     """Seeds of k-means++ and Lloyd's iteration over ascending values; with `zero`, one centroid is held at 0."""
     centroids = [0.0 if zero else values[generator.integers(len(values))]]
     distance = np.square(values - centroids[0])
@@ -120,7 +120,7 @@ def _kmeans(values, count, generator, zero):
     return found
 
 
-def _lloyd(values, sums, centroids, zero):
+def _lloyd(values: np.ndarray, sums: np.ndarray, centroids: np.ndarray, zero: bool) -> np.ndarray:
     """Each centroid moved to the mean of the values nearest to it; one that has none, to the value worst served."""
     edges = np.concatenate([[0], np.searchsorted(values, _midpoints(centroids), side="right"), [len(values)]])
     sizes = np.diff(edges)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from tfopt.clustering.centroids import INITS, find_centroids, nearest
 from tfopt.clustering.clusters import ZERO, WeightClusters
+from tfopt.core.checks import as_choice, as_flag, as_whole
+from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.models.graph import check_finite, check_model, check_patterns, walk_layers
 from tfopt.core.models.rewrite import rewrite
-from tfopt.core.models.selection import Kernel, select_kernels
+from tfopt.core.models.selection import Kernel, Selection, checked_selection, select_kernels
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Names
 from tfopt.interop import tfmot
 
 
@@ -27,8 +31,8 @@ def cluster(
     *,
     init: str = "kmeans++",
     per_channel: bool = False,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -78,47 +82,40 @@ def cluster(
         >>> [len(np.unique(layer.kernel)) for layer in clustered.layers]
         [8, 8]
     """
-    _check_arguments(n_clusters, init, per_channel)
+    n_clusters, per_channel = _counts(n_clusters), as_flag("per_channel", per_channel)
+    as_choice("init", init, INITS)
     if tfmot.is_tf_keras_model(model):
         return tfmot.cluster(model, n_clusters, init=init, per_channel=per_channel, include=include, exclude=exclude)
     check_model(model)
     check_not_quantized(model, "cluster")
-    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    check_patterns(model, included, "include")
-    check_patterns(model, excluded, "exclude")
+    selection = checked_selection(model, include, exclude)
     if isinstance(n_clusters, Mapping):
         check_patterns(model, list(n_clusters), "n_clusters")
-    kernels = _kernels(model, included, excluded, n_clusters)
+    kernels = _kernels(model, selection, n_clusters)
     check_finite(model)
     clustered = rewrite(model)
-    twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
+    copies = counterparts(model, clustered, [kernel.variable for kernel in kernels])
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
-        for kernel in kernels:
+        for kernel, copy in zip(kernels, copies, strict=True):
             axes = range_axes(kernel.layer, kernel.name) if per_channel else ()
-            _attach(twins[id(kernel.variable)], kernel.amount, axes, init, generator)
+            _attach(copy, kernel.amount, axes, init, generator)
             done()
     return clustered
 
 
-def _check_arguments(n_clusters, init, per_channel) -> None:
+def _counts(n_clusters: Any) -> Any:
+    """The number of clusters, or the dict of them, as Python's own; raises for another value."""
     if isinstance(n_clusters, Mapping) and not n_clusters:
-        raise InvalidArgumentError("An `n_clusters` dict names at least one layer.", received="{}")
-    for count in n_clusters.values() if isinstance(n_clusters, Mapping) else [n_clusters]:
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 2:
-            raise InvalidArgumentError(
-                "`n_clusters` is a whole number of at least 2, or a dict from layer names or globs to such.",
-                received=repr(count),
-                fix="16 suits most kernels.",
-            )
-    if init not in INITS:
-        raise InvalidArgumentError(f"`init` is one of {', '.join(INITS)}.", received=repr(init))
-    if not isinstance(per_channel, bool):
-        raise InvalidArgumentError("`per_channel` is True or False.", received=repr(per_channel))
+        raise InvalidArgumentError("An `n_clusters` dict must name at least one layer.", received="{}")
+    if isinstance(n_clusters, Mapping):
+        return {name: _counts(count) for name, count in n_clusters.items()}
+    what = "a whole number of at least 2, or a dict from layer names or globs to such"
+    return as_whole("n_clusters", n_clusters, least=2, what=what, fix="16 suits most kernels.")
 
 
-def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:
-    kernels, unknown = select_kernels(model, included, excluded, n_clusters)
+def _kernels(model: keras.Model, selection: Selection, n_clusters: Any) -> list[Kernel]:
+    kernels, unknown = select_kernels(model, selection, n_clusters)
     if not kernels:
         raise NothingToDoError(
             "The model has to have a kernel to cluster: convolution, dense, embedding, recurrent or attention layers.",
@@ -142,7 +139,9 @@ def _kernels(model, included, excluded, n_clusters) -> list[Kernel]:
     return kernels
 
 
-def _attach(variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator) -> None:
+def _attach(
+    variable: keras.Variable, count: int, axes: tuple[int, ...], init: str, generator: np.random.Generator
+) -> None:
     """Gives the kernel its clusters: sets its values and attaches the constraint that keeps them equal."""
     weights = np.array(keras.ops.convert_to_numpy(variable), np.float32)
     front = tuple(axis % weights.ndim for axis in axes)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfopt.core.keras_internals import moving_average_of, running_apply
 from tfopt.core.models import constraints
 from tfopt.core.models.constraints import WeightConstraint
+from tfopt.core.types import Tensor
 
 ZERO = 0  # the label, in each row, of the weights that stay at zero
 
@@ -54,7 +55,7 @@ class WeightClusters(WeightConstraint):
     def carried(self, memo: dict) -> WeightClusters:
         return WeightClusters(keras.ops.convert_to_numpy(self.labels), self.clusters, self.axes)
 
-    def __call__(self, value):
+    def __call__(self, value: Tensor) -> tf.Tensor:
         value = tf.convert_to_tensor(value)
         clustered, foreign = self._clustered(value)
         apply = running_apply()
@@ -70,7 +71,7 @@ class WeightClusters(WeightConstraint):
     def _per_row(self) -> int:
         return self.clusters + 1
 
-    def _clustered(self, value) -> tuple[tf.Tensor, tf.Tensor]:
+    def _clustered(self, value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The weights, each the mean of its cluster; whether the clusters explain too little of the weights."""
         # In double precision, the mean of equal float32 weights is exactly their value: nothing drifts.
         weights = tf.cast(tf.reshape(value, [-1]), tf.float64)
@@ -87,7 +88,7 @@ class WeightClusters(WeightConstraint):
         foreign = self._explain_too_little(means, sizes, within)
         return tf.reshape(tf.cast(clustered, value.dtype), value.shape), foreign
 
-    def _explain_too_little(self, means, sizes, within) -> tf.Tensor:
+    def _explain_too_little(self, means: tf.Tensor, sizes: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
         """True where the share of the variance explained, adjusted for the number of clusters, is below one half."""
         means, sizes = (tf.reshape(values, [self._rows, self._per_row]) for values in (means, sizes))
         middle = tf.math.divide_no_nan(
@@ -97,7 +98,7 @@ class WeightClusters(WeightConstraint):
         count, used = tf.reduce_sum(sizes), tf.reduce_sum(tf.cast(sizes > 0, sizes.dtype))
         return 2 * within * (count - self._rows) > total * (count - used)
 
-    def _found(self, value) -> tf.Tensor:
+    def _found(self, value: tf.Tensor) -> tf.Tensor:
         """Labels for weights that came from elsewhere: cut at the widest gaps, and at both ends of a mask's zeros."""
         rank = len(value.shape)
         front = [axis % rank for axis in self.axes]
@@ -118,7 +119,7 @@ class WeightClusters(WeightConstraint):
         labels = self._labels_of(groups, rows, masked)
         return tf.transpose(tf.reshape(labels, turned.shape), [order.index(axis) for axis in range(rank)])
 
-    def _labels_of(self, groups, rows, masked: bool) -> tf.Tensor:
+    def _labels_of(self, groups: tf.Tensor, rows: tf.Tensor, masked: bool) -> tf.Tensor:
         """The labels of the groups in each row; the group nearest to zero gets ZERO if there were such weights."""
         starts = tf.range(self._rows)[:, None] * self._per_row
         labels = starts + groups + 1

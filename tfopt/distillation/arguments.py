@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from tfopt.core.checks import POSITIVE, Range, as_number
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.graph import check_finite, check_model
@@ -21,18 +21,16 @@ from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
 
 
-def check_numbers(alpha: Any, temperature: Any) -> None:
-    """Raises unless `alpha` is a share and `temperature` can divide."""
-    if not _is_number(alpha) or not 0 <= alpha <= 1:
-        raise InvalidArgumentError(
-            "`alpha` is the share of the teacher in the loss, from 0 to 1.",
-            received=repr(alpha),
-            fix="0.5 weighs labels and teacher alike; `weight=` of a loss has no upper bound.",
-        )
-    if not _is_number(temperature) or not 0 < temperature < math.inf:
-        raise InvalidArgumentError(
-            "`temperature` is a number above 0.", received=repr(temperature), fix="Usual values are 1 to 20."
-        )
+def checked_numbers(alpha: Any, temperature: Any) -> tuple[float, float]:
+    """Both numbers; raises unless `alpha` is a share and `temperature` can divide."""
+    share = as_number(
+        "alpha",
+        alpha,
+        Range(least=0, most=1),
+        what="the share of the teacher in the loss, from 0 to 1",
+        fix="0.5 weighs labels and teacher alike; `weight=` of a loss has no upper bound.",
+    )
+    return share, as_number("temperature", temperature, POSITIVE, fix="Usual values are 1 to 20.")
 
 
 def teaching_models(student: keras.Model, teacher: Any) -> list[keras.Model]:
@@ -54,7 +52,7 @@ def check_weights(weights: Any, models: Sequence[keras.Model]) -> None:
     """Raises where there are weights for teachers and no teacher."""
     if weights is not None and not models:
         raise InvalidArgumentError(
-            "`teacher_weights` holds one number above 0 for each teacher.",
+            "`teacher_weights` must hold one number above 0 for each teacher.",
             received=f"{weights!r} without a teacher",
             fix="Weights of cached answers are an argument of `cache_teacher`.",
         )
@@ -225,7 +223,3 @@ def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
 
 def _described(names: list[str] | None, shapes: list[tuple]) -> str:
     return f"{', '.join(names)}: {shapes}" if names else str(shapes)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.core.checks import as_choice, as_count, as_names, as_seed
 from tfopt.core.data.batches import Batch, paired_batches, whole_batch
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.progress import progress
@@ -72,7 +73,9 @@ def cache_teacher(
         >>> tuple(taught.inputs.shape), tuple(taught.outputs.shape), tuple(y.shape), len(cache)
         ((64, 2), (64, 3), (64,), 2)
     """
-    layers = _checked_arguments(dtype, layers, batch_size, seed)
+    layers = sorted(set(as_names("layers", layers, what="a path of a layer or a list of them")))
+    dtype = as_choice("dtype", dtype, ("float16", "float32"))
+    batch_size, seed = as_count("batch_size", batch_size), as_seed(seed)
     answers = Answers(teacher, teacher_weights, layers=layers, dtype=dtype)
     whole = whole_batch(answers.model, data)
     store: _Memory | ShardFolder = _Memory()
@@ -201,16 +204,3 @@ def _batches_in(data: Any) -> int | None:
             "A cache holds one pass over the data.", received="a data set without end", fix="Leave out `repeat`."
         )
     return known
-
-
-def _checked_arguments(dtype: str, layers: str | Sequence[str], batch_size: int, seed: int) -> list[str]:
-    """The layers, as a list without repetitions."""
-    if dtype not in ("float16", "float32"):
-        raise InvalidArgumentError('`dtype` is "float16" or "float32".', received=repr(dtype))
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least {least}.", received=repr(value))
-    listed = [layers] if isinstance(layers, str) else layers
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(path, str) for path in listed):
-        raise InvalidArgumentError("`layers` is a path of a layer or a list of them.", received=repr(layers))
-    return sorted(set(listed))

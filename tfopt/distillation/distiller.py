@@ -88,7 +88,7 @@ class Distiller(SavedWithTeacher):
         teacher_weights: Sequence[float] | None = None,
         name: str = "distiller",
     ):
-        arguments.check_numbers(alpha, temperature)
+        alpha, temperature = arguments.checked_numbers(alpha, temperature)
         models = arguments.teaching_models(student, teacher)
         arguments.check_weights(teacher_weights, models)
         teachers = Teachers(models, teacher_weights) if models else None

@@ -16,7 +16,7 @@ from keras import layers as kl
 from keras import ops
 
 from tfopt.core.keras_internals import functional_of, logits_behind, mask_of, op_class, set_mask
-from tfopt.core.layers.registry import Output, entry_of
+from tfopt.core.layers.registry import Output, record_of
 from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Graph
 
@@ -160,16 +160,16 @@ def _head_of(op: keras.Operation) -> Head | None:
     inner = getattr(op, "layer", None)  # of TimeDistributed, and of the layers that `quantize` puts around others
     if inner is not None:
         return _head_of(inner)
-    entry = entry_of(op)
-    return Head.LINEAR if entry is not None and entry.kernels else None
+    record = record_of(op)
+    return Head.LINEAR if record is not None and record.kernels else None
 
 
 def _passes_on(op: keras.Operation) -> bool:
     """True for what gives the values that it gets, as `Dropout` does in inference."""
-    entry = entry_of(op)
+    record = record_of(op)
     if isinstance(op, kl.Activation):
         return getattr(op.activation, "__name__", None) == "linear"
-    return isinstance(op, (FakeQuantized, op_class("Cast"))) or (entry is not None and entry.output is Output.SAME)
+    return isinstance(op, (FakeQuantized, op_class("Cast"))) or (record is not None and record.output is Output.SAME)
 
 
 def _probed(model: keras.Model) -> list[Head | None]:

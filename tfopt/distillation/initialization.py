@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.checks import as_choice
+from tfopt.core.errors import NothingToDoError
 from tfopt.core.keras_internals import sublayers
 from tfopt.core.models import constraints
 from tfopt.core.models.fake_quantized import without_fake_quantization
@@ -67,8 +68,7 @@ def init_from(student: keras.Model, teacher: keras.Model, *, by: str = "auto", v
     """
     check_model(student)
     check_model(teacher)
-    if by not in _WAYS:
-        raise InvalidArgumentError(f"`by` is one of {', '.join(map(repr, _WAYS))}.", received=repr(by))
+    by = as_choice("by", by, _WAYS)
     check_finite(teacher)
     result = rewrite(student)
     plain_student, own = without_fake_quantization(result)

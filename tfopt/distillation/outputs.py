@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import is_whole
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 
@@ -47,13 +48,13 @@ def output_index(names: list[str], wanted: str | int, of: str) -> int:
     """
     if isinstance(wanted, str) and wanted in names:
         return names.index(wanted)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted < len(names):
+    if not is_whole(wanted) or not 0 <= int(wanted) < len(names):
         raise InvalidArgumentError(
-            "`output` names an output of student and teacher, or counts from 0.",
+            "`output` must be the name of an output of student and teacher, or its number from 0.",
             received=f"{wanted!r}, which the {of} does not have",
             fix=f"It has {', '.join(names)}.",
         )
-    return wanted
+    return int(wanted)
 
 
 def part_of(values: Any, index: int, names: list[str]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.core.errors import FileError, InvalidArgumentError, first_line
-from tfopt.core.files import write_whole
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.journal import FolderJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
 
 SHARD_ROWS = 8192
 SHARD_BYTES = 2**25  # no shard is larger, unless a single batch is
 
-_KIND = "tfopt teacher cache 1"
 _MANIFEST = "manifest.json"
 
 Rows = dict[str, np.ndarray]  # column -> array, samples first
@@ -41,14 +39,15 @@ class ShardFolder:
     """
 
     def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any], batch_size: int):
-        self._path = _checked_folder(Path(path))
-        self._record: dict[str, Any] = {"kind": _KIND, "settings": dict(settings), "batch_size": batch_size}
-        self._record |= {"complete": False, "shards": []}
-        if (self._path / _MANIFEST).exists():
-            self._record = _read_manifest(self._path / _MANIFEST)
-            self._check_settings(settings, batch_size)
-            for shard in self._shards:
-                self._check_content(self._path / shard["file"], shard["content"])
+        self._journal = FolderJournal(path, Head("cache_teacher", 2, "path", settings))
+        self._record: dict[str, Any] = {"batch_size": batch_size, "complete": False, "shards": []}
+        if _MANIFEST in self._journal:
+            with self._journal.reading(_MANIFEST):
+                self._record |= self._journal.read_json(_MANIFEST)
+                recorded = [(shard["file"], shard["content"]) for shard in self._shards]
+            self._check_batch_size(batch_size)
+            for file, content in recorded:
+                self._check_content(file, content)
         else:
             self._write_manifest()
         self._samples: list[str] = []  # of the shard that grows: a fingerprint for each batch
@@ -80,17 +79,17 @@ class ShardFolder:
         if not self._record["complete"]:
             self._record["complete"] = True
             self._write_manifest()
-        return ShardTable([self._path / shard["file"] for shard in self._shards])
+        return ShardTable([self._journal.path(shard["file"]) for shard in self._shards])
 
     @property
     def _shards(self) -> list[dict[str, Any]]:
         return self._record["shards"]
 
-    def _file(self) -> Path:
-        return self._path / f"shard-{self._number:05d}.npy"
+    def _file(self) -> str:
+        return f"shard-{self._number:05d}.npy"
 
     def _is_stored(self) -> bool:
-        return self._number < len(self._shards) and self._file().exists()
+        return self._number < len(self._shards) and self._file() in self._journal
 
     def _batches_a_shard(self) -> int:
         if self._number < len(self._shards):
@@ -103,44 +102,40 @@ class ShardFolder:
     def _close_shard(self, is_last: bool = False) -> None:
         samples = fingerprint(self._samples)
         if self._number < len(self._shards) and self._shards[self._number]["samples"] != samples:
-            raise self._other_data(f"other samples in the {len(self._samples)} batches of '{self._file().name}'")
+            raise self._other_data(f"other samples in the {len(self._samples)} batches of '{self._file()}'")
         if self._rows:
             content = _as_npy(self._rows)
-            write_whole(self._file(), content)
-            entry = {"file": self._file().name, "batches": len(self._samples), "samples": samples}
+            self._journal.write(self._file(), content)
+            entry = {"file": self._file(), "batches": len(self._samples), "samples": samples}
             self._shards[self._number : self._number + 1] = [{**entry, "content": _digest(content)}]
             self._record["complete"] |= is_last
             self._write_manifest()
         self._number, self._samples, self._rows = self._number + 1, [], []
 
     def _write_manifest(self) -> None:
-        write_whole(self._path / _MANIFEST, json.dumps(self._record, indent=1))
+        self._journal.write_json(_MANIFEST, self._record)
 
-    def _check_settings(self, settings: Mapping[str, Any], batch_size: int) -> None:
-        recorded = self._record["settings"]
-        other = [name for name, value in settings.items() if recorded.get(name) != value]
+    def _check_batch_size(self, batch_size: int) -> None:
         if not self._record["complete"] and self.batch_size != batch_size:
-            other.append(f"batch_size ({self.batch_size}, not {batch_size})")
-        if other:
             raise InvalidArgumentError(
-                "A cache belongs to one teacher, its layers and a dtype.",
-                received=f"'{self._path}', made with another {' and another '.join(other)}",
-                fix="Pass what was passed then, or the path of a new folder.",
+                "`batch_size` must stay the same until a cache is complete.",
+                received=f"{batch_size}, for '{self._journal.folder}' of batches of {self.batch_size}",
+                fix=f"Pass `batch_size={self.batch_size}`, or the path of a new folder.",
             )
 
-    def _check_content(self, file: Path, recorded: str) -> None:
+    def _check_content(self, file: str, recorded: str) -> None:
         """A shard that is gone is made anew; one that is not what was written is an error."""
-        try:
-            content = _digest(np.memmap(file, mode="r")) if file.exists() else recorded
-        except (OSError, ValueError) as error:
-            raise _damaged(file, first_line(error)) from error
-        if content != recorded:
-            raise _damaged(file, f"{file.stat().st_size} bytes that are not those written")
+        if file not in self._journal:
+            return
+        with self._journal.reading(file):
+            content = np.memmap(self._journal.path(file), mode="r")
+        if _digest(content) != recorded:
+            raise self._journal.damage(file, f"{len(content)} bytes that are not those written")
 
     def _other_data(self, received: str) -> InvalidArgumentError:
         return InvalidArgumentError(
             "A cache belongs to its data: the same samples in the same order.",
-            received=f"{received} in '{self._path}'",
+            received=f"{received} in '{self._journal.folder}'",
             fix="Pass the data as it was then, without random augmentation or shuffling, or the path of a new folder.",
         )
 
@@ -206,42 +201,3 @@ def _as_npy(batches: Sequence[Rows]) -> bytes:
 
 def _digest(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _checked_folder(path: Path) -> Path:
-    """The folder, made if it is not there; parts of files that a killed process left in it are cleared away."""
-    try:
-        path.mkdir(exist_ok=True)
-        for part in path.glob(".*.tmp"):
-            part.unlink()
-        is_other = not (path / _MANIFEST).exists() and any(path.iterdir())
-    except OSError as error:
-        raise FileError(
-            "The path of a cache names a folder; the one that it is in has to exist.", received=f"'{path}': {error}"
-        ) from error
-    if is_other:
-        raise FileError(
-            "A cache has a folder of its own.",
-            received=f"'{path}', which holds other files",
-            fix=f"Pass the path of a new folder, such as '{path / 'teacher'}'.",
-        )
-    return path
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text())
-        kind = record["kind"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(file, first_line(error)) from error
-    if kind != _KIND:
-        raise _damaged(file, repr(kind))
-    return record
-
-
-def _damaged(file: Path, received: str) -> FileError:
-    if file.name == _MANIFEST:
-        fix = "Pass the path of a new folder."
-    else:
-        fix = "Delete the file: the next call makes it anew."
-    return FileError(f"A cache holds what was written to it ({_KIND}).", received=f"'{file}': {received}", fix=fix)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_choice, as_name, as_number
 from tfopt.core.errors import InvalidArgumentError
 
 # Words in the names of metrics.
@@ -46,15 +46,10 @@ class StopAtTarget(keras.callbacks.Callback):
 
     def __init__(self, metric: str, value: float, mode: str = "auto", verbose: int = 0):
         super().__init__()
-        if not isinstance(metric, str) or not metric:
-            raise InvalidArgumentError("`metric` is a name, such as 'val_accuracy'.", received=repr(metric))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InvalidArgumentError("`value` is a finite number.", received=repr(value))
-        self.metric = metric
-        self.value = value
+        self.metric = as_name("metric", metric, what="a name, such as 'val_accuracy'")
+        self.value = as_number("value", value)
+        mode = as_choice("mode", mode, ("auto", "min", "max"))
         self.mode = _mode(metric) if mode == "auto" else mode
-        if self.mode not in ("min", "max"):
-            raise InvalidArgumentError("`mode` is 'auto', 'min' or 'max'.", received=repr(mode))
         self.verbose = verbose
         self.reached_epoch: int | None = None
         self._was_seen: bool | None = None  # False: waited for in vain so far

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import POSITIVE, as_numbers
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.distillation.features import feature_shape, observed
@@ -125,10 +126,10 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """Weights that sum to 1."""
     if weights is None:
         return [1.0 / count] * count
-    numbers = [w for w in weights if isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float("inf")]
-    if len(numbers) != count or len(weights) != count:
+    numbers = as_numbers("teacher_weights", weights, POSITIVE)
+    if len(numbers) != count:
         raise InvalidArgumentError(
-            "`teacher_weights` holds one number above 0 for each teacher.",
+            "`teacher_weights` must hold one number above 0 for each teacher.",
             received=f"{weights!r} for {count} teachers",
         )
     return [number / sum(numbers) for number in numbers]

@@ -14,6 +14,8 @@ from keras import layers as kl
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import op_class, sublayers
+from tfopt.core.layers.activations import activation_kind, applies, spelled
+from tfopt.core.layers.registry import known_class
 from tfopt.core.models.graph import Call, trace_back
 from tfopt.core.models.rewrite import Rewrite
 from tfopt.editing.places import Outcome, Place, Plan, new_name, policy_of
@@ -74,7 +76,7 @@ def plan_activations(model: keras.Model, places: list[Place], target: Target) ->
         if name is None:
             if _hides_activation(place.op):
                 outcome.missed[place.path] = "its activation is inside of another layer"
-        elif name == target.name:
+        elif _applies_already(place.op, target):
             outcome.left[place.path] = f"it is {name} already"
         elif id(place.op) in heads and not place.named:
             outcome.left[place.path] = f"{name} gives an output of the model"
@@ -94,14 +96,13 @@ def activation_of(op: Any) -> str | None:
         >>> activation_of(kl.Dense(2, "swish")), activation_of(kl.LeakyReLU(0.1)), activation_of(kl.Dense(2))
         ('silu', 'leaky_relu(0.1)', None)
     """
-    if _is_inline(op) or isinstance(op, kl.Activation):
-        function = getattr(op, "activation", None)
-        name = getattr(function, "__name__", type(function).__name__)
-        return None if name == "linear" else name
+    function = _function_of(op)
+    if function is not None:
+        return None if applies(op, keras.activations.linear) else _spelled(function)
     if type(op) in _RELUS:
         plain = op.threshold == 0 and op.negative_slope == 0
         return {None: "relu", 6: "relu6"}.get(op.max_value, "relu(...)") if plain else "relu(...)"
-    if isinstance(op, kl.PReLU):
+    if known_class(type(op)) is kl.PReLU:
         return "prelu"
     name = {kl.LeakyReLU: "leaky_relu", kl.ELU: "elu", kl.Softmax: "softmax"}.get(type(op)) or _OPS.get(type(op))
     for attribute, usual in (("negative_slope", 0.2), ("alpha", 1.0)):
@@ -111,9 +112,28 @@ def activation_of(op: Any) -> str | None:
     return name
 
 
+def _function_of(op: Any) -> Callable | None:
+    """The activation function that a layer was given; None for an op, and for a layer that is an activation itself."""
+    given = _is_inline(op) or known_class(type(op)) is kl.Activation
+    return getattr(op, "activation", None) if given else None
+
+
+def _spelled(function: Callable) -> str:
+    kind = activation_kind(function)
+    return f"your own {spelled(function)}" if kind is None else spelled(kind.function)
+
+
+def _applies_already(op: Any, target: Target) -> bool:
+    """True if an op applies what the target stands for; of users' own functions, only the very same one."""
+    function = _function_of(op)
+    if function is not None and activation_kind(function) is None:
+        return function is target.function
+    return activation_of(op) == target.name
+
+
 def _is_inline(op: keras.Operation) -> bool:
     """True for a layer that computes something and has an activation of its own, such as `Dense`."""
-    own = isinstance(op, kl.Layer) and not isinstance(op, kl.Activation) and len(sublayers(op)) == 1
+    own = isinstance(op, kl.Layer) and known_class(type(op)) is not kl.Activation and len(sublayers(op)) == 1
     return own and callable(getattr(op, "activation", None))
 
 
@@ -169,7 +189,7 @@ def _checked(function: Callable) -> Target:
             "An activation gives a tensor of the shape that it gets.",
             received=f"{function!r}, which turns (2, 4) into {shape}",
         )
-    return Target(getattr(function, "__name__", repr(function)), function=function)
+    return Target(_spelled(function), function=function)
 
 
 def _makes_layers(to: Callable) -> bool:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tfopt.core.checks import FRACTION, as_number, as_whole
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
@@ -151,14 +150,9 @@ class FeatureRanking(Report):
         if (number is None) == (fraction is None):
             raise InvalidArgumentError("Either a number or `fraction` says how many features.")
         if fraction is not None:
-            if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
-                raise InvalidArgumentError("`fraction` lies above 0 and below 1.", received=repr(fraction))
+            fraction = as_number("fraction", fraction, FRACTION)
             return max(1, math.floor(fraction * total + 0.5))
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or not 1 <= number <= total:
-            raise InvalidArgumentError(
-                "The number of features is a whole number of at least 1.", received=f"{number!r} of {total}"
-            )
-        return int(number)
+        return as_whole("number", number, least=1, most=total)
 
     def _by_input(self, chosen: Iterable[tuple[str, int]]) -> Any:
         indices: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_count
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.data.training import ShuffledBatches, compile_alike
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
@@ -37,8 +38,7 @@ class Training:
 
     @classmethod
     def of(cls, epochs: Any, seed: int, options: Mapping[str, Any] | None, argument: str) -> Training:
-        if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
-            raise InvalidArgumentError("`epochs` is a whole number of at least 1.", received=repr(epochs))
+        epochs = as_count("epochs", epochs)
         unknown = sorted(set(options or {}) - set(FIT_OPTIONS))
         if unknown:
             raise InvalidArgumentError(
@@ -46,7 +46,7 @@ class Training:
                 received=", ".join(unknown),
                 fix="`epochs` is an argument of its own; samples are shuffled, and nothing is printed.",
             )
-        return cls(int(epochs), seed, dict(options or {}))
+        return cls(epochs, seed, dict(options or {}))
 
     @property
     def batch_size(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfopt.core.checks import Range, as_numbers
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.cascades import in_turn
 from tfopt.core.errors import InvalidArgumentError
@@ -158,18 +159,14 @@ def as_thresholds(thresholds: Any) -> tuple[float, ...]:
     Raises:
         InvalidArgumentError: for anything but a list of numbers of at least 0.
     """
-    values: Any = thresholds if isinstance(thresholds, (list, tuple, np.ndarray)) else [None]
-    if not all(_is_number(value) and value >= 0 for value in values):
-        raise InvalidArgumentError(
-            "`thresholds` is a list of numbers of at least 0, one for each model but the last.",
-            received=repr(thresholds),
-            fix="`tfopt.fit_thresholds` finds them on validation data.",
-        )
+    values = as_numbers(
+        "thresholds",
+        thresholds,
+        Range(least=0, infinite=True),
+        what="a list of numbers of at least 0, one for each model but the last",
+        fix="`tfopt.fit_thresholds` finds them on validation data.",
+    )
     return tuple(map(float, values))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
 
 
 def _selection(call: Call) -> Any:

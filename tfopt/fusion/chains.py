@@ -10,6 +10,7 @@ import keras
 from keras import layers as kl
 from keras import ops
 
+from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align
@@ -122,8 +123,7 @@ class SerialFusion(ComposedLayer):
 
     def __init__(self, stages, how="chain", **kwargs):
         super().__init__(**kwargs)
-        if how not in SERIAL_WAYS:
-            raise InvalidArgumentError(f"`how` is one of {', '.join(SERIAL_WAYS)}.", received=repr(how))
+        how = as_choice("how", how, SERIAL_WAYS)
         self.stages, self.how = as_chain(stages, "stages"), how
         if not self.stages:
             raise InvalidArgumentError("`stages` holds at least one layer or model.", received=repr(stages))

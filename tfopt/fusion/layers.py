@@ -8,6 +8,7 @@ import keras
 from keras import layers as kl
 from keras import ops
 
+from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align, combine
@@ -77,8 +78,7 @@ class ParallelFusion(Fusion):
 
     def __init__(self, how="mean", weights=None, *, project=False, from_logits=False, multi_label=False, **kwargs):
         super().__init__(**kwargs)
-        if how not in WAYS:
-            raise InvalidArgumentError(f"`how` is one of {', '.join(WAYS)}.", received=repr(how))
+        how = as_choice("how", how, WAYS)
         self.how, self.weights_given = how, combine.as_weights(weights)
         self.project, self.from_logits, self.multi_label = project, from_logits, multi_label
         self.logits = None
@@ -173,8 +173,7 @@ class VotingFusion(Fusion):
 
     def __init__(self, kind="soft", weights=None, *, from_logits=False, multi_label=False, **kwargs):
         super().__init__(**kwargs)
-        if kind not in KINDS:
-            raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
+        kind = as_choice("kind", kind, KINDS)
         if isinstance(weights, str):
             raise InvalidArgumentError(
                 "Votes have given weights, a list of numbers, or equal ones.",

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_choice, as_flag
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.fusion.chains import SERIAL_WAYS
@@ -56,8 +57,7 @@ def plan_of(how: Any, given: dict[str, Any], of_features: bool) -> Plan:
                 f"how='{how}' says how to combine.", received=f"combine={given['combine']!r} too"
             )
         how, given = "parallel", {**given, "combine": how}
-    if not isinstance(how, str) or how not in _ARGUMENTS:
-        raise InvalidArgumentError(f"`how` is one of {', '.join((*_ARGUMENTS, *WAYS))}.", received=repr(how))
+    how = as_choice("how", how, (*_ARGUMENTS, *WAYS))
     idle = [key for key, value in given.items() if value is not None and key not in _ARGUMENTS[how]]
     if idle:
         raise InvalidArgumentError(
@@ -68,14 +68,10 @@ def plan_of(how: Any, given: dict[str, Any], of_features: bool) -> Plan:
     weights = as_weights(given["weights"])
     usual = "chain" if how == "serial" else "mean" if weights is None else "weighted"
     combine = usual if given["combine"] is None else given["combine"]
-    ways = SERIAL_WAYS if how == "serial" else WAYS
-    if combine not in ways:
-        raise InvalidArgumentError(f"`combine` is one of {', '.join(ways)}.", received=repr(combine))
+    combine = as_choice("combine", combine, SERIAL_WAYS if how == "serial" else WAYS)
     if how == "parallel" and weights is not None and combine != "weighted":
         raise InvalidArgumentError("`weights` go with 'weighted'.", received=f"combine='{combine}' and weights")
-    kind = "soft" if given["kind"] is None else given["kind"]
-    if kind not in KINDS:
-        raise InvalidArgumentError(f"`kind` is one of {', '.join(KINDS)}.", received=repr(kind))
+    kind = as_choice("kind", "soft" if given["kind"] is None else given["kind"], KINDS)
     return Plan(how, combine, kind, given["meta"], given["thresholds"], weights, of_features)
 
 
@@ -89,10 +85,8 @@ def check_choices(plan: Plan, models: list[keras.Model], inputs: Any, layers: An
             "A cascade takes whole models that read the same inputs.",
             received=f"inputs={inputs!r}, layers={layers!r}, head={head!r}, trainable={trainable!r}",
         )
-    if inputs not in (SHARED, SEPARATE):
-        raise InvalidArgumentError("`inputs` is 'shared' or 'separate'.", received=repr(inputs))
-    if not isinstance(trainable, bool):
-        raise InvalidArgumentError("`trainable` is True or False.", received=repr(trainable))
+    as_choice("inputs", inputs, (SHARED, SEPARATE))
+    as_flag("trainable", trainable)
     if plan.how == "serial" and inputs == SEPARATE:
         raise InvalidArgumentError("In a serial fusion only the first model reads the inputs.", received=repr(inputs))
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from tfopt.core.data.goals import Goal, drop
+from tfopt.core.data.splits import Split
 from tfopt.fusion.heads import GivenHead, LinearHead
-from tfopt.fusion.splits import Fold
 
 ROWS = 8192  # that a meta-model predicts at once
 SHUFFLES = 3  # over which the contribution of a model is averaged
@@ -37,26 +37,26 @@ class SecondLevel:
         """Numbers of the samples that have predictions."""
         return np.flatnonzero(~np.isnan(self.features).any(1))
 
-    def scored(self, splits: Sequence[Fold]) -> list[Fold]:
+    def scored(self, splits: Sequence[Split]) -> list[Split]:
         """The folds to score on: those with predictions for other folds to train on; all if there are none such."""
-        folds = [Fold(np.intersect1d(split.train, self.seen), split.held_out) for split in splits]
+        folds = [Split(np.intersect1d(split.train, self.seen), split.held_out) for split in splits]
         return [fold for fold in folds if len(fold.train)] or folds
 
     def block(self, place: int) -> np.ndarray:
         start = sum(self.widths[:place])
         return self.features[:, start : start + self.widths[place]]
 
-    def base_scores(self, place: int, folds: Sequence[Fold]) -> tuple[float, ...]:
+    def base_scores(self, place: int, folds: Sequence[Split]) -> tuple[float, ...]:
         return tuple(self.goal(self.y[fold.held_out], self.block(place)[fold.held_out]) for fold in folds)
 
-    def mean_scores(self, models: int, folds: Sequence[Fold]) -> tuple[float, ...]:
+    def mean_scores(self, models: int, folds: Sequence[Split]) -> tuple[float, ...]:
         """Of the plain mean; empty for models of different widths."""
         if len(set(self.widths[:models])) > 1:
             return ()
         mean = np.mean([self.block(place) for place in range(models)], 0)
         return tuple(self.goal(self.y[fold.held_out], mean[fold.held_out]) for fold in folds)
 
-    def stack_scores(self, head: GivenHead | LinearHead, folds: Sequence[Fold]) -> tuple[float, ...]:
+    def stack_scores(self, head: GivenHead | LinearHead, folds: Sequence[Split]) -> tuple[float, ...]:
         """Of meta-models trained without the fold; empty if there is nothing to train them on."""
         scores = []
         for place, fold in enumerate(fold for fold in folds if len(fold.train)):

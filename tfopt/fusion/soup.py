@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_choice
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.metrics import score
@@ -165,8 +166,7 @@ def _check(models: Any, method: str, x_val: Any, y_val: Any) -> None:
         check_not_quantized(model, "average_weights")
     if len(models) == 1:
         raise NothingToDoError("A mean is of two models or more.", received=f"'{models[0].name}' alone")
-    if method not in METHODS:
-        raise InvalidArgumentError(f"`method` is one of {', '.join(METHODS)}.", received=repr(method))
+    as_choice("method", method, METHODS)
     if x_val is not None or y_val is not None:
         check_in_memory(x_val, y_val, "x_val, y_val")
     elif method == "greedy":

@@ -14,19 +14,19 @@ import numpy as np
 from tfopt.core.data.goals import as_goal
 from tfopt.core.data.metrics import score
 from tfopt.core.data.samples import Labelled, take
+from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.data.training import compile_alike
 from tfopt.core.errors import NonFiniteError
+from tfopt.core.journal import FolderJournal, Head
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.reporting.progress import progress
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
 from tfopt.fusion.chains import StackedFusion
-from tfopt.fusion.checkpoints import Checkpoints
 from tfopt.fusion.heads import head_of
 from tfopt.fusion.predictions import check_in_memory, names_of
 from tfopt.fusion.second_level import SecondLevel
-from tfopt.fusion.splits import Fold, make_folds
 from tfopt.fusion.stack_result import INPUTS, StackResult
 
 
@@ -67,8 +67,8 @@ def stack(
         meta: a compiled model from all outputs, concatenated, to the answer: built, or a Sequential that is not built
             yet. By default one dense layer: the logistic regression (of a regression, the ridge regression) that
             scikit-learn stacks with. What the task is, is told by `y` and the outputs of the first model.
-        folds: a number of folds, which scikit-learn cuts, stratified by class; a splitter of it, as `GroupKFold` or
-            `TimeSeriesSplit`; or pairs (train, held out) of arrays. Samples that are held out twice count with the
+        folds: a number of folds, stratified by class; a splitter of scikit-learn, as `GroupKFold` or `TimeSeriesSplit`;
+            or pairs (train, held out) of arrays. Samples that are held out twice count with the
             mean of their predictions, samples that never are do not train the meta-model.
         groups: of each sample, for splitters that keep groups together.
         passthrough: whether the meta-model sees the inputs too, flattened, behind the predictions.
@@ -115,14 +115,16 @@ def stack(
     samples = [base.samples(x, y) for base in bases]
     inputs = _flat(samples[0].x) if passthrough else np.zeros((len(y), 0), np.float32)
     classes = _classes(y, bases[0])
-    splits = make_folds(folds, y, classes=classes is not None, groups=groups, seed=seed)
+    splits = make_folds(folds, y, len(y), stratify=classes is not None, groups=groups, seed=seed)
     goal = as_goal(("mse" if classes is None else "accuracy") if metric is None else metric, mode)
     widths = [base.width for base in bases] + ([inputs.shape[1]] if passthrough else [])
     head = head_of(meta, sum(widths), y, classes, meta_fit, seed)
-    settings = {} if directory is None else _settings(bases, samples[0], splits, training)
-    checkpoints = Checkpoints(directory, settings)
+    journal = None
+    if directory is not None:
+        settings = _settings(bases, samples[0], splits, training)
+        journal = FolderJournal(directory, Head("stack", 2, "directory", settings))
     with progress("stack", (len(splits) + 1) * len(bases) + 1, verbose) as step:
-        work = _Work(bases, samples, training, checkpoints, step)
+        work = _Work(bases, samples, training, journal, step)
         out_of_fold, epochs_run = work.out_of_fold(splits)
         refitted = work.refitted()
         level = SecondLevel(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal)
@@ -153,10 +155,10 @@ class _Work:
     bases: list[Base]
     samples: list[Labelled]
     training: Training
-    checkpoints: Checkpoints
+    journal: FolderJournal | None
     step: Callable[[], None]
 
-    def out_of_fold(self, splits: Sequence[Fold]) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
+    def out_of_fold(self, splits: Sequence[Split]) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
         """Predictions of models that were trained without the sample, NaN where there are none; the epochs that ran."""
         samples = len(self.samples[0])
         columns, epochs = [], []
@@ -165,7 +167,7 @@ class _Work:
             ran = []
             for fold, split in enumerate(splits):
                 key = f"fold_{fold}_model_{base.place}"
-                kept = self.checkpoints.arrays(key, partial(self._predicted, base, fold, split))
+                kept = self._kept(key, partial(self._predicted, base, fold, split))
                 total[split.held_out] += kept["predictions"]
                 times[split.held_out] += 1
                 ran.append(int(kept["epochs"]))
@@ -178,13 +180,16 @@ class _Work:
         """The base models, trained on all samples."""
         models = []
         for base in self.bases:
-            kept = self.checkpoints.arrays(f"all_model_{base.place}", partial(self._weights, base))
+            kept = self._kept(f"all_model_{base.place}", partial(self._weights, base))
             models.append(base.fresh(0))
             models[-1].set_weights([kept[f"weight_{place}"] for place in range(len(kept))])
             self.step()
         return models
 
-    def _predicted(self, base: Base, fold: int, split: Fold) -> dict[str, np.ndarray]:
+    def _kept(self, key: str, measure: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return measure() if self.journal is None else self.journal.arrays(f"{key}.npz", measure)
+
+    def _predicted(self, base: Base, fold: int, split: Split) -> dict[str, np.ndarray]:
         samples = self.samples[base.place]
         model = base.restart(seed_of(self.training.seed, base.place, fold + 1))
         epochs = self.training.run(model, samples.rows(split.train), base.place, fold + 1)
@@ -215,7 +220,7 @@ def _classes(y: np.ndarray, base: Base) -> int | None:
     return base.width if "accuracy" in score(y, np.zeros((len(y), base.width))) else None
 
 
-def _settings(bases: list[Base], samples: Labelled, splits: Sequence[Fold], training: Training) -> dict[str, str]:
+def _settings(bases: list[Base], samples: Labelled, splits: Sequence[Split], training: Training) -> dict[str, str]:
     """All that the work of a training depends on."""
     return {
         "models": fingerprint([base.fingerprint for base in bases]),

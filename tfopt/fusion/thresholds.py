@@ -11,6 +11,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 
+from tfopt.core.checks import Range, as_number
 from tfopt.core.data.cascades import confidence
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, UnsupportedModelError
@@ -136,8 +137,8 @@ def fit_thresholds(
         >>> fit.mean_macs <= 14 + 448, round(sum(stage.share for stage in fit.stages), 6)
         (True, 1.0)
     """
-    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
-        raise InvalidArgumentError("`accuracy` is a fraction in [0, 1], or None.", received=repr(accuracy))
+    if accuracy is not None:
+        accuracy = as_number("accuracy", accuracy, Range(least=0, most=1), what="a fraction in [0, 1], or None")
     cascade = cast("Cascade", fuse(models, "cascade", thresholds=[math.inf] * (len(models) - 1)))
     macs = [_macs(model) for model in models]
     answers = [stage.predict(x_val, batch_size=batch_size, verbose=verbose) for stage in cascade.stages]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
 from tfopt.fusion.simplex import greedy, logloss, nnls
-from tfopt.fusion.splits import make_folds
 
 if TYPE_CHECKING:
     from tfopt.core.reporting.figures import Figure
@@ -57,7 +57,7 @@ def fit_weights(
         method: `"greedy"`, ensemble selection with replacement by the metric; `"nnls"`, non-negative least squares;
             `"logloss"`, the least log loss. The last two need SciPy.
         guard: `"cv"` or None.
-        folds: for the guard: a number of folds, which scikit-learn cuts, a splitter of it, or pairs of arrays.
+        folds: for the guard: a number of folds, a splitter of scikit-learn, or pairs (train, held out) of arrays.
         metric: accuracy by default, or the mean squared error of a regression; else as in `find_sparsity`.
         mode: `"max"`, `"min"` or `"auto"`: whether a higher score is better.
         seed: of the folds.
@@ -87,7 +87,7 @@ def fit_weights(
     fit, mean, singles = _candidates(predictions, method, goal, names_of(models))
     kept = max((mean, fit, *singles), key=lambda candidate: candidate.rank(goal))
     if guard == "cv":
-        splits = make_folds(folds, predictions.y, classes=predictions.kind != "values", seed=seed)
+        splits = make_folds(folds, predictions.y, len(predictions.y), stratify=predictions.kind != "values", seed=seed)
         fit, mean = _cross_validated(predictions, method, goal, splits, fit, mean)
         kept = _guarded(kept, fit, mean, goal)
     return FittedWeights(
@@ -205,9 +205,8 @@ class FittedWeights(Report):
 
 
 def _check_options(method: str, guard: str | None) -> None:
-    for name, value, known in (("method", method, METHODS), ("guard", guard, GUARDS)):
-        if value not in known:
-            raise InvalidArgumentError(f"`{name}` is one of {', '.join(map(repr, known))}.", received=repr(value))
+    as_choice("method", method, METHODS)
+    as_choice("guard", guard, GUARDS)
 
 
 def _candidates(
@@ -230,7 +229,7 @@ def _candidates(
 
 
 def _cross_validated(
-    predictions: Predictions, method: str, goal: Goal, splits: Sequence, fit: Candidate, mean: Candidate
+    predictions: Predictions, method: str, goal: Goal, splits: Sequence[Split], fit: Candidate, mean: Candidate
 ) -> tuple[Candidate, Candidate]:
     """Fit and mean with their scores on held-out folds; the fit is the whole choice, made on the other folds."""
     scores: dict[str, list[tuple[float, float]]] = {FIT: [], MEAN: []}

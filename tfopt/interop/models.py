@@ -31,7 +31,7 @@ FAILURES = (
 )
 
 
-def check_model(model) -> None:
+def check_model(model: Any) -> None:
     keras = tf_keras()
     if not (isinstance(model, keras.Sequential) or getattr(model, "_is_graph_network", False)):
         raise UnsupportedModelError(
@@ -55,7 +55,7 @@ def check_model(model) -> None:
 
 
 @contextlib.contextmanager
-def call_on(model, function: str) -> Iterator[None]:
+def call_on(model: Any, function: str) -> Iterator[None]:
     """The model's own layer classes in scope; what TFMOT raises becomes an error that carries TFMOT's message."""
     keras = tf_keras()
     layers = [part for part in model.submodules if isinstance(part, keras.layers.Layer)]
@@ -71,7 +71,7 @@ def call_on(model, function: str) -> Iterator[None]:
         ) from error
 
 
-def walk(model, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def walk(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`(path, layer)` of each layer, nested models and the layers in them too."""
     for layer in model.layers:
         path = f"{prefix}{layer.name}"
@@ -80,15 +80,15 @@ def walk(model, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(layer, f"{path}/")
 
 
-def wrapped(model, kind: type | tuple[type, ...]) -> list:
+def wrapped(model: Any, kind: type | tuple[type, ...]) -> list:
     """The layers of class `kind`, those of nested models too."""
     return [layer for _, layer in walk(model) if isinstance(layer, kind)]
 
 
-def map_layers(model, replace: Callable[[str, Any], Any], prefix: str = ""):
+def map_layers(model: Any, replace: Callable[[str, Any], Any], prefix: str = "") -> Any:
     """The model cloned with `replace(path, layer)` in each layer's place."""
 
-    def replaced(layer):
+    def replaced(layer: Any) -> Any:
         path = f"{prefix}{layer.name}"
         return map_layers(layer, replace, f"{path}/") if isinstance(layer, keras.Model) else replace(path, layer)
 
@@ -96,7 +96,7 @@ def map_layers(model, replace: Callable[[str, Any], Any], prefix: str = ""):
     return keras.models.clone_model(model, clone_function=replaced)
 
 
-def clone_of(model):
+def clone_of(model: Any) -> Any:
     """A copy that shares nothing: TFMOT puts the layers it is given into its own model and calls them there."""
     keras = tf_keras()
     with call_on(model, "tf_keras.models.clone_model"):
@@ -105,7 +105,7 @@ def clone_of(model):
     return clone
 
 
-def selected(model, include: object, exclude: object) -> dict[str, Any]:
+def selected(model: Any, include: object, exclude: object) -> dict[str, Any]:
     """Path -> layer of the layers that `include` and `exclude` leave, no models among them."""
     wanted, unwanted = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     _check_each_fits(wanted, model, "include")
@@ -120,7 +120,7 @@ def _fits(path: str, patterns: list[str]) -> bool:
     return any(matches("/".join(parts[: end + 1]), patterns) for end in range(len(parts)))
 
 
-def _check_each_fits(patterns: list[str], model, argument: str) -> None:
+def _check_each_fits(patterns: list[str], model: Any, argument: str) -> None:
     paths = [path for path, _ in walk(model)]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in paths):
@@ -131,7 +131,7 @@ def _check_each_fits(patterns: list[str], model, argument: str) -> None:
             )
 
 
-def layer_amounts(model, amount: Any, argument: str, include: object, exclude: object) -> dict[str, Any]:
+def layer_amounts(model: Any, amount: Any, argument: str, include: object, exclude: object) -> dict[str, Any]:
     """Path -> what is wanted of each chosen layer: `amount`, or that of the last fitting entry where it is a dict."""
     paths = selected(model, include, exclude)
     if not isinstance(amount, Mapping):

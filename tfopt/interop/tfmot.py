@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tfopt.core.checks import as_choice
 from tfopt.core.errors import (
     ExportError,
     InvalidArgumentError,
@@ -32,18 +31,17 @@ from tfopt.interop.models import (
     layer_amounts,
     map_layers,
     selected,
-    walk,
     wrapped,
 )
 from tfopt.interop.packages import MissingPackageError as MissingPackageError
 from tfopt.interop.packages import (
     clustering_wrapper,
-    core,
     pruning_wrapper,
     quantization_wrapper,
     tfmot,
 )
 from tfopt.interop.packages import is_tf_keras_model as is_tf_keras_model
+from tfopt.interop.pruning import check_amount, held, layer_schedules, mask_now, with_update_step
 
 SCHEDULES = ("ConstantSparsity", "PolynomialDecay")
 QUANTIZATIONS = ("none", "dynamic", "float16", "int8")
@@ -58,14 +56,14 @@ def __getattr__(name: str) -> Any:
 
 
 def prune(
-    model,
+    model: Any,
     schedule: Callable | None = None,
     *,
     sparsity: float | Mapping[str, float] | str | None = None,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
     options: Mapping[str, Any] | None = None,
-):
+) -> Any:
     """A copy of a tf_keras model that TFMOT's `prune_low_magnitude` prunes during `fit`.
 
     With a schedule the result is what TFMOT gives. Without one, TFMOT's masks are computed at once and held in any
@@ -101,7 +99,7 @@ def prune(
         24
     """
     check_model(model)
-    _check_amount(schedule, sparsity)
+    check_amount(schedule, sparsity)
     if wrapped(model, pruning_wrapper()):
         raise NothingToDoError(
             "A tf_keras model is pruned once.", received=f"'{model.name}', pruned", fix="Strip it first."
@@ -110,28 +108,28 @@ def prune(
     clone = clone_of(model)
     if include is None and exclude is None and not isinstance(sparsity, Mapping):
         with call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
-            pruned = wrap(clone, schedule or _held(sparsity))
+            pruned = wrap(clone, schedule or held(sparsity))
     else:
-        schedules = _layer_schedules(clone, schedule, sparsity, include, exclude)
+        schedules = layer_schedules(clone, schedule, sparsity, include, exclude)
         with call_on(clone, "tfmot.sparsity.keras.prune_low_magnitude"):
             pruned = map_layers(clone, lambda path, layer: wrap(layer, schedules[path]) if path in schedules else layer)
     wrappers = wrapped(pruned, pruning_wrapper())
     if not any(wrapper.pruning_vars for wrapper in wrappers):
         raise NothingToDoError("A model to prune has a kernel.", received=f"'{model.name}', none that TFMOT can prune")
     if schedule is None:
-        _mask_now(wrappers)
-    return _with_update_step(pruned)
+        mask_now(wrappers)
+    return with_update_step(pruned)
 
 
 def cluster(
-    model,
+    model: Any,
     n_clusters: int | Mapping[str, int] = 16,
     *,
     init: str = "kmeans++",
     per_channel: bool = False,
     include: str | list[str] | None = None,
     exclude: str | list[str] | None = None,
-):
+) -> Any:
     """A copy of a tf_keras model that TFMOT's `cluster_weights` keeps clustered during `fit`.
 
     Args:
@@ -167,18 +165,9 @@ def cluster(
             )
     clone = clone_of(model)
     amounts = layer_amounts(clone, n_clusters, "n_clusters", include, exclude)
-    api = tfmot().clustering.keras
-    options = {"cluster_centroids_init": getattr(api.CentroidInitialization, _INITS[init])}
-    if per_channel:
-        options["cluster_per_channel"] = True
-
-    def wrap(path, layer):
-        if path not in amounts or not layer.trainable_weights:
-            return layer
-        return api.cluster_weights(layer, amounts[path], preserve_sparsity=_is_sparse(layer, amounts[path]), **options)
-
+    options = _clustering_options(init, per_channel)
     with call_on(clone, "tfmot.clustering.keras.cluster_weights"):
-        clustered = map_layers(clone, wrap)
+        clustered = map_layers(clone, lambda path, layer: _clustered(layer, amounts.get(path), options))
     if not any(wrapper.cluster_centroids for wrapper in wrapped(clustered, clustering_wrapper())):
         raise NothingToDoError(
             "A model to cluster has a kernel.", received=f"'{model.name}', none for TFMOT to cluster"
@@ -186,7 +175,7 @@ def cluster(
     return clustered
 
 
-def quantize(model, include: str | list[str] | None = None, exclude: str | list[str] | None = None):
+def quantize(model: Any, include: str | list[str] | None = None, exclude: str | list[str] | None = None) -> Any:
     """A copy of a tf_keras model with TFMOT's 8-bit quantization-aware training, as `quantize_model` makes it.
 
     Args:
@@ -233,7 +222,7 @@ def quantize(model, include: str | list[str] | None = None, exclude: str | list[
         return api.quantize_apply(map_layers(clone, lambda path, layer: annotate(layer) if path in chosen else layer))
 
 
-def strip(model):
+def strip(model: Any) -> Any:
     """The plain model in a tf_keras model pruned or clustered by TFMOT (`strip_pruning`, `strip_clustering`).
 
     Masks and clusters are applied. The input is not changed.
@@ -272,7 +261,10 @@ def strip(model):
 
 
 def convert(
-    model, quantization: str = "none", batch_size: int | None = 1, io_types: tuple[str, str] = ("float32", "float32")
+    model: Any,
+    quantization: str = "none",
+    batch_size: int | None = 1,
+    io_types: tuple[str, str] = ("float32", "float32"),
 ) -> bytes:
     """The .tflite file of a tf_keras model; pruning and clustering wrappers are stripped first.
 
@@ -304,6 +296,49 @@ def convert(
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     converter.inference_input_type, converter.inference_output_type = (tf.as_dtype(name) for name in io_types)
+    return _run(converter)
+
+
+def is_quantized(model: Any) -> bool:
+    """True for a tf_keras model from `quantize` or TFMOT's `quantize_model`."""
+    return bool(wrapped(model, quantization_wrapper()))
+
+
+def _clustering_options(init: str, per_channel: bool) -> dict[str, Any]:
+    """The arguments of `cluster_weights` that all layers share."""
+    centroids = getattr(tfmot().clustering.keras.CentroidInitialization, _INITS[init])
+    return {"cluster_centroids_init": centroids, **({"cluster_per_channel": True} if per_channel else {})}
+
+
+def _clustered(layer: Any, n_clusters: int | None, options: Mapping[str, Any]) -> Any:
+    """The layer in TFMOT's wrapper; as it is where nothing is wanted of it or it has no weights to train."""
+    if n_clusters is None or not layer.trainable_weights:
+        return layer
+    sparse = _is_sparse(layer, n_clusters)
+    return tfmot().clustering.keras.cluster_weights(layer, n_clusters, preserve_sparsity=sparse, **options)
+
+
+def _is_sparse(layer: Any, n_clusters: int) -> bool:
+    """True where zeros are at least the share of one cluster of the layer's kernels."""
+    kernels = [weight.numpy() for weight in layer.trainable_weights if len(weight.shape) > 1]
+    zeros, size = sum(int((kernel == 0).sum()) for kernel in kernels), sum(kernel.size for kernel in kernels)
+    return n_clusters > 2 and size > 0 and zeros * n_clusters >= size
+
+
+def _inference(model: Any, batch_size: int | None) -> Any:
+    """A batch through the model, as a concrete function."""
+
+    @tf.function(autograph=False)
+    def infer(*inputs: Any) -> dict[str, Any]:
+        results = tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False))
+        return {f"output_{index:03d}": result for index, result in enumerate(results)}
+
+    specs = [tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
+    return infer.get_concrete_function(*specs)
+
+
+def _run(converter: Any) -> bytes:
+    """The converter's result; its failure as an `ExportError`."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # they are in the model
@@ -314,56 +349,12 @@ def convert(
         ) from error
 
 
-def is_quantized(model) -> bool:
-    """True for a tf_keras model from `quantize` or TFMOT's `quantize_model`."""
-    return bool(wrapped(model, quantization_wrapper()))
-
-
-def _inference(model, batch_size: int | None):
-    """A batch through the model, as a concrete function."""
-
-    @tf.function(autograph=False)
-    def infer(*inputs):
-        results = tf.nest.flatten(model(tf.nest.pack_sequence_as(model.input, inputs), training=False))
-        return {f"output_{index:03d}": result for index, result in enumerate(results)}
-
-    specs = [tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in model.inputs]
-    return infer.get_concrete_function(*specs)
-
-
 def _converter_error() -> type[Exception]:
     return importlib.import_module("tensorflow.lite.python.convert_phase").ConverterError
 
 
-# Checks
-
-
-def _check_amount(schedule: object, sparsity: object) -> None:
-    if schedule is not None and sparsity is not None:
-        raise InvalidArgumentError(
-            "`schedule` and `sparsity` exclude each other: the schedule says how sparse a kernel becomes.",
-            received=f"schedule={schedule!r}, sparsity={sparsity!r}",
-            fix="Pass one of them.",
-        )
-    if schedule is not None and not callable(schedule):
-        raise InvalidArgumentError(
-            "`schedule` is a callable that gives (prune_now, sparsity) for a training step.",
-            received=repr(schedule),
-            fix="Use `tfopt.PolynomialDecay(...)` or `tfopt.ConstantSparsity(...)`.",
-        )
-    fractions = [] if sparsity is None else list(sparsity.values()) if isinstance(sparsity, Mapping) else [sparsity]
-    for fraction in fractions:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)) or not 0 < fraction < 1:
-            raise InvalidArgumentError(
-                "`sparsity` of a tf_keras model is a fraction of zeros above 0 and below 1.",
-                received=repr(fraction),
-                fix="0.8 leaves one weight in five.",
-            )
-
-
-def _check_quantization(model, quantization: str) -> None:
-    if quantization not in QUANTIZATIONS:
-        raise InvalidArgumentError(f"`quantization` is one of {', '.join(QUANTIZATIONS)}.", received=repr(quantization))
+def _check_quantization(model: Any, quantization: str) -> None:
+    as_choice("quantization", quantization, QUANTIZATIONS)
     aware = is_quantized(model)
     if aware != (quantization == "int8"):
         raise InvalidArgumentError(
@@ -371,74 +362,3 @@ def _check_quantization(model, quantization: str) -> None:
             received=f"'{quantization}' and a {'quantization-aware' if aware else 'float'} model",
             fix="Pass 'int8'." if aware else "Call `tfopt.quantize(model)` and train it first.",
         )
-
-
-# Pruning and clustering
-
-
-def _held(sparsity: Any):
-    """The schedule that sets the mask at step 0 and never again."""
-    return tfmot().sparsity.keras.ConstantSparsity(
-        0.5 if sparsity is None else float(sparsity), begin_step=0, end_step=0
-    )
-
-
-def _layer_schedules(model, schedule, sparsity, include, exclude) -> dict[str, Any]:
-    """Path -> schedule of the layers to prune, where not all are pruned alike."""
-    amounts = layer_amounts(model, sparsity, "sparsity", include, exclude)
-    layers = dict(walk(model))
-    one_for_all = None if isinstance(sparsity, Mapping) else schedule or _held(sparsity)
-    return {path: one_for_all or _held(amount) for path, amount in amounts.items() if _prunable(layers[path])}
-
-
-def _prunable(layer) -> bool:
-    if not hasattr(layer, "get_prunable_weights"):
-        registry = core("sparsity.keras.prune_registry").PruneRegistry
-        if not registry.supports(layer):
-            return False
-        registry.make_prunable(layer)  # what TFMOT's wrapper does first, here on the clone
-    return bool(layer.get_prunable_weights())
-
-
-def _is_sparse(layer, n_clusters: int) -> bool:
-    """True where zeros are at least the share of one cluster of the layer's kernels."""
-    kernels = [weight.numpy() for weight in layer.trainable_weights if len(weight.shape) > 1]
-    zeros, size = sum(int((kernel == 0).sum()) for kernel in kernels), sum(kernel.size for kernel in kernels)
-    return n_clusters > 2 and size > 0 and zeros * n_clusters >= size
-
-
-def _mask_now(wrappers: list) -> None:
-    """Computes and applies the first masks, and leaves the step as TFMOT's callback expects it."""
-    for wrapper in wrappers:
-        step = wrapper.pruning_step.numpy()
-        wrapper.pruning_step.assign(1 if wrapper.sparsity_m_by_n else 0)  # where TFMOT sets a mask of m by n
-        wrapper.pruning_obj.conditional_mask_update()
-        wrapper.pruning_obj.weight_mask_op()
-        wrapper.pruning_step.assign(step)
-
-
-def _with_update_step(model):
-    """Lets `model.fit` add TFMOT's callback where the user did not."""
-    plain_fit = model.fit
-    signature = inspect.signature(plain_fit)
-
-    @functools.wraps(plain_fit)
-    def fit(*args, **kwargs):
-        call = signature.bind(*args, **kwargs)
-        call.arguments["callbacks"] = _callbacks_with_update_step(call.arguments.get("callbacks"))
-        return plain_fit(*call.args, **call.kwargs)
-
-    model.fit = fit
-    return model
-
-
-def _callbacks_with_update_step(callbacks):
-    """First in the list, so that a checkpoint at the end of an epoch sees the masked weights."""
-    update_step = tfmot().sparsity.keras.UpdatePruningStep
-    given = callbacks.callbacks if hasattr(callbacks, "callbacks") else tf.nest.flatten(callbacks or [])
-    if any(isinstance(callback, update_step) for callback in given):
-        return callbacks
-    if hasattr(callbacks, "callbacks"):
-        callbacks.append(update_step())
-        return callbacks
-    return [update_step(), *given]

@@ -3,36 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
-import numpy as np
-
+from tfopt.core.checks import FRACTION, NOT_NEGATIVE, Range, as_choice, as_number, plain
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.types import Data, Loss
 from tfopt.pruning.budget import Budget
-from tfopt.pruning.masks import Rule
-from tfopt.pruning.patterns import ZerosInGroups
+from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import check_schedule
 
 KEEP = "keep"
 SCOPES = ("layer", "global")
 
 
-def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budget: Budget | None = None) -> None:
+class Scoring(TypedDict, total=False):
+    """What scores are taken on, as `score_kernels` takes it."""
+
+    data: Data
+    loss: Loss
+    seed: int
+    verbose: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `prune` was asked for, where kernels or channels are masked; see there.
+
+    Args:
+        by_channel: the pattern is `"channel"`; that of the rule does not count then.
+    """
+
+    rule: Rule
+    by_channel: bool = False
+    scope: str = "layer"
+    sparsity: Any = None
+    threshold: Any = None
+    budget: Budget | None = None
+    round_to: int = 1
+    scoring: Scoring = field(default_factory=Scoring)
+
+    @property
+    def is_threshold(self) -> bool:
+        return self.threshold is not None
+
+    @property
+    def amount(self) -> Any:
+        """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
+        amount = self.threshold if self.is_threshold else self.sparsity
+        if amount is None and self.rule.schedule is None:
+            return 0.5
+        return {name: plain(each) for name, each in amount.items()} if isinstance(amount, Mapping) else plain(amount)
+
+
+def check_request(request: Request) -> None:
     """Raises `InvalidArgumentError` for arguments out of range, or that contradict each other."""
-    if scope not in SCOPES:
-        raise InvalidArgumentError(f"`scope` is one of {', '.join(SCOPES)}.", received=repr(scope))
-    _check_fraction(rule.min_kept)
-    _check_one_amount(rule.schedule, sparsity, threshold, budget)
+    rule, scope, sparsity, threshold = request.rule, request.scope, request.sparsity, request.threshold
+    as_choice("scope", scope, SCOPES)
+    _check_one_amount(request)
     if rule.schedule is not None:
         check_schedule(rule.schedule)
-    for fraction in _values(sparsity, "sparsity"):
-        _check_sparsity(fraction)
-    for limit in _values(threshold, "threshold"):
-        _check_threshold(limit)
+    _check_values(sparsity, threshold)
     if scope == "global":
         _check_global(rule, sparsity, threshold)
-    if isinstance(rule.pattern, ZerosInGroups):
-        _check_fixed(rule.pattern, rule.min_kept, sparsity, threshold)
+    if rule.pattern.fixed_sparsity is not None:
+        _check_fixed(rule, sparsity, threshold)
     elif sparsity == KEEP:
         _check_keep(rule, scope)
     elif any(fraction + rule.min_kept > 1 + 1e-9 for fraction in _values(sparsity, "sparsity")):
@@ -40,17 +75,28 @@ def check_arguments(rule: Rule, scope: str, sparsity: Any, threshold: Any, budge
             "`sparsity` and `min_kept` are fractions of the same kernel: together at most 1.",
             received=f"sparsity={sparsity!r}, min_kept={rule.min_kept!r}",
         )
+    _check_structure(request)
 
 
-def check_structure(by_channel: bool, round_to: Any, budget: Budget | None) -> None:
+def as_min_kept(min_kept: Any) -> float:
+    """The fraction of each kernel that stays; raises for another value."""
+    return as_number(
+        "min_kept",
+        min_kept,
+        Range(least=0, below=1),
+        what="a fraction of each kernel in [0, 1)",
+        fix="0.05 leaves at least one weight in twenty of each kernel.",
+    )
+
+
+def _check_structure(request: Request) -> None:
     """Raises for arguments that only whole channels have a use for."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
-    if not by_channel and (round_to > 1 or budget is not None):
+    budget = request.budget
+    if not request.by_channel and (request.round_to > 1 or budget is not None):
         raise InvalidArgumentError(
             "`round_to`, `to_macs` and `to_params` are for whole channels: zeros in a kernel change neither its width "
             "nor what it computes.",
-            received=f"round_to={round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
+            received=f"round_to={request.round_to}" if budget is None else f"to_{budget.kind}={budget.fraction}",
             fix="Add `pattern='channel'`.",
         )
 
@@ -71,11 +117,23 @@ def check_whole_layers(sparsity: Any, schedule: Any, threshold: Any, scope: str,
     return sparsity
 
 
-def amount_of(rule: Rule, sparsity: Any, threshold: Any) -> Any:
-    """The fraction, the threshold, `"keep"` or the dict of them that is asked for; None with a schedule."""
-    if threshold is not None:
-        return threshold
-    return 0.5 if sparsity is None and rule.schedule is None else sparsity
+def _check_values(sparsity: Any, threshold: Any) -> None:
+    for fraction in _values(sparsity, "sparsity"):
+        as_number(
+            "sparsity",
+            fraction,
+            FRACTION,
+            what="a fraction of zeros above 0 and below 1",
+            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
+        )
+    for limit in _values(threshold, "threshold"):
+        as_number(
+            "threshold",
+            limit,
+            NOT_NEGATIVE,
+            what="a finite score of at least 0, or a dict from layer names or globs to such",
+            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
+        )
 
 
 def _values(amount: Any, argument: str) -> list:
@@ -87,14 +145,10 @@ def _values(amount: Any, argument: str) -> list:
     return [] if amount is None or (argument == "sparsity" and amount == KEEP) else [amount]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
-def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
-    given = {"schedule": schedule, "sparsity": sparsity, "threshold": threshold}
-    if budget is not None:
-        given[f"to_{budget.kind}"] = budget.fraction
+def _check_one_amount(request: Request) -> None:
+    given = {"schedule": request.rule.schedule, "sparsity": request.sparsity, "threshold": request.threshold}
+    if request.budget is not None:
+        given[f"to_{request.budget.kind}"] = request.budget.fraction
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise InvalidArgumentError(
@@ -105,37 +159,10 @@ def _check_one_amount(schedule, sparsity, threshold, budget) -> None:
         )
 
 
-def _check_sparsity(fraction: Any) -> None:
-    if not _is_number(fraction) or not 0.0 < fraction < 1.0:
+def _check_global(rule: Rule, sparsity: Any, threshold: Any) -> None:
+    if rule.pattern.fixed_sparsity is not None:
         raise InvalidArgumentError(
-            "`sparsity` is a fraction of zeros above 0 and below 1.",
-            received=repr(fraction),
-            fix="0.8 leaves one weight in five. 'keep' holds the zeros that are there.",
-        )
-
-
-def _check_threshold(limit: Any) -> None:
-    if not _is_number(limit) or not 0.0 <= limit < np.inf:
-        raise InvalidArgumentError(
-            "`threshold` is a finite score of at least 0, or a dict from layer names or globs to such.",
-            received=repr(limit),
-            fix="With the criterion 'magnitude' it is the absolute value below which weights become zero.",
-        )
-
-
-def _check_fraction(min_kept: Any) -> None:
-    if not _is_number(min_kept) or not 0.0 <= min_kept < 1.0:
-        raise InvalidArgumentError(
-            "`min_kept` is a fraction of each kernel in [0, 1).",
-            received=repr(min_kept),
-            fix="0.05 leaves at least one weight in twenty of each kernel.",
-        )
-
-
-def _check_global(rule: Rule, sparsity, threshold) -> None:
-    if isinstance(rule.pattern, ZerosInGroups):
-        raise InvalidArgumentError(
-            "The scope 'global' lets kernels become differently sparse; n:m makes all equally sparse.",
+            f"The scope 'global' lets kernels become differently sparse; {rule.pattern} makes all equally sparse.",
             received=f"pattern={rule.pattern}, scope='global'",
             fix="Leave `scope` out.",
         )
@@ -153,14 +180,15 @@ def _check_global(rule: Rule, sparsity, threshold) -> None:
         )
 
 
-def _check_fixed(pattern: ZerosInGroups, min_kept: float, sparsity, threshold) -> None:
-    """n:m says alone how many weights stay."""
-    fits = sparsity != KEEP and all(fraction == pattern.sparsity for fraction in _values(sparsity, "sparsity"))
-    if fits and threshold is None and not min_kept:
+def _check_fixed(rule: Rule, sparsity: Any, threshold: Any) -> None:
+    """A pattern such as n:m says alone how many weights stay."""
+    fixed = rule.pattern.fixed_sparsity
+    fits = sparsity != KEEP and all(fraction == fixed for fraction in _values(sparsity, "sparsity"))
+    if fits and threshold is None and not rule.min_kept:
         return
-    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": min_kept or None}
+    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": rule.min_kept or None}
     raise InvalidArgumentError(
-        f"The pattern {pattern.zeros}:{pattern.size} fixes the sparsity of each kernel at {pattern.sparsity:g}.",
+        f"The pattern {rule.pattern} fixes the sparsity of each kernel at {fixed:g}.",
         received=", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None),
         fix="Leave these arguments out.",
     )

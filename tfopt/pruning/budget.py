@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from tfopt.core.checks import FRACTION, as_number
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.macs import model_macs
 
@@ -48,13 +49,8 @@ def as_budget(to_macs: float | None, to_params: float | None) -> Budget | None:
     kind, fraction = ("macs", to_macs) if to_macs is not None else ("params", to_params)
     if fraction is None:
         return None
-    number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
-    if not number or not 0.0 < fraction < 1.0:
-        raise InvalidArgumentError(
-            f"`to_{kind}` is the fraction of the model's {kind} that may be left, above 0 and below 1.",
-            received=repr(fraction),
-        )
-    return Budget(kind, float(fraction))
+    what = f"the fraction of the model's {kind} that may be left, above 0 and below 1"
+    return Budget(kind, float(as_number(f"to_{kind}", fraction, FRACTION, what=what)))
 
 
 def sparsity_within(budget: Budget, limit: float, size_left: Callable[[float], int]) -> float:

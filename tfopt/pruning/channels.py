@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -15,69 +14,50 @@ import tensorflow as tf
 from tfopt.core.channels.graph import INPUT_STAYS, OUTPUT_STAYS, ChannelGraph
 from tfopt.core.channels.scores import channel_sums, ranked_kernels
 from tfopt.core.channels.slicing import without_channels
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.errors import NothingToDoError
 from tfopt.core.layers.channels import Group
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import is_selected, matches
+from tfopt.core.models.graph import matches
 from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.selection import Selection
+from tfopt.pruning.arguments import KEEP, Request, Scoring
 from tfopt.pruning.budget import Budget, sparsity_within
-from tfopt.pruning.channel_masks import ChannelMask, ChannelPool, Ranking
+from tfopt.pruning.channel_masks import ChannelMask, ChannelPool, Cut
 from tfopt.pruning.criteria import Criterion
-from tfopt.pruning.schedules import Schedule, evaluate
-from tfopt.pruning.scoring import score_kernels
+from tfopt.pruning.ranking import Ranking
+from tfopt.pruning.schedules import evaluate
+from tfopt.pruning.scoring import check_scoring, score_kernels
 
-KEEP = "keep"
 FILL_TRIES = 16
 
 
-@dataclass(frozen=True)
-class ChannelOptions:
-    """What `prune(..., pattern="channel")` was asked for; see `prune`."""
-
-    criterion: Criterion
-    scope: str = "layer"
-    min_kept: float = 0.0
-    round_to: int = 1
-    included: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-    scoring: Mapping[str, Any] = field(default_factory=dict)
-
-
-def prune_channels(
-    model: keras.Model,
-    schedule: Schedule | None,
-    options: ChannelOptions,
-    *,
-    amount: float | Mapping[str, float] | str | None = None,
-    is_threshold: bool = False,
-    budget: Budget | None = None,
-) -> keras.Model:
-    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out.
-
-    Args:
-        amount: sparsity, threshold, `"keep"`, or a dict of one of the first two; None with a schedule or a budget.
-    """
-    graph = ChannelGraph(model)
-    chosen = _chosen(model, graph, options, amount)
+def prune_channels(model: keras.Model, request: Request, selection: Selection) -> keras.Model:
+    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out."""
+    graph, rule, amount = ChannelGraph(model), request.rule, request.amount
+    chosen = _chosen(model, graph, selection, amount)
     groups = [graph.groups[index] for index in chosen]
     _warn_kept(graph)
-    ranking = _ranking(groups, options)
-    dynamic = options.criterion.name == "magnitude" or amount == KEEP
-    fixed = None if dynamic else np.concatenate(channel_scores(model, groups, options.criterion, options.scoring))
-    normalized = options.scope == "global"  # the sums over groups differ with the sizes of their weights
-    pool = ChannelPool(ranking, schedule, fixed, normalized)
+    fixed = None
+    if not rule.criterion.dynamic and amount != KEEP:
+        fixed = np.concatenate(channel_scores(model, groups, rule.criterion, request.scoring))
+    pool = ChannelPool(rule, _ranking(groups, request), fixed)
     pruned = rewrite(model)
-    _attach(pool, ChannelGraph(pruned), chosen, _kernels(pruned))
-    mask = _first_mask(pool, model, graph, groups, list(chosen.values()), is_threshold, budget)
+    _attach(pool, ChannelGraph(pruned), list(chosen), _kernels(pruned))
+    if request.budget is not None:
+        mask = _mask_within(request.budget, pool, model, graph, groups)
+    elif amount == KEEP:
+        mask = ~np.isin(np.concatenate([group.channels for group in groups]), graph.zero_channels())
+    else:
+        mask = _first_mask(pool, list(chosen.values()), request.is_threshold)
     pool.hold(mask)
     return pruned
 
 
-def _chosen(model, graph: ChannelGraph, options: ChannelOptions, amount) -> dict[int, Any]:
+def _chosen(model: keras.Model, graph: ChannelGraph, selection: Selection, amount: Any) -> dict[int, Any]:
     """Index of each group to prune -> the amount wanted for it."""
     chosen = {}
     for index, group in enumerate(graph.groups):
-        selected = all(is_selected(path, options.included, options.excluded) for path in group.paths)
+        selected = all(path in selection for path in group.paths)
         own = amount_for(group, amount)
         if selected and group.paths and len(group.channels) > 1 and own is not None:
             chosen[index] = own
@@ -90,7 +70,7 @@ def _chosen(model, graph: ChannelGraph, options: ChannelOptions, amount) -> dict
     return chosen
 
 
-def amount_for(group: Group, amount):
+def amount_for(group: Group, amount: Any) -> Any:
     """The amount for a group; of a dict the last entry that fits one of its layers, None if none does."""
     if not isinstance(amount, Mapping):
         return 0.5 if amount is None else amount
@@ -107,16 +87,16 @@ def kept_whole(graph: ChannelGraph) -> str:
 def _warn_kept(graph: ChannelGraph) -> None:
     kept = kept_whole(graph)
     if kept:
-        warnings.warn(f"Layers that keep all their channels: {kept}.", stacklevel=5)
+        warnings.warn(f"Layers that keep all their channels: {kept}.", stacklevel=4)
 
 
-def _ranking(groups: Sequence[Group], options: ChannelOptions) -> Ranking:
+def _ranking(groups: Sequence[Group], request: Request) -> Ranking:
     return Ranking(
         tuple(len(group.channels) for group in groups),
-        tuple(_step(group, options.round_to) for group in groups),
+        tuple(_step(group, request.round_to) for group in groups),
         tuple(_covers(group) for group in groups),
-        options.scope,
-        options.min_kept,
+        request.scope,
+        request.rule.min_kept,
     )
 
 
@@ -141,45 +121,46 @@ def _covers(group: Group) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(covers))
 
 
-def _attach(pool: ChannelPool, graph: ChannelGraph, chosen, kernels: set[int]) -> None:
+def _attach(pool: ChannelPool, graph: ChannelGraph, chosen: list[int], kernels: set[int]) -> None:
     """Puts the pool's constraint on every weight of the chosen groups."""
     channels = np.concatenate([graph.groups[index].channels for index in chosen])
     place = np.full(1 + max(int(slot.labels.max()) for slot in graph.slots), len(channels))
     place[channels] = np.arange(len(channels))
-    cuts: dict[int, tuple[keras.Variable, list]] = {}
+    cuts: dict[int, tuple[keras.Variable, list[Cut]]] = {}
     for slot in graph.slots:
         positions = place[slot.labels]
         if slot.role != "statistic" and (positions < len(channels)).any():
-            cuts.setdefault(id(slot.variable), (slot.variable, []))[1].append(
-                (slot.axis, positions, id(slot.variable) in kernels)
-            )
+            cut = Cut(slot.axis, positions, slot.role, id(slot.variable) in kernels)
+            cuts.setdefault(id(slot.variable), (slot.variable, []))[1].append(cut)
     for variable, own in cuts.values():
         constraints.attach(variable, ChannelMask(pool, tuple(own)))
 
 
-def _first_mask(pool, model, graph, groups, amounts, is_threshold, budget) -> np.ndarray:
-    """The mask before training: for budget, threshold or sparsity, or what the schedule asks for at step 0."""
-    ranking = pool.ranking
-    if amounts[0] == KEEP:
-        return ~np.isin(np.concatenate([group.channels for group in groups]), graph.zero_channels())
-    scores = pool.current_scores()
+def _first_mask(pool: ChannelPool, amounts: list[Any], is_threshold: bool) -> np.ndarray:
+    """The mask before training: for a threshold or sparsity, or what the schedule asks for at step 0."""
+    ranking, scores = pool.ranking, pool.current_scores()
     if is_threshold:
         counts = [tf.reduce_sum(tf.cast(s >= t, tf.int32)) for s, t in zip(scores, amounts, strict=True)]
         return _joined(ranking.most(scores, counts, [tf.constant(size) for size in ranking.sizes]))
-    if budget is not None:
-
-        def size_left(masks: Sequence) -> int:
-            return budget.measured(without_channels(model, graph, _removed(groups, _joined(masks))))
-
-        limit = budget.limit(model)
-        masks = ranking.masks(scores, sparsity_within(budget, limit, lambda s: size_left(ranking.masks(scores, s))))
-        if ranking.scope == "global" and max(ranking.steps) > 1:
-            masks = filled(masks, scores, ranking.steps, lambda trial: size_left(trial) <= limit)
-        return _joined(masks)
     if pool.schedule is not None:
         due, sparsity = evaluate(pool.schedule, tf.constant(0, tf.int64))
         return _joined(ranking.masks(scores, sparsity)) if due else np.ones(pool.size, bool)
     return _joined(ranking.masks(scores, amounts[0] if ranking.scope == "global" else amounts))
+
+
+def _mask_within(
+    budget: Budget, pool: ChannelPool, model: keras.Model, graph: ChannelGraph, groups: Sequence[Group]
+) -> np.ndarray:
+    """The mask under which the shrunk model keeps to the budget."""
+    ranking, scores, limit = pool.ranking, pool.current_scores(), budget.limit(model)
+
+    def size_left(masks: Sequence) -> int:
+        return budget.measured(without_channels(model, graph, _removed(groups, _joined(masks))))
+
+    masks = ranking.masks(scores, sparsity_within(budget, limit, lambda s: size_left(ranking.masks(scores, s))))
+    if ranking.scope == "global" and max(ranking.steps) > 1:
+        masks = filled(masks, scores, ranking.steps, lambda trial: size_left(trial) <= limit)
+    return _joined(masks)
 
 
 def filled(
@@ -228,26 +209,24 @@ def _removed(groups: Sequence[Group], mask: np.ndarray) -> np.ndarray:
 
 
 def channel_scores(
-    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Mapping[str, Any]
+    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
 ) -> list[np.ndarray]:
     """The score of each channel of each group: the sum over all kernels that belong to it.
 
-    Criteria of whole units (entropy, neuron importance) are read where the channel is created, averaged over its
-    weights; Wanda's where it is read; the batch-normalization scale is the sum of |gamma| over the group; a random
-    score is drawn for each channel.
+    What counts beside that is up to the criterion: see `Criterion.per_unit`, `roles` and `of_channels`.
     """
-    if criterion.name == "random":
-        generator = np.random.default_rng(scoring.get("seed", 0))
-        return [generator.uniform(size=len(group.channels)) for group in groups]
-    if criterion.name == "bn_scale":
-        return [_scale_scores(group) for group in groups]
-    roles = ("out",) if criterion.per_unit else ("in",) if criterion.name == "wanda" else ("out", "in", "each")
-    slots = {(id(slot.variable), slot.axis): slot for group in groups for slot in group.slots if slot.role in roles}
+    check_scoring(criterion, scoring.get("data"), scoring.get("seed", 0))
+    if criterion.of_channels is not None:
+        return criterion.of_channels(model, groups, scoring.get("seed", 0))
     kernels = _kernels(model)
-    slots = {key: slot for key, slot in slots.items() if id(slot.variable) in kernels}
-    arrays = score_kernels(
-        model, list({id(s.variable): s.variable for s in slots.values()}.values()), criterion, **scoring
-    )
+    slots = {
+        (id(slot.variable), slot.axis): slot
+        for group in groups
+        for slot in group.slots
+        if slot.role in criterion.counted_roles and id(slot.variable) in kernels
+    }
+    scored = list({id(slot.variable): slot.variable for slot in slots.values()}.values())
+    arrays = score_kernels(model, scored, criterion, **scoring)
     count = 1 + max(int(group.channels.max()) for group in groups)
     totals = channel_sums(slots.values(), arrays, count, mean=criterion.per_unit)
     return [totals[group.channels] for group in groups]
@@ -255,17 +234,3 @@ def channel_scores(
 
 def _kernels(model: keras.Model) -> set[int]:
     return {id(kernel) for kernel in ranked_kernels(model)}
-
-
-def _scale_scores(group: Group) -> np.ndarray:
-    gammas = [slot for slot in group.slots if slot.variable.name == "gamma" and slot.role == "each"]
-    if not gammas:
-        raise InvalidArgumentError(
-            "criterion='bn_scale' needs a batch normalization with a scale behind each pruned layer.",
-            received=f"none behind {', '.join(group.paths)}",
-            fix="Leave these layers out with `exclude`, or take another criterion.",
-        )
-    scores = np.zeros(1 + max(int(slot.labels.max()) for slot in gammas))
-    for slot in gammas:
-        np.add.at(scores, slot.labels, np.abs(slot.variable.numpy()))
-    return scores[group.channels]

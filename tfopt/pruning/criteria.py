@@ -1,18 +1,30 @@
-"""Importance of weights: arrays in, scores of the same shape out; the lowest scores go first."""
+"""Importance of weights: arrays in, scores of the same shape out; the lowest scores go first.
+
+All that tells one criterion from another is an attribute of `Criterion`: a new one is a function and a line in
+`CRITERIA`, and no other file asks for its name.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.keras_internals import sublayers
+from tfopt.core.layers.channels import Group
+from tfopt.core.types import Tensor
 
 NEEDS = ("gradients", "input_norms", "activations", "gamma", "seed", "axis")
+MEASURED = frozenset({"gradients", "input_norms", "activations"})  # the needs that are measured on data
+ROLES = ("out", "in", "each")  # of the axes of weights, see `core.layers.channels.Slot`
+
+ChannelScores = Callable[[keras.Model, Sequence[Group], int], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,19 @@ class Criterion:
 
             With none, scores can be taken anew at any training step; otherwise they are taken once, when `prune` is
             called.
-        per_unit: all weights of a unit (filter, neuron) have the same score.
+        per_unit: all weights of a unit (filter, neuron) have the same score. A channel is then scored where it is
+            created.
         comparable: scores of different layers can be ranked together as they are.
+        dynamic: `score` follows the weights while they are trained: those of channels too are scored anew each time a
+            mask grows, and a pruned weight may come back. It needs nothing but the weights, as TensorFlow tensors.
+        roles: which weights count in the score of a channel, if not `per_unit`: `"out"` for those that create it,
+            `"in"` for those that read it, `"each"` for those with one value a channel.
+        of_channels: scores whole channels by itself, `(model, groups, seed) -> [scores of the channels of a group]`;
+            otherwise a channel has the sum of the scores of its weights.
+
+    Example:
+        >>> Criterion("smallest", lambda weights: -tf.abs(weights), comparable=True).reads_data
+        False
     """
 
     name: str
@@ -44,9 +67,22 @@ class Criterion:
     needs: tuple[str, ...] = ()
     per_unit: bool = False
     comparable: bool = False
+    dynamic: bool = False
+    roles: tuple[str, ...] = ROLES
+    of_channels: ChannelScores | None = None
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it needs something that is measured on data."""
+        return not MEASURED.isdisjoint(self.needs)
+
+    @property
+    def counted_roles(self) -> tuple[str, ...]:
+        """Which weights count in the score of a channel."""
+        return ("out",) if self.per_unit else self.roles
 
 
-def magnitude(weights):
+def magnitude(weights: Tensor) -> Tensor:
     """Absolute value (Han et al. 2015, https://arxiv.org/abs/1506.02626; Zhu and Gupta 2017).
 
     Example:
@@ -56,7 +92,7 @@ def magnitude(weights):
     return tf.abs(weights)
 
 
-def gradient_magnitude(weights, gradients):
+def gradient_magnitude(weights: Tensor, gradients: Tensor) -> Tensor:
     """Absolute gradient: how much the loss hangs on a weight (as RigL ranks connections, Evci et al. 2020,
     https://arxiv.org/abs/1911.11134).
 
@@ -67,7 +103,7 @@ def gradient_magnitude(weights, gradients):
     return tf.abs(gradients)
 
 
-def taylor(weights, gradients):
+def taylor(weights: Tensor, gradients: Tensor) -> Tensor:
     """`|w * g|`, the change of the loss to first order if the weight became 0 (Molchanov et al. 2017,
     https://arxiv.org/abs/1611.06440; for single weights Lee et al. 2019, https://arxiv.org/abs/1810.02340).
 
@@ -78,7 +114,7 @@ def taylor(weights, gradients):
     return tf.abs(tf.multiply(weights, gradients))
 
 
-def random(weights, seed: int):
+def random(weights: Tensor, seed: int) -> Tensor:
     """Uniform in [0, 1), the same for the same seed and shape: the baseline (Liu et al. 2022,
     https://arxiv.org/abs/2202.02643).
 
@@ -90,7 +126,7 @@ def random(weights, seed: int):
     return tf.random.stateless_uniform(weights.shape, seed=np.array([seed, 0], "int64"))
 
 
-def neuron(weights, axis=-1):
+def neuron(weights: Tensor, axis: int | tuple[int, ...] = -1) -> Tensor:
     """Sum of the absolute weights of each unit, for all of its weights (Li et al. 2017,
     https://arxiv.org/abs/1608.08710).
 
@@ -108,7 +144,7 @@ def neuron(weights, axis=-1):
     return tf.broadcast_to(tf.reduce_sum(tf.abs(weights), others, keepdims=True), weights.shape)
 
 
-def entropy(weights, activations, axis=-1, bins: int = 10):
+def entropy(weights: Tensor, activations: np.ndarray, axis: int | tuple[int, ...] = -1, bins: int = 10) -> np.ndarray:
     """Information of each unit, for all of its weights: the entropy of its activations over the samples, in bits.
 
     The range of each unit is cut into bins of equal width, so a unit that always gives the same value has entropy 0,
@@ -132,7 +168,7 @@ def entropy(weights, activations, axis=-1, bins: int = 10):
     return np.broadcast_to(along(bits, int(unit_axis), len(weights.shape)), weights.shape).astype("float32")
 
 
-def bn_scale(weights, gamma):
+def bn_scale(weights: Tensor, gamma: Tensor) -> Tensor:
     """Absolute scale of the batch normalization behind each unit, for all of its weights (Liu et al. 2017,
     https://arxiv.org/abs/1708.06519).
 
@@ -143,7 +179,7 @@ def bn_scale(weights, gamma):
     return tf.broadcast_to(tf.abs(gamma), weights.shape)
 
 
-def wanda(weights, input_norms):
+def wanda(weights: Tensor, input_norms: Tensor) -> Tensor:
     """`|w| * norm` of the input feature that the weight multiplies (Sun et al. 2023,
     https://arxiv.org/abs/2306.11695).
 
@@ -154,22 +190,50 @@ def wanda(weights, input_norms):
     return tf.abs(weights) * input_norms
 
 
+def random_channels(model: keras.Model, groups: Sequence[Group], seed: int) -> list[np.ndarray]:
+    """A number drawn for each channel: sums over its weights would grow alike with their count."""
+    generator = np.random.default_rng(seed)
+    return [generator.uniform(size=len(group.channels)) for group in groups]
+
+
+def bn_scale_channels(model: keras.Model, groups: Sequence[Group], seed: int) -> list[np.ndarray]:
+    """The sum of |gamma| of all batch normalizations over a channel."""
+    layers = [layer for layer in sublayers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    scales = {id(layer.gamma) for layer in layers if layer.scale}
+    return [_scale_sums(group, scales) for group in groups]
+
+
+def _scale_sums(group: Group, scales: set[int]) -> np.ndarray:
+    gammas = [slot for slot in group.slots if id(slot.variable) in scales]
+    if not gammas:
+        raise InvalidArgumentError(
+            "criterion='bn_scale' needs a batch normalization with a scale behind each pruned layer.",
+            received=f"none behind {', '.join(group.paths)}",
+            fix="Leave these layers out with `exclude`, or take another criterion.",
+        )
+    scores = np.zeros(1 + max(int(slot.labels.max()) for slot in gammas))
+    for slot in gammas:
+        np.add.at(scores, slot.labels, np.abs(slot.variable.numpy()))
+    return scores[group.channels]
+
+
+MAGNITUDE = Criterion("magnitude", magnitude, comparable=True, dynamic=True)
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
-        Criterion("magnitude", magnitude),
+        MAGNITUDE,
         Criterion("gradient", gradient_magnitude, ("gradients",), comparable=True),
         Criterion("taylor", taylor, ("gradients",), comparable=True),
-        Criterion("random", random, ("seed",), comparable=True),
+        Criterion("random", random, ("seed",), comparable=True, of_channels=random_channels),
         Criterion("entropy", entropy, ("activations", "axis"), per_unit=True, comparable=True),
         Criterion("neuron", neuron, ("axis",), per_unit=True),
-        Criterion("bn_scale", bn_scale, ("gamma",), per_unit=True),
-        Criterion("wanda", wanda, ("input_norms",)),
+        Criterion("bn_scale", bn_scale, ("gamma",), per_unit=True, of_channels=bn_scale_channels),
+        Criterion("wanda", wanda, ("input_norms",), roles=("in",)),
     )
 }
 
 
-def along(vector, axis: int, rank: int) -> np.ndarray:
+def along(vector: Sequence[float] | np.ndarray, axis: int, rank: int) -> np.ndarray:
     """A vector as an array of `rank` axes, its values along `axis`.
 
     Example:
@@ -197,18 +261,35 @@ def as_criterion(criterion: str | Callable | Criterion) -> Criterion:
         ('gradients',)
     """
     if isinstance(criterion, Criterion):
-        if not callable(criterion.score) or set(criterion.needs) - set(NEEDS):
-            raise InvalidArgumentError(
-                f"A `Criterion` has a function `score` and `needs` out of {', '.join(NEEDS)}.", received=criterion
-            )
-        return criterion
+        return _checked(criterion)
     if isinstance(criterion, str) and criterion in CRITERIA:
         return CRITERIA[criterion]
+    known = next((known for known in CRITERIA.values() if known.score is criterion), None)
+    if known is not None:
+        return known
     if isinstance(criterion, str) or not callable(criterion):
         raise InvalidArgumentError(
-            f"`criterion` is one of {', '.join(CRITERIA)}, or a function of the weights.", received=repr(criterion)
+            f"`criterion` must be one of {', '.join(CRITERIA)}, or a function of the weights.", received=repr(criterion)
         )
     return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion, _needs(criterion))
+
+
+def _checked(criterion: Criterion) -> Criterion:
+    if not callable(criterion.score) or set(criterion.needs) - set(NEEDS):
+        raise InvalidArgumentError(
+            f"A `Criterion` has a function `score` and `needs` out of {', '.join(NEEDS)}.", received=criterion
+        )
+    if criterion.dynamic and criterion.needs:
+        raise InvalidArgumentError(
+            "A `Criterion` that is `dynamic` must need nothing but the weights.",
+            received=f"needs={criterion.needs}",
+            fix="Leave `dynamic` out: what it needs is then taken once, when `prune` is called.",
+        )
+    if not criterion.roles or set(criterion.roles) - set(ROLES):
+        raise InvalidArgumentError(
+            f"The `roles` of a `Criterion` must be some of {', '.join(ROLES)}.", received=repr(criterion.roles)
+        )
+    return criterion
 
 
 def _needs(function: Callable) -> tuple[str, ...]:

@@ -10,10 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import Range, as_number
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.models.blocks import Block, Blocks
 from tfopt.core.models.graph import as_patterns, check_finite, compute, is_selected
+from tfopt.core.types import Data, Names
+from tfopt.pruning.arguments import Scoring
+from tfopt.pruning.budget import Budget
 from tfopt.pruning.criteria import Criterion, as_criterion
 from tfopt.pruning.scoring import score_kernels
 
@@ -24,15 +28,11 @@ def prune_layers(
     model: keras.Model,
     *,
     sparsity: float | None = None,
-    to_macs: float | None = None,
-    to_params: float | None = None,
+    budget: Budget | None = None,
     criterion: str | Callable | Criterion = "magnitude",
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
-    data: Any = None,
-    loss: str | Callable | None = None,
-    seed: int = 0,
-    verbose: int = 0,
+    include: Names = None,
+    exclude: Names = None,
+    scoring: Scoring | None = None,
 ) -> keras.Model:
     """Returns a copy of `model` without its least important blocks; fine-tune it then.
 
@@ -50,17 +50,14 @@ def prune_layers(
     Args:
         model: a built Sequential or Functional model.
         sparsity: fraction of the candidates to drop, in (0, 1], rounded to whole blocks, at least one; 0.5 unless
-            `to_macs` or `to_params` is given.
-        to_macs: instead, drop blocks until at most this fraction of the multiply-accumulates of the model is left.
-        to_params: the same for parameters.
+            there is a budget.
+        budget: instead, drop blocks until this is kept.
         criterion: one of those of `prune`, or `"block_influence"`: 1 - the mean cosine similarity of what a block
             reads and what it gives, over the vectors along the last axis (Men et al. 2024).
         include: layer names or globs; a block of which one fits may go. All by default.
         exclude: layer names or globs; a block of which one fits stays.
-        data: samples for `"block_influence"`, or what the criterion of `prune` needs.
-        loss: for criteria that need gradients.
-        seed: for criteria that draw random numbers.
-        verbose: 1 prints the dropped blocks.
+        scoring: the data for `"block_influence"`, or what the criterion of `prune` needs; with `verbose`, the dropped
+            blocks are printed.
 
     Returns:
         A new, uncompiled, smaller model with the weights, weight constraints and names of the layers that stay.
@@ -82,38 +79,33 @@ def prune_layers(
         ['d3', 'd2', 'head']
     """
     blocks = Blocks(model)
-    _check_fractions(sparsity=sparsity, to_macs=to_macs, to_params=to_params)
+    scoring = {} if scoring is None else scoring
+    _check_sparsity(sparsity, budget)
     candidates = _selected(blocks, as_patterns(include, "include"), as_patterns(exclude, "exclude"))
     check_finite(model)
     if criterion == BLOCK_INFLUENCE:
-        scores = _influences(model, candidates, data)
+        scores = _influences(model, candidates, scoring.get("data"))
     else:
-        scores = _kernel_scores(model, candidates, as_criterion(criterion), data, loss, seed, verbose)
+        scores = _kernel_scores(model, candidates, as_criterion(criterion), scoring)
     ranked = [candidates[i] for i in np.argsort(scores, kind="stable")]
-    dropped = ranked[: _count(blocks, ranked, sparsity, to_macs, to_params)]
+    dropped = ranked[: _count(blocks, ranked, sparsity, budget)]
     pruned = blocks.without(dropped)
-    if verbose:
+    if scoring.get("verbose"):
         _print(dropped, dict(zip(candidates, scores, strict=True)))
     return pruned
 
 
-def _check_fractions(**fractions: Any) -> None:
-    given = {name: value for name, value in fractions.items() if value is not None}
-    if len(given) > 1:
+def _check_sparsity(sparsity: Any, budget: Budget | None) -> None:
+    if sparsity is None:
+        return
+    if budget is not None:
         raise InvalidArgumentError(
             "`sparsity`, `to_macs` and `to_params` exclude each other: each says how many blocks go.",
-            received=", ".join(f"{name}={value!r}" for name, value in given.items()),
+            received=f"sparsity={sparsity!r}, to_{budget.kind}={budget.fraction!r}",
             fix="Pass one of them.",
         )
-    for name, value in given.items():
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not 0.0 < value <= 1.0 or (value == 1.0 and name != "sparsity"):
-            raise InvalidArgumentError(
-                "`sparsity` is the fraction of the blocks to drop, above 0 and at most 1."
-                if name == "sparsity"
-                else f"`{name}` is the fraction that is left, above 0 and below 1.",
-                received=repr(value),
-            )
+    what = "the fraction of the blocks to drop, above 0 and at most 1"
+    as_number("sparsity", sparsity, Range(above=0, most=1), what=what)
 
 
 def _selected(blocks: Blocks, included: list[str], excluded: list[str]) -> list[Block]:
@@ -155,15 +147,15 @@ def _reasons(blocks: Blocks) -> str:
     return "; ".join(lines)
 
 
-def _kernel_scores(model, candidates, criterion, data, loss, seed, verbose) -> list[float]:
+def _kernel_scores(model: keras.Model, candidates: list[Block], criterion: Criterion, scoring: Scoring) -> list[float]:
     kernels = {id(kernel): kernel for block in candidates for kernel in block.kernels}
-    scores = score_kernels(model, [*kernels.values()], criterion, data=data, loss=loss, seed=seed, verbose=verbose)
+    scores = score_kernels(model, [*kernels.values()], criterion, **scoring)
     sums = [sum(scores[id(kernel)].sum(dtype="float64") for kernel in block.kernels) for block in candidates]
     sizes = [sum(scores[id(kernel)].size for kernel in block.kernels) for block in candidates]
     return [float(total / size) for total, size in zip(sums, sizes, strict=True)]
 
 
-def _influences(model: keras.Model, candidates: list[Block], data: Any) -> list[float]:
+def _influences(model: keras.Model, candidates: list[Block], data: Data) -> list[float]:
     """Block influence of each candidate."""
     if data is None:
         raise InvalidArgumentError(
@@ -204,30 +196,30 @@ def _cosines(first: Any, second: Any) -> np.ndarray:
     return np.where(product > 0, (first * second).sum(-1) / np.where(product > 0, product, 1), alike)
 
 
-def _count(blocks: Blocks, ranked: list[Block], sparsity, to_macs, to_params) -> int:
+def _count(blocks: Blocks, ranked: list[Block], sparsity: float | None, budget: Budget | None) -> int:
     """How many of the ranked blocks go."""
-    if to_macs is not None:
-        unknown = [path for path, macs in blocks.macs.items() if macs is None]
-        if unknown:
-            raise InvalidArgumentError(
-                "`to_macs` needs the multiply-accumulates of each layer.",
-                received=f"no count for {', '.join(unknown[:5])}",
-                fix="Give `keras.Input` a full shape, or use `to_params`.",
-            )
-        return _count_to("to_macs", to_macs, [block.macs for block in ranked], sum(filter(None, blocks.macs.values())))
-    if to_params is not None:
-        return _count_to("to_params", to_params, [b.parameters for b in ranked], blocks.model.count_params())
-    return max(1, math.floor(len(ranked) * (0.5 if sparsity is None else sparsity) + 0.5))
+    if budget is None:
+        return max(1, math.floor(len(ranked) * (0.5 if sparsity is None else sparsity) + 0.5))
+    if budget.kind == "params":
+        return _count_to(budget, [block.parameters for block in ranked], blocks.model.count_params())
+    unknown = [path for path, macs in blocks.macs.items() if macs is None]
+    if unknown:
+        raise InvalidArgumentError(
+            "`to_macs` needs the multiply-accumulates of each layer.",
+            received=f"no count for {', '.join(unknown[:5])}",
+            fix="Give `keras.Input` a full shape, or use `to_params`.",
+        )
+    return _count_to(budget, [block.macs for block in ranked], sum(filter(None, blocks.macs.values())))
 
 
-def _count_to(name: str, fraction: float, savings: list, total: int) -> int:
+def _count_to(budget: Budget, savings: list, total: int) -> int:
     left = total - np.cumsum(savings)
-    enough = np.flatnonzero(left <= fraction * total)
+    enough = np.flatnonzero(left <= budget.fraction * total)
     if not enough.size:
         least = math.ceil(left[-1] / total * 1e4) / 1e4
         raise InvalidArgumentError(
-            f"`{name}` has to be reachable by dropping blocks.",
-            received=f"{fraction}; {least} is left without all {len(savings)} blocks that can be dropped",
+            f"`to_{budget.kind}` has to be reachable by dropping blocks.",
+            received=f"{budget.fraction}; {least} is left without all {len(savings)} blocks that can be dropped",
             fix=f"Ask for {least} or more, or make the layers narrower as well.",
         )
     return int(enough[0]) + 1

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from tfopt.core.checks import as_choice, as_count, is_whole
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.types import Tensor
 
 POOLINGS = ("average", "max")
 
 
-def kept_count(size: int, sparsity) -> tf.Tensor:
+def kept_count(size: int, sparsity: Tensor) -> tf.Tensor:
     """How many of `size` units stay at a sparsity, at least one, as an int32 scalar.
 
     The rounding is that of TFMOT's `pruning_impl.py`, in double precision.
@@ -35,19 +37,24 @@ def kept_count(size: int, sparsity) -> tf.Tensor:
 class Pattern:
     """Base of the patterns whose units are ranked by their scores. A pattern says what its units are."""
 
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The sparsity that the pattern gives each kernel; None where it is to be chosen."""
+        return None
+
     def units(self, shape: Sequence[int]) -> int:
         """How many units a kernel of that shape has."""
         raise NotImplementedError
 
-    def pooled(self, scores) -> tf.Tensor:
+    def pooled(self, scores: Tensor) -> tf.Tensor:
         """The score of each unit, `(units,)`."""
         raise NotImplementedError
 
-    def spread(self, stays, shape: Sequence[int]) -> tf.Tensor:
+    def spread(self, stays: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
         """The mask of a kernel from what `pooled` counts as its units."""
         raise NotImplementedError
 
-    def mask(self, scores, kept) -> tf.Tensor:
+    def mask(self, scores: Tensor, kept: Tensor) -> tf.Tensor:
         """True in the `kept` units of highest score, exactly so many: of equals the first in memory order stay.
 
         Args:
@@ -56,7 +63,9 @@ class Pattern:
         """
         return self.masks([scores], kept, [1])[0]
 
-    def masks(self, scores: Sequence, kept, floors: Sequence[int], alive: Sequence | None = None) -> list[tf.Tensor]:
+    def masks(
+        self, scores: Sequence[Tensor], kept: Tensor, floors: Sequence[int], alive: Sequence[Tensor] | None = None
+    ) -> list[tf.Tensor]:
         """The masks of kernels whose units are ranked together.
 
         Args:
@@ -85,13 +94,13 @@ class Element(Pattern):
         [[True, True], [False, False]]
     """
 
-    def units(self, shape):
+    def units(self, shape: Sequence[int]) -> int:
         return math.prod(shape)
 
-    def pooled(self, scores):
+    def pooled(self, scores: Tensor) -> tf.Tensor:
         return tf.reshape(scores, [-1])
 
-    def spread(self, stays, shape):
+    def spread(self, stays: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
         return tf.reshape(stays, shape)
 
 
@@ -123,19 +132,15 @@ class Block(Pattern):
     width: int
     pooling: str = "average"
 
-    def __post_init__(self):
-        for size in (self.height, self.width):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InvalidArgumentError("A block has a height and a width of at least 1.", received=repr(size))
-        if self.pooling not in POOLINGS:
-            raise InvalidArgumentError(
-                f"`pooling` of a block is one of {', '.join(POOLINGS)}.", received=repr(self.pooling)
-            )
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            object.__setattr__(self, name, as_count(name, getattr(self, name)))
+        object.__setattr__(self, "pooling", as_choice("pooling", self.pooling, POOLINGS))
 
-    def units(self, shape):
+    def units(self, shape: Sequence[int]) -> int:
         return math.prod(self._grid(shape))
 
-    def pooled(self, scores):
+    def pooled(self, scores: Tensor) -> tf.Tensor:
         height, width = _matrix_shape(scores.shape)
         rows, columns = self._grid(scores.shape)
         # What is beyond the border counts neither in a maximum nor in a mean.
@@ -147,17 +152,17 @@ class Block(Pattern):
         counted = tf.reduce_sum(tf.cast(counts, scores.dtype), axis=(1, 3))
         return tf.reshape(tf.reduce_sum(blocks, axis=(1, 3)) / counted, [-1])
 
-    def spread(self, stays, shape):
+    def spread(self, stays: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
         height, width = _matrix_shape(shape)
         grid = tf.reshape(stays, self._grid(shape))
         weights = tf.repeat(tf.repeat(grid, self.height, axis=0), self.width, axis=1)
         return tf.reshape(weights[:height, :width], shape)
 
-    def _grid(self, shape) -> tuple[int, int]:
+    def _grid(self, shape: Sequence[int]) -> tuple[int, int]:
         height, width = _matrix_shape(shape)
         return -(-height // self.height), -(-width // self.width)
 
-    def _beyond(self, shape) -> list[list[int]]:
+    def _beyond(self, shape: Sequence[int]) -> list[list[int]]:
         """Rows and columns that the border blocks lack."""
         height, width = _matrix_shape(shape)
         return [[0, -height % self.height], [0, -width % self.width]]
@@ -183,20 +188,25 @@ class ZerosInGroups(Element):
     zeros: int
     size: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numbers = (self.zeros, self.size)
-        if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers) or not 0 < self.zeros < self.size:
+        if not all(map(is_whole, numbers)) or not 0 < self.zeros < self.size:
             raise InvalidArgumentError(
-                "A pattern (m, n) puts m zeros into each n weights, 0 < m < n.",
+                "A pattern (m, n) must put m zeros into each n weights, 0 < m < n.",
                 received=repr(numbers),
                 fix="(2, 4), also written '2:4', is what sparse tensor cores take.",
             )
+        object.__setattr__(self, "zeros", int(self.zeros))
+        object.__setattr__(self, "size", int(self.size))
 
     @property
-    def sparsity(self) -> float:
+    def fixed_sparsity(self) -> float:
         return self.zeros / self.size
 
-    def mask(self, scores, kept=None):
+    def __str__(self) -> str:
+        return f"{self.zeros}:{self.size}"
+
+    def mask(self, scores: Tensor, kept: Tensor = None) -> tf.Tensor:
         """True at the weights of highest score in each group; of equals the first stay. `kept` is of no account."""
         is_matrix = len(scores.shape) > 1
         inputs_last = tf.linalg.matrix_transpose(scores) if is_matrix else tf.convert_to_tensor(scores)
@@ -208,7 +218,9 @@ class ZerosInGroups(Element):
         stays = tf.reshape(stays, padded.shape)[..., :rows]
         return tf.linalg.matrix_transpose(stays) if is_matrix else stays
 
-    def masks(self, scores, kept, floors, alive=None):
+    def masks(
+        self, scores: Sequence[Tensor], kept: Tensor, floors: Sequence[int], alive: Sequence[Tensor] | None = None
+    ) -> list[tf.Tensor]:
         living = [None] * len(scores) if alive is None else alive
         ranked = [each if a is None else _or_else(a, each, -math.inf) for each, a in zip(scores, living, strict=True)]
         return [self.mask(each) for each in ranked]
@@ -232,19 +244,19 @@ def as_pattern(pattern: object) -> Pattern:
     return (ZerosInGroups if sign == ":" else Block)(int(first), int(second))
 
 
-def highest(scores, kept) -> tf.Tensor:
+def highest(scores: Tensor, kept: Tensor) -> tf.Tensor:
     """True at the `kept` highest of the scores `(n,)`; of equals the first stay."""
     return tf.math.invert_permutation(_descending(scores)) < kept
 
 
-def _descending(scores):
+def _descending(scores: Tensor) -> tf.Tensor:
     return tf.argsort(scores, direction="DESCENDING", stable=True)
 
 
-def _or_else(condition, scores, other: float):
+def _or_else(condition: Tensor, scores: Tensor, other: float) -> tf.Tensor:
     """The scores where the condition holds, `other` elsewhere."""
     return tf.where(condition, scores, tf.cast(other, scores.dtype))
 
 
-def _matrix_shape(shape) -> tuple[int, int]:
+def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return math.prod(shape[:-1]), int(shape[-1])

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
-from tfopt.core.models import constraints
-from tfopt.core.models.graph import as_patterns, check_finite, check_model, check_patterns, walk_layers
+from tfopt.core.checks import as_count
+from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import check_finite, check_model, check_patterns
 from tfopt.core.models.opening import opened
-from tfopt.core.models.rewrite import rewrite
-from tfopt.core.models.selection import select_kernels
+from tfopt.core.models.selection import checked_selection
+from tfopt.core.types import Data, Loss, Names, Schedule
 from tfopt.interop import tfmot
-from tfopt.pruning.arguments import KEEP, amount_of, check_arguments, check_structure, check_whole_layers
+from tfopt.pruning.arguments import Request, Scoring, as_min_kept, check_request, check_whole_layers
 from tfopt.pruning.budget import as_budget
-from tfopt.pruning.channels import ChannelOptions, prune_channels
+from tfopt.pruning.channels import prune_channels
 from tfopt.pruning.criteria import Criterion, as_criterion
 from tfopt.pruning.depth import prune_layers
-from tfopt.pruning.masks import MaskPool, PruningMask, Rule
 from tfopt.pruning.patterns import Block, Element, Pattern, ZerosInGroups, as_pattern
-from tfopt.pruning.schedules import Schedule, evaluate
-from tfopt.pruning.scoring import score_kernels
+from tfopt.pruning.ranking import Rule
+from tfopt.pruning.weights import prune_weights
 
 
 def prune(
@@ -41,10 +37,10 @@ def prune(
     round_to: int = 1,
     to_macs: float | None = None,
     to_params: float | None = None,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
-    data: Any = None,
-    loss: str | Callable | None = None,
+    include: Names = None,
+    exclude: Names = None,
+    data: Data = None,
+    loss: Loss = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -65,9 +61,9 @@ def prune(
         threshold: instead of a sparsity: weights (blocks) whose score is below become zero; at least one of each
             kernel stays. A number of at least 0, or a dict as for `sparsity`.
         criterion: the scores; the lowest go first. `"magnitude"`, `"gradient"`, `"taylor"`, `"random"`, `"entropy"`,
-            `"neuron"`, `"bn_scale"`, `"wanda"`, or a function from a weight tensor to scores of its shape. What the
-            weights alone do not tell is scored once, now, and these scores stay while a mask grows. Weights that are
-            zero already go before all others.
+            `"neuron"`, `"bn_scale"`, `"wanda"`, a function from a weight tensor to scores of its shape, or a
+            `tfopt.pruning.criteria.Criterion`. Criteria that need data are scored once, at this call. Their scores are
+            reused while the mask grows. Weights that are zero already go before all others.
         pattern: what goes together. `"element"`: single weights. `(m, n)` or `"m:n"`: m zeros in each n consecutive
             weights along the input axis, as TFMOT's `sparsity_m_by_n`; `(2, 4)` is the 2:4 sparsity of the field. It
             fixes the sparsity; a schedule then only says when. `"4x1"` or `tfopt.Block(4, 1)`: blocks of 4 rows and
@@ -117,188 +113,56 @@ def prune(
         >>> [layer.units for layer in tfopt.shrink(prune(model, pattern="channel")).layers]
         [2, 1]
     """
+    scoring: Scoring = {"data": data, "loss": loss, "seed": seed, "verbose": verbose}
     budget = as_budget(to_macs, to_params)
-    scoring: dict[str, Any] = {"data": data, "loss": loss, "seed": seed, "verbose": verbose}
     if pattern == "layer":
         return prune_layers(
             model,
             sparsity=check_whole_layers(sparsity, schedule, threshold, scope, min_kept, round_to),
-            to_macs=to_macs,
-            to_params=to_params,
+            budget=budget,
             criterion=criterion,
             include=include,
             exclude=exclude,
-            **scoring,
+            scoring=scoring,
         )
     by_channel = pattern == "channel"
-    rule = Rule(schedule, Element() if by_channel else as_pattern(pattern), as_criterion(criterion), min_kept)
-    check_arguments(rule, scope, sparsity, threshold, budget)
-    check_structure(by_channel, round_to, budget)
+    units = Element() if by_channel else as_pattern(pattern)
+    rule = Rule(schedule, units, as_criterion(criterion), as_min_kept(min_kept))
+    round_to = as_count("round_to", round_to)
+    request = Request(rule, by_channel, scope, sparsity, threshold, budget, round_to, scoring)
+    check_request(request)
     if tfmot.is_tf_keras_model(model):
-        return _by_tfmot(model, rule, scope, by_channel, sparsity, threshold, include, exclude)
+        return _by_tfmot(model, request, include, exclude)
     model = opened(check_model(model)) if by_channel else check_model(model)
-    amount = amount_of(rule, sparsity, threshold)
-    included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
-    check_patterns(model, included, "include")
-    check_patterns(model, excluded, "exclude")
-    if isinstance(amount, Mapping):
-        check_patterns(model, list(amount), "sparsity" if threshold is None else "threshold")
+    selection = checked_selection(model, include, exclude)
+    if isinstance(request.amount, Mapping):
+        check_patterns(model, list(request.amount), "threshold" if request.is_threshold else "sparsity")
     check_finite(model)
-    if by_channel:
-        options = ChannelOptions(rule.criterion, scope, min_kept, round_to, included, excluded, scoring)
-        return prune_channels(
-            model, schedule, options, amount=amount, is_threshold=threshold is not None, budget=budget
-        )
-
-    targets = _targets(model, included, excluded, amount)
-    scores = _scores(model, [kernel for kernel, _ in targets], rule, scoring)
-    pruned = rewrite(model)
-    pools = _pools(targets, rule, scope, scores, dict(zip(map(id, model.variables), pruned.variables, strict=True)))
-    for pool, own in pools:
-        _start(pool, own, is_threshold=threshold is not None)
-    if schedule is None:
-        _settle(pruned, [mask for pool, _ in pools for mask in pool.members], rule.pattern)
-    return pruned
+    return prune_channels(model, request, selection) if by_channel else prune_weights(model, request, selection)
 
 
-def _scores(model, kernels, rule: Rule, scoring: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """The scores taken once, by the kernel's id; none where they follow from the weights at any time."""
-    if rule.by_magnitude:
-        return {}
-    if rule.criterion.needs or rule.schedule is None:
-        return score_kernels(model, kernels, rule.criterion, **scoring)
-    for kernel in kernels:
-        _check_in_graph(rule.criterion, kernel)
-    return {}
-
-
-def _check_in_graph(criterion: Criterion, kernel: keras.Variable) -> None:
-    """Raises unless the criterion scores the kernel's weights inside a compiled training step."""
-    try:
-        scores = tf.function(criterion.score, autograph=False)(tf.constant(kernel.numpy()))
-        shape = tuple(scores.shape)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, tf.errors.OpError) as error:
-        raise InvalidArgumentError(
-            "With a schedule, a criterion is a function of a weight tensor that runs inside a compiled training step.",
-            received=f"{type(error).__name__}: {first_line(error)}",
-            fix="Write it with TensorFlow or `keras.ops` operations.",
-        ) from error
-    if shape != tuple(kernel.shape):
-        raise InvalidArgumentError(
-            "A criterion gives a score for each weight.",
-            received=f"shape {shape} for '{kernel.path}' of shape {tuple(kernel.shape)}",
-        )
-    if not np.isfinite(scores).all():
-        raise NonFiniteError(
-            "The scores of a criterion have to be finite.",
-            received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
-        )
-
-
-def _pools(targets, rule: Rule, scope: str, scores: dict[int, np.ndarray], twins) -> list[tuple[MaskPool, Any]]:
-    """Masks attached to the kernels' `twins`, in pools of what is ranked together, each with the amount wanted."""
-    shared = MaskPool(rule)
-    pools: list[tuple[MaskPool, Any]] = []
-    for kernel, amount in targets:
-        pool = shared if scope == "global" else MaskPool(rule)
-        constraints.attach(twins[id(kernel)], PruningMask(pool, scores=scores.get(id(kernel))))
-        if not pools or pool is not shared:
-            pools.append((pool, amount))
-    return pools
-
-
-def _start(pool: MaskPool, amount, *, is_threshold: bool) -> None:
-    """Prunes before training: to the wanted amount, or to what the schedule asks for at step 0."""
-    if pool.rule.schedule is not None:
-        _start_schedule(pool, pool.rule.schedule)
-    elif is_threshold:
-        pool.prune_below(amount)
-    elif amount == KEEP:
-        for mask in pool.members:
-            mask.hold(mask.variable.numpy() != 0)
-    else:
-        pool.prune(amount)
-
-
-def _start_schedule(pool: MaskPool, schedule: Schedule) -> None:
-    """Prunes to what the schedule asks for at step 0."""
-    due, sparsity = evaluate(schedule, tf.constant(0, tf.int64))
-    if due:
-        pool.prune(sparsity)
-
-
-def _targets(model, included, excluded, amount) -> list[tuple[keras.Variable, Any]]:
-    """The kernels to prune, each once, with the amount wanted for it."""
-    chosen, unknown = select_kernels(model, included, excluded, amount)
-    targets = [(kernel.variable, kernel.amount) for kernel in chosen]
-    if amount == KEEP:
-        targets = [target for target in targets if not np.all(target[0].numpy())]
-    if not targets:
-        raise NothingToDoError(
-            "The model has to have a kernel to prune: convolution, dense, embedding, recurrent or attention layers.",
-            received=_received(model, amount),
-            fix="Check `include` and `exclude`; layers of your own join with `@tfopt.register_layer(prunable=...)`.",
-        )
-    _warn(targets, unknown)
-    return targets
-
-
-def _received(model, amount) -> str:
-    names = sorted({type(layer).__name__ for _, layer in walk_layers(model)})
-    zeros = " without a zero in its kernels" if amount == KEEP else ""
-    return f"'{model.name}'{zeros}, with layers of type {', '.join(names)}"
-
-
-def _warn(targets, unknown: list[str]) -> None:
-    frozen = [weight.path for weight, _ in targets if not weight.trainable]
-    if unknown:
-        warnings.warn(
-            "Not pruned, as tfopt does not know these layer classes: " + ", ".join(unknown) + ". "
-            "Name their kernels with `@tfopt.register_layer(prunable=...)`.",
-            stacklevel=4,
-        )
-    if frozen:
-        warnings.warn(
-            "Pruned, but frozen (`trainable=False`): " + ", ".join(frozen) + ". A mask is applied at once, but a "
-            "schedule only reaches weights that the optimizer updates.",
-            stacklevel=4,
-        )
-
-
-def _settle(model, masks: list[PruningMask], pattern: Pattern) -> None:
-    """Ends a pruning at once: raises if all kernels stayed dense, warns if groups of n weights do not fit into some."""
-    for mask in masks:
-        mask.scores = None  # a mask that is held is never ranked by them again
-    dense = [mask.variable.path for mask in masks if np.all(mask.mask.numpy())]
-    if len(dense) == len(masks):
-        raise NothingToDoError(
-            "At least one weight has to become zero.",
-            received=f"'{model.name}', no weight below the threshold or kernels too small for sparsity and pattern",
-            fix="Pass a higher `sparsity` or `threshold`.",
-        )
-    if dense and isinstance(pattern, ZerosInGroups):
-        warnings.warn(
-            f"Left dense, as {pattern.zeros}:{pattern.size} takes more weights along the input axis: "
-            + ", ".join(dense)
-            + ".",
-            stacklevel=3,
-        )
-
-
-def _by_tfmot(model, rule: Rule, scope: str, by_channel: bool, sparsity, threshold, include, exclude):
+def _by_tfmot(model: Any, request: Request, include: Names, exclude: Names) -> Any:
     """TFMOT's pruning of a tf_keras model."""
-    if by_channel or scope != "layer" or threshold is not None or not rule.by_magnitude or rule.min_kept:
+    rule, pattern = request.rule, request.rule.pattern
+    options = _tfmot_options(pattern)
+    by_kernel = request.scope == "layer" and not request.by_channel and not request.is_threshold and not rule.min_kept
+    if not by_kernel or not rule.by_magnitude or options is None:
         raise InvalidArgumentError(
             "TFMOT prunes the kernels of a tf_keras model one by one, by magnitude and to a sparsity.",
-            received=f"scope='{scope}', threshold={threshold!r}, criterion='{rule.criterion.name}', "
-            f"min_kept={rule.min_kept}" + (", pattern='channel'" if by_channel else ""),
+            received=f"scope='{request.scope}', threshold={request.threshold!r}, criterion='{rule.criterion.name}', "
+            f"min_kept={rule.min_kept}, pattern={'channel' if request.by_channel else pattern}",
             fix="Port the model to Keras 3, where tfopt does the work itself.",
         )
-    options: dict[str, Any] = {}
-    if isinstance(rule.pattern, ZerosInGroups):
-        options["sparsity_m_by_n"] = (rule.pattern.zeros, rule.pattern.size)
-    elif isinstance(rule.pattern, Block):
-        options["block_size"] = (rule.pattern.height, rule.pattern.width)
-        options["block_pooling_type"] = {"average": "AVG", "max": "MAX"}[rule.pattern.pooling]
-    wanted = amount_of(rule, sparsity, None)
-    return tfmot.prune(model, rule.schedule, sparsity=wanted, include=include, exclude=exclude, options=options)
+    return tfmot.prune(model, rule.schedule, sparsity=request.amount, include=include, exclude=exclude, options=options)
+
+
+def _tfmot_options(pattern: Pattern) -> dict[str, Any] | None:
+    """The pattern as options of `prune_low_magnitude`; None for one that TFMOT does not have."""
+    if type(pattern) is Element:
+        return {}
+    if type(pattern) is ZerosInGroups:
+        return {"sparsity_m_by_n": (pattern.zeros, pattern.size)}
+    if type(pattern) is Block:
+        pooling = {"average": "AVG", "max": "MAX"}[pattern.pooling]
+        return {"block_size": (pattern.height, pattern.width), "block_pooling_type": pooling}
+    return None

@@ -6,23 +6,19 @@ are; any callable with the same call serves as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError, first_line
+from tfopt.core.types import Schedule, Tensor
 
-Schedule = Callable[[Any], tuple]
 
-
-def evaluate(schedule: Schedule, step) -> tuple[tf.Tensor, tf.Tensor]:
+def evaluate(schedule: Schedule, step: Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`(prune_now, sparsity)` at a step, as boolean and float32 scalars."""
     due, sparsity = schedule(step)
     return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
 
 
-def latest(schedule: Schedule, step) -> tuple[tf.Tensor, tf.Tensor]:
+def latest(schedule: Schedule, step: Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether the schedule has pruned up to and including `step`, and the sparsity it asked for the last time.
 
     Used once after a training was resumed in a new process, to build the masks again.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_seed
 from tfopt.core.data.gathering import batch_gradients, counterparts, observe
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.core.keras_internals import compiled_loss
 from tfopt.core.layers.registry import channel_axis
 from tfopt.core.models.rewrite import in_float32
-from tfopt.pruning.criteria import Criterion
+from tfopt.core.types import Data, Loss
+from tfopt.pruning.criteria import MEASURED, Criterion
 from tfopt.pruning.sites import Site, find_sites, why_not
 
 
@@ -22,8 +24,8 @@ def score_kernels(
     kernels: Sequence[keras.Variable],
     criterion: Criterion,
     *,
-    data: Any = None,
-    loss: str | Callable | None = None,
+    data: Data = None,
+    loss: Loss = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> dict[int, np.ndarray]:
@@ -56,8 +58,8 @@ def score_kernels(
         >>> scores[id(kernel)].tolist()
         [[5.0], [1.0]]
     """
-    _check_arguments(criterion, data, seed)
-    working = in_float32(model) if _DATA_NEEDS & set(criterion.needs) else model
+    check_scoring(criterion, data, seed)
+    working = in_float32(model) if criterion.reads_data else model
     sites = find_sites(working, counterparts(model, working, kernels))
     _check_meaning(criterion, sites)
     given = _given(working, sites, criterion, data, seed, verbose)
@@ -69,11 +71,9 @@ def score_kernels(
     return {id(kernel): each.astype("float32") for kernel, each in zip(kernels, scores, strict=True)}
 
 
-_DATA_NEEDS = {"gradients", "input_norms", "activations"}
-
-
-def _check_arguments(criterion: Criterion, data: Any, seed: Any) -> None:
-    wanted = _DATA_NEEDS & set(criterion.needs)
+def check_scoring(criterion: Criterion, data: Data, seed: Any) -> None:
+    """Raises for data or a seed that the criterion cannot use."""
+    wanted = MEASURED & set(criterion.needs)
     if wanted and data is None:
         raise InvalidArgumentError(
             f"The criterion '{criterion.name}' is measured on data.",
@@ -86,8 +86,8 @@ def _check_arguments(criterion: Criterion, data: Any, seed: Any) -> None:
             received=f"{type(data).__name__}, which can be read once",
             fix="Pass arrays or a `tf.data.Dataset`.",
         )
-    if "seed" in criterion.needs and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
+    if "seed" in criterion.needs:
+        as_seed(seed)
 
 
 def _check_meaning(criterion: Criterion, sites: list[Site]) -> None:
@@ -110,7 +110,7 @@ def _refuse(criterion: Criterion, reasons: dict[str, str]) -> None:
 
 
 def _given(
-    model: keras.Model, sites: list[Site], criterion: Criterion, data: Any, seed: int, verbose: int
+    model: keras.Model, sites: list[Site], criterion: Criterion, data: Data, seed: int, verbose: int
 ) -> list[dict[str, Any]]:
     """For each site what the criterion needs, but for the gradients."""
     needs = criterion.needs
@@ -177,7 +177,15 @@ def _finite(values: np.ndarray, site: Site) -> np.ndarray:
     return values
 
 
-def _mean_scores(model, sites, criterion, given, data, loss, verbose) -> list[np.ndarray]:
+def _mean_scores(
+    model: keras.Model,
+    sites: list[Site],
+    criterion: Criterion,
+    given: list[dict[str, Any]],
+    data: Data,
+    loss: Mapping[str, Any],
+    verbose: int,
+) -> list[np.ndarray]:
     """The scores of each kernel, a mean over the batches."""
     totals = [np.zeros(site.kernel.shape) for site in sites]
     count = 0

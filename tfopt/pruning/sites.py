@@ -59,11 +59,11 @@ class Site:
             return None
         return normalization.gamma
 
-    def along_units(self, vector) -> np.ndarray:
+    def along_units(self, vector: np.ndarray) -> np.ndarray:
         """One value a unit, shaped to broadcast against the kernel."""
         return along(vector, self.axes.units[0], len(self.kernel.shape))
 
-    def along_inputs(self, vector) -> np.ndarray:
+    def along_inputs(self, vector: np.ndarray) -> np.ndarray:
         """One value an input feature, shaped to broadcast against the kernel."""
         return along(vector, cast("int", self.axes.inputs), len(self.kernel.shape))
 

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.checks import as_whole
+from tfopt.core.errors import NothingToDoError
 from tfopt.core.models import constraints
 from tfopt.pruning.channel_masks import ChannelMask
 from tfopt.pruning.masks import PruningMask
@@ -49,16 +50,14 @@ class PruningSummaries(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | os.PathLike, update_freq: str | int = "epoch"):
         super().__init__()
-        is_number = isinstance(update_freq, int) and not isinstance(update_freq, bool) and update_freq > 0
-        if update_freq != "epoch" and not is_number:
-            raise InvalidArgumentError(
-                "`update_freq` is 'epoch' or a number of batches of at least 1.", received=repr(update_freq)
-            )
+        each = None if update_freq == "epoch" else update_freq
+        if each is not None:
+            each = as_whole("update_freq", each, least=1, what="'epoch' or a number of batches of at least 1")
         self.log_dir = os.fspath(log_dir)
-        self._each = update_freq if isinstance(update_freq, int) else None
+        self._each = each
         self._batches = 0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         if not self._masks():
             raise NothingToDoError(
                 "A model whose sparsity is written has pruning masks.",
@@ -67,16 +66,16 @@ class PruningSummaries(keras.callbacks.Callback):
             )
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._batches += 1
         if self._each is not None and self._batches % self._each == 0:
             self._write()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self._each is None:
             self._write()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self._writer.close()
 
     def _masks(self) -> list[tuple[keras.Variable, np.ndarray]]:

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
+from tfopt.core.checks import Range, as_choice, as_number
 from tfopt.core.data.batches import as_inputs, input_batches
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError
 from tfopt.core.models.fake_quantized import check_quantized, mode, ranges_of
@@ -102,25 +103,15 @@ def _check(model, method: str, percentile: float) -> None:
             received=f"'{model.name}', of which only weights are quantized",
             fix="Export it as it is, or quantize with scheme='int8' or 'int16x8'.",
         )
-    if method not in METHODS:
-        raise InvalidArgumentError(
-            "`method` is the way to a range.", received=repr(method), fix=f"Use one of {', '.join(METHODS)}."
-        )
-    number = isinstance(percentile, (int, float, np.number)) and not isinstance(percentile, bool)
-    if not (number and 0 < percentile <= 100):
-        raise InvalidArgumentError(
-            "`percentile` is above 0 and at most 100.",
-            received=repr(percentile),
-            fix="99.99 leaves out one value in ten thousand.",
-        )
+    as_choice("method", method, METHODS)
+    as_number("percentile", percentile, Range(above=0, most=100), fix="99.99 leaves out one value in ten thousand.")
 
 
 def _wants_correction(model: keras.Model, bias_correction: bool | None) -> bool:
     fresh = all(activation_range.bounds() == (0.0, 0.0) for activation_range in ranges_of(model).values())
     if bias_correction is None:
         return fresh
-    if not isinstance(bias_correction, (bool, np.bool_)):
-        raise InvalidArgumentError("`bias_correction` is True, False or None.", received=repr(bias_correction))
+    bias_correction = as_choice("bias_correction", bias_correction, (True, False, None))
     if bias_correction and not fresh:
         raise InvalidArgumentError(
             "Biases are corrected once, in a model fresh from `quantize`: its weights say what the outputs should be.",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import keras
 
+from tfopt.core.layers.registry import known_class
 from tfopt.core.models.rewrite import Rewrite
 from tfopt.quantization.layers import QuantizedWrapper, rounded_kernel
 
@@ -35,7 +36,7 @@ class Composite(QuantizedWrapper):
         return [rounded_kernel(kernel, (), part) for part in (slice(columns), slice(columns, None))]
 
 
-_COMPOSITES: dict[type, type[QuantizedWrapper]] = {}
+_COMPOSITES: dict[type | None, type[QuantizedWrapper]] = {}
 
 
 def composite(*layer_classes: type) -> Callable[[type[QuantizedWrapper]], type[QuantizedWrapper]]:
@@ -53,5 +54,5 @@ def composite(*layer_classes: type) -> Callable[[type[QuantizedWrapper]], type[Q
 
 
 def composite_for(op: keras.Operation) -> type[QuantizedWrapper] | None:
-    """The wrapper class for a layer, None if there is none. A subclass may compute something else: it has none."""
-    return _COMPOSITES.get(type(op))
+    """The wrapper class for a layer, None if there is none. It is that of a parent class too, with the same maths."""
+    return _COMPOSITES.get(type(op)) or _COMPOSITES.get(known_class(type(op)))

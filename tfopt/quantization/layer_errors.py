@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers as kl
 
+from tfopt.core.checks import as_count, as_number
 from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.models.fake_quantized import FakeQuantized, check_quantized, check_ranges, fake_quantized
@@ -252,12 +253,10 @@ def _as_number(ratio: float | None) -> float:
 
 
 def _check_wanted(target_db: Any, max_layers: Any) -> None:
-    number = isinstance(target_db, (int, float, np.number)) and not isinstance(target_db, bool)
-    if target_db is not None and not (number and math.isfinite(target_db)):
-        raise InvalidArgumentError("`target_db` is a number of decibels.", received=repr(target_db), fix="Try 30.")
-    whole = isinstance(max_layers, (int, np.integer)) and not isinstance(max_layers, bool)
-    if max_layers is not None and not (whole and max_layers > 0):
-        raise InvalidArgumentError("`max_layers` is a whole number above 0.", received=repr(max_layers))
+    if target_db is not None:
+        as_number("target_db", target_db, what="a finite number of decibels", fix="Try 30.")
+    if max_layers is not None:
+        as_count("max_layers", max_layers)
     if target_db is None and max_layers is None:
         raise InvalidArgumentError(
             "`target_db` or `max_layers` says how many layers to leave in float.",

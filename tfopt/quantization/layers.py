@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.layers.registry import prunable_weights, range_axes, runs_in_16_bits
+from tfopt.core.layers.activations import activation_kind
+from tfopt.core.layers.registry import prunable_weights, range_axes
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
-from tfopt.quantization.affine import affine_terms, apply_affine
-from tfopt.quantization.forms import integer_activation, integer_form
+from tfopt.quantization.lowering import affine_terms, apply_affine, integer_activation, integer_form
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class QuantizedLayer(QuantizedWrapper):
     Args:
         layer: the layer; with kernels, its own activation has to be linear if `activation` is given.
         kernels: attribute of a kernel -> its channel axes (see `fakequant.fake_quantize_kernel`).
-        activation: name of an activation function to apply behind the layer; a range is put between the two.
+        activation: an activation function to apply behind the layer, or its name; a range is put between the two.
         quantize_output: whether the output gets a range.
         affine: whether the layer scales and shifts channels on its own, and is exported as one operation that does.
         freeze_batch_norm_after: around batch normalization: after so many calls in training it normalizes by its
@@ -167,7 +167,7 @@ class QuantizedLayer(QuantizedWrapper):
         return cls(
             state.copy(layer, **config),
             wanted.kernels,
-            activation=keras.activations.serialize(layer.activation) if wanted.activation else None,
+            activation=wanted.activation,
             quantize_output=wanted.output,
             affine=wanted.affine,
             **options,
@@ -199,7 +199,10 @@ class QuantizedLayer(QuantizedWrapper):
     def _activated(self, activation, values):
         if self.activation_bits == 8:
             return (integer_activation(activation) if in_mode("export") else activation)(values)
-        return activation(values) if runs_in_16_bits(activation) else set_apart(activation(set_apart(values)))
+        kind = activation_kind(activation)
+        if kind is not None and kind.in_16_bits:
+            return activation(values)
+        return set_apart(activation(set_apart(values)))
 
     def _normalize(self, inputs, frozen, **kwargs):
         """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""
@@ -231,8 +234,10 @@ class QuantizedLayer(QuantizedWrapper):
         }
 
     def stripped(self, state):
-        config = {"activation": keras.activations.serialize(self.activation)} if self.activation else {}
-        return [state.copy(self.layer, **config)]
+        layer: Any = state.copy(self.layer)
+        if self.activation is not None:
+            layer.activation = self.activation
+        return [layer]
 
 
 def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *args, **kwargs) -> Any:
@@ -240,7 +245,7 @@ def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *arg
 
     Args:
         layer: a built Keras layer or an op.
-        kernels: name of a kernel as `core.catalog.prunable_weights` gives it, or of an attribute -> its channel axes.
+        kernels: name of a kernel as `prunable_weights` gives it, or of an attribute -> its channel axes.
         bits: of the kernels, as `fakequant.fake_quantize_kernel` takes them.
         args, kwargs: of the layer's call.
     """

@@ -24,12 +24,12 @@ from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classe
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
+from tfopt.quantization.lowering import masks_a_number
 from tfopt.quantization.recurrent import layers as _recurrent_layers  # noqa: F401 - they enter their wrapper classes
 from tfopt.quantization.scheme import (
     CHOSEN,
     WEIGHTS,
     feeds_fusion,
-    masks_a_number,
     treatment,
     weight_treatment,
 )

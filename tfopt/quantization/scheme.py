@@ -6,24 +6,24 @@ operation in the file, so they share one range, at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
+from keras import activations
 from keras import layers as kl
 
-from tfopt.core.keras_internals import application_layer, children
-from tfopt.core.layers.registry import Entry, Output, activation_output, entry_of, kernel_axes, prunable_weights
+from tfopt.core.keras_internals import children
+from tfopt.core.layers.activations import activation_kind, applies, spelled
+from tfopt.core.layers.registry import Output, Record, kernel_axes, known_class, prunable_weights, record_of
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import Graph
+from tfopt.quantization import lowering
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.forms import averages_all, float_form
 from tfopt.quantization.layers import QuantizedLayer
 from tfopt.quantization.treatment import Treatment
 
 CHOSEN = "left out by `include`, `exclude` or `overrides`"
 WEIGHTS = "only its weights are quantized"
-_FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
-# Their kernels have a scale for each channel, and so the same integers before and after the channels are scaled. With
-# one scale for a whole kernel, as in Dense, rounding the folded kernel would give other integers than those trained.
-_FOLDS_NORMALIZATION = (kl.Conv1D, kl.Conv2D, kl.DepthwiseConv1D, kl.DepthwiseConv2D)
 
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
@@ -33,94 +33,84 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
-    if masks_a_number(op):
+    if lowering.masks_a_number(op):
         return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
-    entry = entry_of(op)
-    if entry is None or entry.output in (None, Output.FLOAT):
-        return Treatment({}, reason=(entry and entry.reason) or _why_unknown(op))
-    if entry.output is not Output.RANGE:
-        return Treatment({}, output=averages_all(op, graph))
-    refused = float_form(op, graph)
+    record = record_of(op)
+    if record is None or record.output in (None, Output.FLOAT):
+        return Treatment({}, reason=(record and record.reason) or _why_unknown(op))
+    if record.output is not Output.RANGE:
+        return Treatment({}, output=lowering.averages_all(op, graph))
+    refused = lowering.float_form(op, graph)
     if refused:
         return Treatment({}, reason=refused)
-    kernels, name = _kernel_axes(op, entry, graph), activation_name(op)
-    if name is None or (kernels and name in _FUSED_ACTIVATIONS):
+    return _with_range(op, _kernel_axes(op, record, graph), graph)
+
+
+def _with_range(op: keras.Operation, kernels: dict[str, tuple[int, ...]], graph: Graph) -> Treatment:
+    """How an op is quantized whose output gets a range, unless its follower's or the runtime's own will do."""
+    function = getattr(op, "activation", None)
+    if function is None or (kernels and lowering.fuses_activation(op)):
         return Treatment(kernels, output=not feeds_fusion(op, graph), affine=_stands_alone(op, graph))
-    behaviour = activation_output(name)
-    if behaviour is None:
-        return Treatment({}, reason=f"the activation '{name}' is unknown to the catalog")
-    ranged = behaviour is not Output.FIXED
-    if behaviour is Output.FLOAT:
-        note = f"LiteRT has no integer version of the activation '{name}'"
-        return Treatment(kernels, activation=name, output=True, note=note) if kernels else Treatment({}, reason=note)
-    if isinstance(op, kl.Activation):
-        return Treatment({}, output=ranged and name != "linear" and not feeds_fusion(op, graph))
-    return Treatment(kernels, activation=name, output=ranged)
+    kind = activation_kind(function)
+    if kind is None:
+        return Treatment({}, reason=_why_unknown_function(op, function))
+    ranged = kind.output is not Output.FIXED
+    if kind.output is Output.FLOAT:
+        note = f"LiteRT has no integer version of the activation '{spelled(function)}'"
+        return (
+            Treatment(kernels, activation=function, output=True, note=note) if kernels else Treatment({}, reason=note)
+        )
+    if known_class(type(op)) is kl.Activation:
+        return Treatment({}, output=ranged and not applies(op, activations.linear) and not feeds_fusion(op, graph))
+    return Treatment(kernels, activation=function, output=ranged)
 
 
 def weight_treatment(op: keras.Operation) -> Treatment:
     """How `op` is quantized where only weights are: with a range for each index of a kernel's output axes."""
-    entry = entry_of(op)
-    kernels = dict(entry.kernels) if entry is not None else {}
+    record = record_of(op)
+    kernels = dict(record.kernels) if record is not None else {}
     if isinstance(op, kl.Layer):
         kernels.update({name: kernel_axes(op, name).units for name in prunable_weights(op)})
-        if not kernels and not entry and any(len(weight.shape) > 1 for weight in op.weights):
-            return Treatment({}, reason="unknown to the catalog")
+        if not kernels and not record and any(len(weight.shape) > 1 for weight in op.weights):
+            return Treatment({}, reason=_why_unknown(op))
     return Treatment(kernels, reason=WEIGHTS)
 
 
-def masks_a_number(op: keras.Operation) -> bool:
-    """True for a masking layer that looks for another value than zero, which rounding would change."""
-    return isinstance(op, kl.Masking) and op.mask_value != 0
-
-
-def _kernel_axes(op: keras.Operation, entry: Entry, graph: Graph) -> dict[str, tuple[int, ...]]:
+def _kernel_axes(op: keras.Operation, record: Record, graph: Graph) -> dict[str, tuple[int, ...]]:
     """Each kernel to round and its channel axes, none where its weights take their values from one small set.
 
     One range turns the set into as many integers; one a channel would turn it into other integers in each, and a file
     that compresses worse. Batch normalization is folded in by scaling channels, which takes ranges of their own.
     """
-    if isinstance(graph.sole_consumer(op), kl.BatchNormalization):
-        return dict(entry.kernels)
+    if _is_batch_normalization(graph.sole_consumer(op)):
+        return dict(record.kernels)
     return {
         name: () if len(axes) == 1 and constraints.holds_shared_values(getattr(op, name)) else axes
-        for name, axes in entry.kernels
+        for name, axes in record.kernels.items()
     }
-
-
-def activation_name(op: keras.Operation) -> str | None:
-    """Name of the activation function a layer applies; None for a layer without one."""
-    activation = getattr(op, "activation", None)
-    return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
 
 def feeds_fusion(op: keras.Operation, graph: Graph) -> bool:
     """True if the only reader of `op` is fused into it: batch normalization behind kernels, a rectifier behind sums."""
     reader = graph.sole_consumer(op)
-    if reader is None or activation_name(op) not in (None, "linear"):
+    if reader is None or not (getattr(op, "activation", None) is None or applies(op, activations.linear)):
         return False
-    if isinstance(reader, kl.BatchNormalization):
-        return isinstance(op, _FOLDS_NORMALIZATION)
-    fusable = _has_kernels(op) or isinstance(op, (kl.BatchNormalization, kl.Add)) or _is_op(op, "Add")
-    return fusable and is_rectifier(reader)
+    if _is_batch_normalization(reader):
+        return lowering.folds_normalization(op)
+    return (_has_kernels(op) or lowering.fuses_rectifier(op)) and lowering.is_rectifier(reader)
 
 
 def _stands_alone(op: keras.Operation, graph: Graph) -> bool:
     """True for a layer that scales and shifts channels, unless it folds into the kernel before it."""
-    if isinstance(op, kl.BatchNormalization):
+    if _is_batch_normalization(op):
         producer = graph.sole_producer(op)
         folds = producer is not None and graph.sole_consumer(producer) is op and feeds_fusion(producer, graph)
         return not folds
-    return isinstance(op, (kl.Rescaling, kl.Normalization, application_layer("LayerScale")))
+    return lowering.is_affine(op)
 
 
-def is_rectifier(op: keras.Operation) -> bool:
-    """ReLU, and ReLU with a highest value, in their forms as layer, activation and op."""
-    if isinstance(op, kl.ReLU):
-        return op.negative_slope == 0 and op.threshold == 0
-    if isinstance(op, kl.Activation):
-        return activation_name(op) in ("relu", "relu6")
-    return _is_op(op, "Relu") or _is_op(op, "Relu6")
+def _is_batch_normalization(op: keras.Operation | None) -> bool:
+    return known_class(type(op)) is kl.BatchNormalization
 
 
 def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
@@ -130,15 +120,19 @@ def _gives_floats(op: keras.Operation, graph: Graph) -> bool:
 
 
 def _has_kernels(op: keras.Operation) -> bool:
-    entry = entry_of(op)
-    return entry is not None and bool(entry.kernels)
-
-
-def _is_op(op: keras.Operation, name: str) -> bool:
-    return not isinstance(op, kl.Layer) and type(op).__name__ == name
+    record = record_of(op)
+    return record is not None and bool(record.kernels)
 
 
 def _why_unknown(op: keras.Operation) -> str:
     if isinstance(op, kl.Layer) and children(op):
         return "layers inside a layer are not quantized"
-    return "unknown to the catalog"
+    return "unknown to tfopt; `@tfopt.register_layer` makes it known"
+
+
+def _why_unknown_function(op: keras.Operation, function: Callable) -> str:
+    """Why the layer around a function stays float that is not one of Keras, and a way to have less of it float."""
+    said = f"the activation '{spelled(function)}' is not one of `keras.activations`"
+    if known_class(type(op)) is kl.Activation:
+        return said
+    return f"{said}; in an `Activation` layer behind it, only the activation stays float"

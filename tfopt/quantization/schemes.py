@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.graph import check_patterns, is_selected
 
@@ -55,9 +56,7 @@ def scheme_of(name: object, argument: str = "scheme") -> Scheme:
         >>> scheme_of("int3_weight_only").weight_bits, scheme_of("int3_weight_only").stored_bits
         (3, 4)
     """
-    if not isinstance(name, str) or name not in SCHEMES:
-        raise InvalidArgumentError(f"`{argument}` is one of {', '.join(SCHEMES)}.", received=repr(name))
-    return SCHEMES[name]
+    return SCHEMES[as_choice(argument, name, SCHEMES)]
 
 
 class Choice:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_flag, as_whole
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.models.graph import Graph
 from tfopt.quantization.schemes import Scheme
@@ -35,8 +36,7 @@ class Training:
     ):
         self.freeze_ranges_after = _count(freeze_ranges_after, "freeze_ranges_after")
         self.freeze_batch_norm_after = _count(freeze_batch_norm_after, "freeze_batch_norm_after")
-        if not isinstance(learn_ranges, bool):
-            raise InvalidArgumentError("`learn_ranges` is True or False.", received=repr(learn_ranges))
+        learn_ranges = as_flag("learn_ranges", learn_ranges)
         if learn_ranges and freeze_ranges_after is not None:
             raise InvalidArgumentError(
                 "Learned ranges move with the optimizer: they are not frozen by a number of batches.",
@@ -116,6 +116,5 @@ def _count_calls(model: keras.Model, times: int, calls: Counter[int]) -> None:
 
 
 def _count(value: int | None, name: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise InvalidArgumentError(f"`{name}` is a number of training batches, 0 or more.", received=repr(value))
-    return value
+    what = "a number of training batches, 0 or more, or None"
+    return None if value is None else as_whole(name, value, least=0, what=what)

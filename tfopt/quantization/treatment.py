@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -10,7 +11,7 @@ class Treatment:
     """What happens to one op. `kernels` to round, `activation` to take out of the layer, `output` to quantize."""
 
     kernels: dict[str, tuple[int, ...]]
-    activation: str | None = None
+    activation: Callable | None = None
     output: bool = False
     affine: bool = False  # scales and shifts channels, with no kernel before it to fold into
     composite: bool = False  # has a wrapper class of its own, see `composites.py`

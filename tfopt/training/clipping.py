@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.checks import POSITIVE, as_number
 
 SMALLEST_NORM = 1e-3  # weights smaller than this, as those that start at 0, count as this large
 
@@ -37,8 +37,7 @@ def adaptively_clipped(optimizer: keras.optimizers.Optimizer, clipping: float = 
         >>> weights.numpy().tolist()
         [[3.0, 0.5], [3.0, 4.0]]
     """
-    if isinstance(clipping, bool) or not isinstance(clipping, (int, float)) or not clipping > 0:
-        raise InvalidArgumentError("Adaptive clipping takes a ratio above 0.", received=repr(clipping))
+    clipping = as_number("clipping", clipping, POSITIVE, what="a ratio above 0")
     cls: Any = _clipped_class(type(optimizer))
     return cls.from_config({**optimizer.get_config(), "adaptive_clipping": clipping})
 
@@ -62,7 +61,7 @@ class _Clips(keras.optimizers.Optimizer):
     adaptive_clipping: float
     loss_scale_factor: float | None
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         scale = self.loss_scale_factor or 1.0
         clipped = [
@@ -71,11 +70,11 @@ class _Clips(keras.optimizers.Optimizer):
         ]
         return super().apply(clipped, trainable_variables)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "adaptive_clipping": self.adaptive_clipping}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         config = dict(config)
         clipping = config.pop("adaptive_clipping")
         optimizer = super().from_config(config, custom_objects)
@@ -84,14 +83,19 @@ class _Clips(keras.optimizers.Optimizer):
 
 
 _MADE: dict[type, type] = {}
+_BASES = (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _clipped_class(cls: type) -> type:
     if cls not in _MADE:
-        made = type(f"AdaptivelyClipped{cls.__name__}", (_Clips, cls), {"__module__": __name__})
+        namesake = getattr(keras.optimizers, cls.__name__, cls)
+        name = cls.__name__ if namesake is cls else f"{cls.__module__}.{cls.__name__}"
+        made = type(f"AdaptivelyClipped{name}", (_Clips, cls), {"__module__": __name__})
         _MADE[cls] = keras.saving.register_keras_serializable("tfopt")(made)
     return _MADE[cls]
 
 
-for _cls in (keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.RMSprop):
-    _clipped_class(_cls)  # so that saved models load
+# All of Keras at once, so that any process can load what another one saved.
+for _cls in vars(keras.optimizers).values():
+    if isinstance(_cls, type) and issubclass(_cls, keras.optimizers.Optimizer) and _cls not in _BASES:
+        _clipped_class(_cls)

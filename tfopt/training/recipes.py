@@ -10,11 +10,11 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import FRACTION, POSITIVE, as_count, as_number, is_number, is_whole, shown
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.training.clipping import adaptively_clipped
+from tfopt.training.decay import Decay
 from tfopt.training.smoothing import smoothed
-
-DECAYS = ("step", "exponential", "cosine", "plateau")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
         metrics: Any = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         before: Mapping[int, Callable[[], None]] | None = None,
-        **options,
+        **options: Any,
     ) -> keras.callbacks.History:
         """Compiles `model` and trains it in place.
 
@@ -78,22 +78,14 @@ class Recipe:
         whole = keras.callbacks.History()
         whole.set_model(model)
         whole.on_train_begin()
+        options = {**options, "callbacks": [*self.callbacks, *callbacks]}
         for first, last in itertools.pairwise(sorted({0, *self.batch_sizes, *before, self.epochs})):
             if first in before:
                 before[first]()
                 model.compile(model.optimizer, self.loss, metrics=metrics)
-            size = self.batch_sizes[max(epoch for epoch in self.batch_sizes if epoch <= first)]
-            part = model.fit(
-                x,
-                y,
-                batch_size=size if in_arrays else None,
-                initial_epoch=first,
-                epochs=last,
-                callbacks=[*self.callbacks, *callbacks],
-                **options,
-            )
-            for epoch, *values in zip(part.epoch, *part.history.values(), strict=True):
-                whole.on_epoch_end(epoch, dict(zip(part.history, values, strict=True)))
+            size = _size_at(self.batch_sizes, first) if in_arrays else None
+            part = model.fit(x, y, batch_size=size, initial_epoch=first, epochs=last, **options)
+            _append(whole, part)
             if model.stop_training:
                 break
         return whole
@@ -160,31 +152,29 @@ def recipe(
         >>> plan.optimizer.clipnorm
         1.0
     """
-    _check_whole(epochs=epochs, batch_size=batch_size, samples=samples, decay_epochs=decay_epochs)
-    _check_fractions(decay_factor=decay_factor, ema=ema)
-    _check_decay(decay, samples, decay_factor, decay_epochs, warmup_epochs, epochs)
+    epochs, batch_size = as_count("epochs", epochs), as_count("batch_size", batch_size)
+    samples = None if samples is None else as_count("samples", samples)
+    ema = None if ema is None else as_number("ema", ema, FRACTION)
+    falls = Decay.of(decay, decay_factor, decay_epochs, warmup_epochs)
+    falls.check(epochs, samples)
     sizes = _batch_sizes(batch_size, batch_growth, epochs)
     if ema is not None and len(sizes) > 1:
         raise InvalidArgumentError("A moving average of the weights goes with one batch size.", received=f"{sizes}")
     given = _as_optimizer(optimizer)
-    config = given.get_config()
-    if learning_rate is not None:
-        config["learning_rate"] = _positive(learning_rate=learning_rate)
-    config |= _clipping(clipnorm, global_clipnorm, clipvalue, adaptive_clip)
-    config |= {} if ema is None else {"use_ema": True, "ema_momentum": ema}
-    callbacks: list[keras.callbacks.Callback] = [] if ema is None else [keras.callbacks.SwapEMAWeights()]
-    if decay == "plateau":
-        patience = decay_epochs or math.ceil(epochs / 10)
-        callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=decay_factor or 0.1, patience=patience))
-    elif decay is not None and samples is not None:
+    config = {
+        **given.get_config(),
+        **({} if learning_rate is None else {"learning_rate": as_number("learning_rate", learning_rate, POSITIVE)}),
+        **_clipping(clipnorm, global_clipnorm, clipvalue, adaptive_clip),
+        **({} if ema is None else {"use_ema": True, "ema_momentum": ema}),
+    }
+    if falls.counts_updates and samples is not None:
         steps = _first_steps(samples, sizes, epochs)
-        peak = _number(config["learning_rate"])
-        config["learning_rate"] = _schedule(decay, peak, steps, decay_factor or 0.1, decay_epochs, warmup_epochs)
+        config["learning_rate"] = falls.schedule(_constant(config["learning_rate"]), steps)
     made = type(given).from_config(config)
     return Recipe(
         optimizer=made if adaptive_clip is None else adaptively_clipped(made, adaptive_clip),
         loss=smoothed(loss, label_smoothing) if label_smoothing != 0 else loss,
-        callbacks=tuple(callbacks),
+        callbacks=(*([] if ema is None else [keras.callbacks.SwapEMAWeights()]), *falls.callbacks(epochs)),
         epochs=epochs,
         batch_sizes=sizes,
     )
@@ -195,7 +185,7 @@ def _as_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
         return keras.optimizers.get(optimizer)
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(
-            "`optimizer` is an optimizer of Keras or its name.",
+            "`optimizer` must be an optimizer of Keras or its name.",
             received=repr(optimizer),
             fix="Such as 'adam' or 'sgd'.",
         ) from error
@@ -203,93 +193,48 @@ def _as_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
 
 def _first_steps(samples: int, sizes: dict[int, int], epochs: int) -> list[int]:
     """The number of updates before each epoch, and before the one after the last."""
-    each = [math.ceil(samples / sizes[max(e for e in sizes if e <= epoch)]) for epoch in range(epochs)]
+    each = [math.ceil(samples / _size_at(sizes, epoch)) for epoch in range(epochs)]
     return list(itertools.accumulate(each, initial=0))
-
-
-def _schedule(
-    decay: str, peak: float, steps: list[int], factor: float, every: int | None, warmup: int
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    schedules = keras.optimizers.schedules
-    epochs, total = len(steps) - 1, steps[-1]
-    every = every or math.ceil(epochs / 3)
-    if decay == "cosine":
-        start = {"warmup_target": peak, "warmup_steps": steps[warmup]} if warmup else {}
-        return schedules.CosineDecay(0.0 if warmup else peak, total - steps[warmup], **start)
-    if decay == "exponential":
-        return schedules.ExponentialDecay(peak, total * every / epochs, factor)
-    changes = range(every, epochs, every)
-    values = [peak * factor**i for i in range(len(changes) + 1)]
-    # a boundary is the last update of the old value
-    return schedules.PiecewiseConstantDecay([steps[epoch] - 1 for epoch in changes], values)
 
 
 def _batch_sizes(batch_size: int, growth: Any, epochs: int) -> dict[int, int]:
     if growth is None:
         return {0: batch_size}
-    whole = isinstance(growth, (tuple, list)) and all(type(part) is int for part in growth)
+    whole = isinstance(growth, (tuple, list)) and all(map(is_whole, growth))
     if not whole or len(growth) != 2 or growth[0] < 2 or growth[1] < 1:
         raise InvalidArgumentError(
-            "`batch_growth` is a whole factor of at least 2 and a number of epochs.",
-            received=repr(growth),
+            "`batch_growth` must be a whole factor of at least 2 and a number of epochs.",
+            received=shown(growth),
             fix="(2, 10) doubles the batch size after each 10 epochs.",
         )
-    factor, every = growth
+    factor, every = map(int, growth)
     return {epoch: batch_size * factor ** (epoch // every) for epoch in range(0, epochs, every)}
 
 
-def _clipping(clipnorm, global_clipnorm, clipvalue, adaptive_clip) -> dict[str, float]:
+def _size_at(sizes: Mapping[int, int], epoch: int) -> int:
+    """The batch size of an epoch, of `{first epoch: batch size}`."""
+    return sizes[max(first for first in sizes if first <= epoch)]
+
+
+def _append(whole: keras.callbacks.History, part: keras.callbacks.History) -> None:
+    """Adds the epochs of a part of a training."""
+    for epoch, *values in zip(part.epoch, *part.history.values(), strict=True):
+        whole.on_epoch_end(epoch, dict(zip(part.history, values, strict=True)))
+
+
+def _clipping(clipnorm: Any, global_clipnorm: Any, clipvalue: Any, adaptive_clip: Any) -> dict[str, float | None]:
     """The clipping that Keras does itself; the one asked for takes the place of that of the given optimizer."""
     own = {"clipnorm": clipnorm, "global_clipnorm": global_clipnorm, "clipvalue": clipvalue}
     asked = {name: value for name, value in {**own, "adaptive_clip": adaptive_clip}.items() if value is not None}
     if len(asked) > 1:
         raise InvalidArgumentError("Gradients are clipped in one way.", received=", ".join(asked))
-    for name, value in asked.items():
-        _positive(**{name: value})
-    return own if asked else {}
+    checked = {name: as_number(name, value, POSITIVE) for name, value in asked.items()}
+    return {name: checked.get(name) for name in own} if asked else {}
 
 
-def _check_decay(decay, samples, factor, every, warmup, epochs) -> None:
-    if decay not in (None, *DECAYS):
-        raise InvalidArgumentError(f"`decay` is one of {', '.join(DECAYS)}, or None.", received=repr(decay))
-    if decay in ("step", "exponential", "cosine") and samples is None:
-        raise InvalidArgumentError(
-            f"`decay='{decay}'` counts updates and needs the number of training samples.", fix="Pass `samples=len(x)`."
-        )
-    if decay in (None, "cosine") and not (factor is None and every is None):
-        raise InvalidArgumentError(
-            "`decay_factor` and `decay_epochs` are for decay 'step', 'exponential' and 'plateau'.", received=repr(decay)
-        )
-    if type(warmup) is not int or not 0 <= warmup < epochs or (warmup and decay != "cosine"):
-        raise InvalidArgumentError(
-            "`warmup_epochs` is a whole number below `epochs`, for `decay='cosine'`.",
-            received=f"{warmup!r} with {epochs} epochs and decay={decay!r}",
-        )
-
-
-def _check_whole(**values) -> None:
-    for name, value in values.items():
-        if value is None and name not in ("epochs", "batch_size"):
-            continue
-        if type(value) is not int or value < 1:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
-
-
-def _positive(**named) -> float:
-    ((name, value),) = named.items()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InvalidArgumentError(f"`{name}` is a finite number above 0.", received=repr(value))
-    return value
-
-
-def _check_fractions(**values) -> None:
-    for name, value in values.items():
-        if value is not None and (not isinstance(value, (int, float)) or not 0 < value < 1):
-            raise InvalidArgumentError(f"`{name}` lies between 0 and 1.", received=repr(value))
-
-
-def _number(rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+def _constant(rate: Any) -> float:
+    """The learning rate of an optimizer; raises where it is a schedule."""
+    if not is_number(rate):
         raise InvalidArgumentError(
             "A decay takes a number as learning rate.",
             received="a schedule",

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfopt.core.checks import Range, as_number
 from tfopt.core.errors import InvalidArgumentError
 
 _TAKES_SMOOTHING = (
@@ -33,7 +34,7 @@ class SmoothedSparseCategoricalCrossentropy(keras.losses.CategoricalCrossentropy
         (0.3618, 0.3618)
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Any:
         labels, y_pred = ops.cast(y_true, "int32"), ops.convert_to_tensor(y_pred)
         if len(labels.shape) == len(y_pred.shape):
             labels = ops.squeeze(labels, -1)
@@ -54,11 +55,9 @@ def smoothed(loss: Any, label_smoothing: float) -> keras.losses.Loss:
         >>> smoothed("categorical_crossentropy", 0.1).get_config()["label_smoothing"]
         0.1
     """
-    number = isinstance(label_smoothing, (int, float)) and not isinstance(label_smoothing, bool)
-    if not number or not 0 <= label_smoothing < 1:
-        raise InvalidArgumentError("`label_smoothing` lies in [0, 1).", received=repr(label_smoothing))
+    label_smoothing = as_number("label_smoothing", label_smoothing, Range(least=0, below=1))
     given = _as_loss(loss)
-    if isinstance(given, keras.losses.SparseCategoricalCrossentropy) and given.get_config()["ignore_class"] is None:
+    if type(given) is keras.losses.SparseCategoricalCrossentropy and given.get_config()["ignore_class"] is None:
         config = {key: value for key, value in given.get_config().items() if key not in ("ignore_class", "axis")}
         return SmoothedSparseCategoricalCrossentropy(**config, label_smoothing=label_smoothing)
     if not isinstance(given, _TAKES_SMOOTHING):

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import layers as kl
 
+from tfopt.core.checks import as_choice, is_whole, plain
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compiled_loss, sublayers
 from tfopt.core.models.flow import has_kernel
@@ -33,7 +34,7 @@ def fine_tune(
     freeze_batch_norm: bool = False,
     metrics: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    **options,
+    **options: Any,
 ) -> keras.Model:
     """Returns a trained copy of `model`, all of which or parts of which are trained.
 
@@ -75,7 +76,7 @@ def fine_tune(
     check_model(model)
     chosen = _chosen(model, mode, layers)
     how = _with_loss(how or recipe(epochs=5, learning_rate=1e-3 if mode == "features" else 1e-4), model)
-    _check_stages(stages, mode, len(chosen), how)
+    stages = _checked_stages(stages, mode, len(chosen), how)
     tuned = rewrite(model)
     _train_only(tuned, chosen, freeze_batch_norm)
     before = {}
@@ -88,15 +89,14 @@ def fine_tune(
 
 def _chosen(model: keras.Model, mode: str, layers: Any) -> list[str]:
     """Paths of the layers to train, in the order of computation."""
-    if mode not in MODES:
-        raise InvalidArgumentError(f"`mode` is one of {', '.join(MODES)}.", received=repr(mode))
+    mode = as_choice("mode", mode, MODES)
     if (mode == "full" and layers is not None) or (mode == "partial" and layers is None):
         raise InvalidArgumentError(
             "`layers` says what to train with 'partial', or what the head is with 'features'.",
             received=f"mode={mode!r} with layers={layers!r}",
         )
     paths = [path for path, layer in _leaves(model) if layer.weights]
-    if type(layers) is int and layers > 0:
+    if is_whole(layers) and layers > 0:
         chosen = paths[-layers:]
     elif layers is not None:
         patterns = as_patterns(layers, "layers")
@@ -146,14 +146,16 @@ def _with_loss(how: Recipe, model: keras.Model) -> Recipe:
     return replace(how, loss=compiled["loss"])
 
 
-def _check_stages(stages: Any, mode: str, layers: int, how: Recipe) -> None:
-    if type(stages) is not int or not 1 <= stages <= min(layers, how.epochs) or (stages > 1 and mode == "features"):
+def _checked_stages(stages: Any, mode: str, layers: int, how: Recipe) -> int:
+    stages = plain(stages)
+    if not is_whole(stages) or not 1 <= stages <= min(layers, how.epochs) or (stages > 1 and mode == "features"):
         raise InvalidArgumentError(
-            "`stages` is at least 1 and at most the number of epochs and of layers to train; 'features' has one stage.",
+            "`stages` must be from 1 to the number of epochs and of layers to train; 'features' has one stage.",
             received=f"{stages!r} with mode={mode!r}, {how.epochs} epochs and {layers} layers",
         )
     if stages > 1 and how.optimizer.use_ema:
         raise InvalidArgumentError("A moving average of the weights goes with one stage.", received=f"{stages} stages")
+    return stages
 
 
 def _train_only(model: keras.Model, paths: list[str], freeze_batch_norm: bool) -> None:

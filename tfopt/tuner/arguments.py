@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.data.splits import k_fold
+from tfopt.core.checks import as_choice, is_whole
+from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
@@ -46,13 +48,8 @@ def as_hypermodel(model_or_builder: Any, space: Any, inherit: bool) -> Any:
     )
 
 
-def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv, seed) -> None:
-    """Raises for arguments that are out of range or do not go together."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("executions", executions)):
-        if type(value) is not int or value < 1:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
-    if type(seed) is not int or seed < 0:
-        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
+def check(hypermodel: Any, train: Any, val: Any, objectives: Any, cv: int | None, seed: int) -> None:
+    """Raises for arguments that do not go together."""
     arrays = isinstance(train, tuple) and len(train) in (2, 3)
     if not arrays and not isinstance(train, (tf.data.Dataset, keras.utils.PyDataset)):
         raise InvalidArgumentError(
@@ -63,8 +60,6 @@ def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv
             "`cv` splits arrays, and is scored on its folds instead of `val`.",
             received="`val`" if arrays else type(train).__name__,
         )
-    if cv is not None:
-        _splits(train, cv, seed)
     if cv is None and val is None and any(objective.name.startswith("val_") for objective in objectives):
         raise InvalidArgumentError("An objective 'val_...' needs data to validate on.", fix="Pass `val` or `cv`.")
     if not arrays and "batch_size" in getattr(hypermodel, "training", {}):
@@ -73,10 +68,8 @@ def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv
         )
 
 
-def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
-    """Raises for a number of workers or a storage that the search cannot run on."""
-    if type(workers) is not int or workers < 1:
-        raise InvalidArgumentError("`workers` is a whole number of at least 1.", received=repr(workers))
+def check_where(workers: int, storage: Any, name: Any, method: str) -> None:
+    """Raises for a storage that the search cannot run on."""
     if storage is None:
         if name is not None:
             raise InvalidArgumentError("`name` is that of a search in a `storage`.", received=repr(name))
@@ -87,8 +80,7 @@ def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
             received=f"{type(storage).__name__} and {name!r}",
             fix="Such as storage='postgresql://user@host/searches', name='first'.",
         )
-    if method not in IN_STORAGE:
-        raise InvalidArgumentError(f"In a `storage` `method` is one of {', '.join(IN_STORAGE)}.", received=repr(method))
+    as_choice("method", method, IN_STORAGE, fix="The other methods search without a `storage`.")
     if workers > 1:
         raise InvalidArgumentError(
             "`workers` are those of one call, and calls share a `storage`.",
@@ -99,8 +91,8 @@ def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
 
 def as_budget(budget: Any) -> tuple[int | None, float | None]:
     """The number of trials or the seconds; the other is None."""
-    if type(budget) is int and budget >= 1:
-        return budget, None
+    if is_whole(budget) and budget >= 1:
+        return int(budget), None
     if isinstance(budget, str) and budget.endswith("s"):
         try:
             seconds = float(budget[:-1])
@@ -108,18 +100,21 @@ def as_budget(budget: Any) -> tuple[int | None, float | None]:
             seconds = math.nan
         if 0 < seconds < math.inf:
             return None, seconds
-    raise InvalidArgumentError("`budget` is a number of trials, or seconds such as '600s'.", received=repr(budget))
+    raise InvalidArgumentError("`budget` must be a number of trials, or seconds such as '600s'.", received=repr(budget))
 
 
-def parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:
-    """What to train and to validate on, a pair for each training of a trial."""
+def as_folds(cv: Any, train: Any, seed: int) -> tuple[Split, ...]:
+    """The folds of the training data to score on; none without `cv`."""
     if cv is None:
+        return ()
+    return tuple(make_folds(cv, train[1], len(keras.tree.flatten(train[0])[0]), argument="cv", seed=seed))
+
+
+def parts(train: Any, val: Any, folds: Sequence[Split]) -> list[tuple]:
+    """What to train and to validate on, a pair for each training of a trial."""
+    if not folds:
         return [(train, val)]
-    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in _splits(train, cv, seed)]
-
-
-def _splits(train: Any, cv: int, seed: int) -> Any:
-    return k_fold(train[1], len(keras.tree.flatten(train[0])[0]), cv, seed, train=True)
+    return [(_rows(train, split.train), _rows(train, split.held_out)) for split in folds]
 
 
 def _rows(data: tuple, numbers: Any) -> tuple:

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_whole, plain
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.models.blocks import Blocks
 from tfopt.editing.activations import as_target, plan_activations
@@ -74,7 +75,7 @@ def swap_axes(model: keras.Model, swap: Swap, values: Sequence[Any], per: str, m
     places = places_of(model, None, f"swap_{swap.name}")
     groups = _groups(places, per)
     outcomes = {}
-    for value in dict.fromkeys(values):
+    for value in dict.fromkeys(map(plain, values)):
         outcome = swap.plan(model, places, value)
         try:
             if outcome.swapped:
@@ -94,7 +95,7 @@ def depth_axes(model: keras.Model, fractions: Sequence[float], missed: dict[str,
         missed["depth"] = "no block can be dropped"
         return []
     dropped: dict[Value, list[str]] = {}
-    for fraction in sorted(set(fractions), reverse=True):
+    for fraction in sorted(set(map(plain, fractions)), reverse=True):
         count = math.floor((1 - fraction) * len(names) + 0.5)
         gone = [names[int((i + 0.5) * len(names) / count)] for i in range(count)]
         if gone in dropped.values():
@@ -120,8 +121,7 @@ def _activations(model: keras.Model, places: list[Place], value: Any) -> Outcome
 
 def _kernels(model: keras.Model, places: list[Place], value: Any) -> Outcome:
     """A kernel larger than its input only reads padding at its rim; it is no choice."""
-    if type(value) is not int or value < 1:
-        raise InvalidArgumentError("`kernel_size` holds whole numbers of at least 1.", received=repr(value))
+    value = as_whole("kernel_size", value, least=1, what="a list of whole numbers of at least 1")
     outcome = plan_kernels(model, places, value)[1]
     for place in places:
         smallest = min((size for size in _grid(place) if size is not None), default=value)

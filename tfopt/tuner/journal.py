@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.core.errors import FileError, InvalidArgumentError, first_line
-from tfopt.core.files import write_whole
+from tfopt.core.errors import FileError
+from tfopt.core.files import PART
+from tfopt.core.journal import FolderJournal, Head
 
 RUNNING, COMPLETE, STOPPED, INFEASIBLE, FAILED = "running", "complete", "stopped", "infeasible", "failed"
 DEATHS = 3  # of workers in one trial, until it is given up
-_KIND = "tfopt search 2"
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Backup:
     best_epoch: int
 
 
-class Journal:
+class SearchJournal:
     """The folder of a search.
 
     Args:
@@ -106,52 +104,46 @@ class Journal:
     """
 
     def __init__(self, directory: str | os.PathLike | None, settings: Mapping[str, str], *, shared: bool = False):
-        self.settings = dict(settings)
+        self._settings = dict(settings)
         if directory is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="tfopt-search-")
             directory = self._temporary.name
-        self.directory = Path(directory)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError("`directory` is a folder to write to.", received=f"'{directory}': {error}") from error
-        head = self.directory / "search.json"
-        holds_files = any(self.directory.glob("[!.]*"))  # looked at first: another process may begin the search now
-        if head.exists():
-            self._check(head)
-        elif holds_files:
-            raise FileError("`directory` is empty, or that of an earlier search.", received=f"'{self.directory}'")
-        else:
-            write_whole(head, json.dumps({"kind": _KIND, "settings": self.settings}, indent=1))
+        head = Head("search", 3, "directory", self._settings)
+        self._files = FolderJournal(directory, head, damaged="Pass the path of a new folder.", shared=shared)
         if not shared:
-            self._clear_left_overs()
+            self._clear_backups()
 
     def __reduce__(self) -> Any:
-        return _shared, (self.directory, self.settings)
+        return _shared, (self.directory, self._settings)
+
+    @property
+    def directory(self) -> Path:
+        return self._files.folder
 
     def trials(self) -> list[Trial]:
         """All trials on record, in order."""
-        return [self._read(path) for path in sorted(self.directory.glob("[0-9]*.json"))]
+        return [self._read(name) for name in self._names("json")]
 
     def trial(self, number: int) -> Trial | None:
         """A trial on record."""
-        path = self._path(number, "json")
-        return self._read(path) if path.exists() else None
+        name = _name(number, "json")
+        return self._read(name) if name in self._files else None
 
     def write(self, trial: Trial) -> None:
         """Records the trial; what it needed to go on is no longer kept once it is over."""
-        write_whole(self._path(trial.number, "json"), json.dumps(dataclasses.asdict(trial), indent=1))
+        self._files.write_json(_name(trial.number, "json"), dataclasses.asdict(trial))
         if trial.state != RUNNING:
-            self._path(trial.number, "npz").unlink(missing_ok=True)
-            self._clear(f".{trial.number:05d}.*.tmp*")  # of a worker that died in this trial
+            self._files.remove(_name(trial.number, "npz"))
+            self._files.clear_parts(_name(trial.number, ""))  # of a worker that died in this trial
 
     def forget(self, number: int) -> None:
         """Drops what there is of a trial."""
-        self._clear(f"{number:05d}.*")
+        for suffix in ("json", "npz", "keras"):
+            self._files.remove(_name(number, suffix))
 
     def model_path(self, number: int) -> Path:
         """Where the trained model of a trial is."""
-        return self._path(number, "keras")
+        return self._files.path(_name(number, "keras"))
 
     def load_model(self, trial: Trial) -> Any:
         """The trained model of a trial.
@@ -170,84 +162,59 @@ class Journal:
 
     def save_model(self, number: int, model: Any) -> None:
         """Saves the model of a trial, whole or not at all."""
-        unfinished = self.directory / f".{number:05d}.{os.getpid()}.tmp.keras"
-        model.save(unfinished)
-        os.replace(unfinished, self.model_path(number))
+        with self._files.replacing(_name(number, "keras")) as part:
+            model.save(part)
 
     def save_backup(self, number: int, backup: Backup) -> None:
         """Keeps what a training needs to go on after this epoch."""
         arrays = {f"w{i}": _plain(array) for i, array in enumerate(backup.weights)}
         arrays |= {f"b{i}": _plain(array) for i, array in enumerate(backup.best_weights)}
         facts = {"run": backup.run, "history": backup.history, "best_epoch": backup.best_epoch}
-        stream = io.BytesIO()
-        np.savez(stream, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
-        write_whole(self._path(number, "npz"), stream.getvalue())
+        self._files.write_arrays(_name(number, "npz"), {"facts": np.array(json.dumps(facts)), **arrays})
 
     def backup(self, number: int) -> Backup | None:
         """What was kept of the training that is under way in a trial, if anything."""
-        path = self._path(number, "npz")
-        if not path.exists():
+        name = _name(number, "npz")
+        if name not in self._files:
             return None
-        with np.load(path) as arrays:
-            facts = json.loads(str(arrays["facts"]))
-            lists = {
-                key: [arrays[f"{key}{i}"] for i in range(len(arrays.files)) if f"{key}{i}" in arrays] for key in "wb"
-            }
-        return Backup(facts["run"], facts["history"], lists["w"], lists["b"], facts["best_epoch"])
+        with self._files.reading(name):
+            arrays = self._files.read_arrays(name)
+            facts = json.loads(str(arrays.pop("facts")))
+            lists = {key: [arrays[f"{key}{i}"] for i in range(len(arrays)) if f"{key}{i}" in arrays] for key in "wb"}
+            return Backup(facts["run"], facts["history"], lists["w"], lists["b"], facts["best_epoch"])
 
-    def _path(self, number: int, suffix: str) -> Path:
-        return self.directory / f"{number:05d}.{suffix}"
-
-    def _read(self, path: Path) -> Trial:
-        try:
-            content = json.loads(path.read_text())
-            runs = tuple(Run(**run) for run in content.pop("runs"))
-            return Trial(**content, runs=runs)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise FileError(
-                "A trial on record has to be readable.", received=f"'{path}': {first_line(error)}"
-            ) from error
-
-    def _clear_left_overs(self) -> None:
-        """Removes what a process left that was killed while it wrote, or between the two steps of `write`."""
-        self._clear(".*.tmp*")
-        for backup in self.directory.glob("[0-9]*.npz"):
-            record = backup.with_suffix(".json")
-            if record.exists() and self._read(record).state != RUNNING:
-                backup.unlink(missing_ok=True)
-
-    def _clear(self, pattern: str) -> None:
-        for left_over in self.directory.glob(pattern):
-            if left_over.is_dir():
-                shutil.rmtree(left_over, ignore_errors=True)
-            else:
-                left_over.unlink(missing_ok=True)
-
-    def _check(self, head: Path) -> None:
-        try:
-            content = json.loads(head.read_text())
-            kind, recorded = content["kind"], dict(content["settings"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise FileError("`directory` is that of a search.", received=f"'{head}': {first_line(error)}") from error
-        if kind != _KIND:
-            raise FileError("`directory` is that of a search of this version.", received=f"'{head}': {kind}")
-        check_same(recorded, self.settings, f"'{self.directory}'")
-
-
-def check_same(recorded: Mapping[str, str], settings: Mapping[str, str], where: str) -> None:
-    """Raises unless a search on record has the same settings as this one."""
-    other = [name for name in {**recorded, **settings} if recorded.get(name) != settings.get(name)]
-    if other:
-        raise InvalidArgumentError(
-            "A search goes on with the same space, data and settings only.",
-            received=f"{where}, with another {' and another '.join(other)}",
-            fix="Pass what was passed then, or begin a search of its own elsewhere.",
+    def new_folder(self, name: str) -> tempfile.TemporaryDirectory:
+        """A folder in this one, for other processes; if this process is killed, the next search removes it."""
+        return tempfile.TemporaryDirectory(
+            prefix=f".{name}.", suffix=PART, dir=self.directory, ignore_cleanup_errors=True
         )
 
+    def _read(self, name: str) -> Trial:
+        with self._files.reading(name):
+            content = self._files.read_json(name)
+            runs = tuple(Run(**run) for run in content.pop("runs"))
+            return Trial(**content, runs=runs)
 
-def _shared(directory: Path, settings: Mapping[str, str]) -> Journal:
+    def _clear_backups(self) -> None:
+        """Removes what a process left that was killed between the two steps of `write`."""
+        for name in self._names("npz"):
+            trial = self.trial(int(Path(name).stem))
+            if trial is not None and trial.state != RUNNING:
+                self._files.remove(name)
+
+    def _names(self, suffix: str) -> list[str]:
+        """Of the files of trials, in the order of their numbers."""
+        return sorted(path.name for path in self.directory.glob(f"*.{suffix}") if path.stem.isdecimal())
+
+
+def _name(number: int, suffix: str) -> str:
+    """Of a file of a trial."""
+    return f"{number:05d}.{suffix}"
+
+
+def _shared(directory: Path, settings: Mapping[str, str]) -> SearchJournal:
     """The journal as another process has it."""
-    return Journal(directory, settings, shared=True)
+    return SearchJournal(directory, settings, shared=True)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import keras
 
 from tfopt.core.reporting.progress import progress
 from tfopt.tuner import journal as states
-from tfopt.tuner.journal import Journal, Trial
+from tfopt.tuner.journal import SearchJournal, Trial
 from tfopt.tuner.objective import Objective
 from tfopt.tuner.oracles import VIOLATION, proposed_again
 from tfopt.tuner.packages import load
@@ -63,7 +63,7 @@ class Search:
         oracle: proposes trials.
     """
 
-    def __init__(self, space: Any, oracle: Any, journal: Journal, objectives: Sequence[Objective], seed: int):
+    def __init__(self, space: Any, oracle: Any, journal: SearchJournal, objectives: Sequence[Objective], seed: int):
         self.trials: list[Trial] = []  # that are over, in this order
         self._space, self._oracle, self._journal, self._objectives = space, oracle, journal, tuple(objectives)
         self._seed = seed

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from tfopt.core.checks import as_choice
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.tuner.objective import Objective
 from tfopt.tuner.packages import load
@@ -38,8 +39,7 @@ def make_oracle(
     Raises:
         InvalidArgumentError: another method, or more objectives than it takes.
     """
-    if method not in METHODS:
-        raise InvalidArgumentError(f"`method` is one of {', '.join(METHODS)}.", received=repr(method))
+    method = as_choice("method", method, METHODS)
     if len(objectives) > 1 and method not in SEVERAL:
         raise InvalidArgumentError(
             f"`method={method!r}` takes one objective.",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_count
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table
 from tfopt.tuner.hparams import write_hparams
 from tfopt.tuner.importance import importances, reason_for_none
-from tfopt.tuner.journal import Journal, Trial
+from tfopt.tuner.journal import SearchJournal, Trial
 from tfopt.tuner.objective import COSTS, Constraint, Objective, best_first, losses, ranks
 from tfopt.tuner.packages import load
 
@@ -43,7 +44,7 @@ class SearchResult(Report):
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     trials: tuple[Trial, ...]
-    journal: Journal
+    journal: SearchJournal
 
     @property
     def ranking(self) -> tuple[Trial, ...]:
@@ -77,8 +78,7 @@ class SearchResult(Report):
             TargetNotMetError: as for `best`.
             FileError: one was trained by a worker that does not share the `directory`.
         """
-        if type(n) is not int or n < 1:
-            raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
+        n = as_count("n", n)
         if not self.ranking:
             raise self._nothing_found()
         return [self.journal.load_model(trial) for trial in self._best_first()[:n]]

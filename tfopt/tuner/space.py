@@ -9,13 +9,15 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import POSITIVE, Range, as_choice, as_numbers, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.keras_internals import compile_metrics, compile_options
 from tfopt.core.models.graph import check_model
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.initialization import init_from
 from tfopt.editing.width import reinitialised
-from tfopt.training.recipes import DECAYS, recipe
+from tfopt.training.decay import DECAYS
+from tfopt.training.recipes import recipe
 from tfopt.tuner.axes import ACTIVATION, KERNEL_SIZE, PER, POOLING, Axis, depth_axes, edited, swap_axes, width_axes
 from tfopt.tuner.packages import load
 
@@ -100,10 +102,9 @@ class SearchSpace(HyperModel):
             ('relu', 1.0, 0.001)
         """
         _check_compiled(check_model(model))
-        if per not in PER:
-            raise InvalidArgumentError(f"`per` is one of {', '.join(PER)}.", received=repr(per))
-        _check_numbers("width", width, 0, math.inf)
-        _check_numbers("depth", depth, -1e-9, 1)
+        per = as_choice("per", per, PER)
+        width = as_numbers("width", width, POSITIVE)
+        depth = as_numbers("depth", depth, Range(least=0, most=1))
         training = _training(lr, batch_size, decay, clipnorm)
         missed: dict[str, str] = {}
         axes = [*(depth_axes(model, depth, missed) if depth else [])]
@@ -202,9 +203,10 @@ def _check_compiled(model: keras.Model) -> None:
 
 def _training(lr: Any, batch_size: Any, decay: Any, clipnorm: Any) -> dict[str, tuple]:
     """The choices of training as Keras Tuner takes them: values of one type, "none" and 0 for None."""
-    _check_numbers("lr", lr, 0, math.inf)
-    _check_numbers("batch_size", batch_size, 0, math.inf, int)
-    _check_numbers("clipnorm", [bound for bound in clipnorm if bound is not None], 0, math.inf)
+    lr = as_numbers("lr", lr, POSITIVE)
+    sizes = as_numbers("batch_size", batch_size, POSITIVE, what="a list of whole numbers above 0")
+    batch_size = [as_whole("batch_size", size, what="a list of whole numbers above 0") for size in sizes]
+    as_numbers("clipnorm", [bound for bound in clipnorm if bound is not None], POSITIVE)
     if len(lr) == 2 and not lr[0] < lr[1]:
         raise InvalidArgumentError("A range of learning rates goes from lowest to highest.", received=repr(lr))
     for name in decay:
@@ -217,20 +219,6 @@ def _training(lr: Any, batch_size: Any, decay: Any, clipnorm: Any) -> dict[str, 
         "clipnorm": tuple(0.0 if bound is None else float(bound) for bound in clipnorm),
     }
     return {name: tuple(dict.fromkeys(values)) for name, values in found.items() if values}
-
-
-def _check_numbers(name: str, values: Any, above: float, most: float, kind: Any = (int, float)) -> None:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidArgumentError(f"`{name}` is a list of values.", received=repr(values))
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, kind) or not above < value <= most or value == math.inf:
-            high = "" if most == math.inf else f" and at most {most:g}"
-            raise InvalidArgumentError(
-                f"`{name}` holds {'whole ' if kind is int else ''}numbers above {max(above, 0):g}{high}."
-                if above >= 0
-                else f"`{name}` holds numbers in [0, {most:g}].",
-                received=repr(value),
-            )
 
 
 def _steps(x: Any, batch_size: int | None) -> int:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
-from tfopt.tuner.journal import DEATHS, FAILED, Run, Trial, check_same
+from tfopt.core.journal import check_settings
+from tfopt.tuner.journal import DEATHS, FAILED, Run, Trial
 from tfopt.tuner.objective import Objective
 from tfopt.tuner.oracles import directions
 from tfopt.tuner.packages import load
@@ -43,7 +44,7 @@ def open_study(url: str, name: str, objectives: Sequence[Objective], sampler: An
         if has_begun:
             raise InvalidArgumentError("`name` is free, or that of an earlier search.", received=repr(name))
         study.set_user_attr(_SETTINGS, dict(settings))
-    check_same(study.user_attrs[_SETTINGS], settings, f"'{name}'")
+    check_settings(study.user_attrs[_SETTINGS], settings, "name", f"'{name}'")
     return study
 
 

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.core.data.splits import Split
 from tfopt.core.errors import InvalidArgumentError, first_line
 from tfopt.tuner import journal as states
 from tfopt.tuner.arguments import parts
 from tfopt.tuner.costs import Costs
-from tfopt.tuner.journal import Journal, Run, Trial
+from tfopt.tuner.journal import Run, SearchJournal, Trial
 from tfopt.tuner.objective import COSTS, Constraint, Objective, violation
 from tfopt.tuner.training import Keeper, Stopper, train
 
@@ -35,17 +36,18 @@ class Trainer:
     Args:
         space: builds and fits them, a Keras Tuner `HyperModel`.
         journal: keeps models and trainings under way.
+        folds: of `train`, to validate on in place of `val`; none to validate on `val`.
         stop_early: ends trainings without hope.
         seed: of the search; each training of each trial has its own.
     """
 
     space: Any
-    journal: Journal
+    journal: SearchJournal
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     train: Any
     val: Any
-    cv: int | None
+    folds: Sequence[Split]
     executions: int
     epochs: int
     batch_size: int
@@ -68,7 +70,7 @@ class Trainer:
     @functools.cached_property
     def data(self) -> list[tuple]:
         """What to train and to validate on, a pair for each training of a trial."""
-        return [*parts(self.train, self.val, self.cv, self.seed)] * self.executions
+        return [*parts(self.train, self.val, self.folds)] * self.executions
 
     @functools.cached_property
     def costs(self) -> Costs:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt.tuner.journal import Backup, Journal, Run
+from tfopt.tuner.journal import Backup, Run, SearchJournal
 from tfopt.tuner.objective import Objective
 
 _RIVALS = 5  # trainings to compare with, before one is called hopeless
@@ -25,7 +25,7 @@ class Keeper(keras.callbacks.Callback):
         objective: decides which epoch is best; None is the last.
     """
 
-    def __init__(self, journal: Journal, number: int, run: int, objective: Objective | None):
+    def __init__(self, journal: SearchJournal, number: int, run: int, objective: Objective | None):
         super().__init__()
         kept = journal.backup(number)
         self._kept = kept if kept is not None and kept.run == run else None

@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import as_count, as_seed, plain
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.tuner.arguments import as_budget, as_hypermodel, check, check_where, fingerprints
-from tfopt.tuner.journal import Journal
+from tfopt.tuner.arguments import as_budget, as_folds, as_hypermodel, check, check_where, fingerprints
+from tfopt.tuner.journal import SearchJournal
 from tfopt.tuner.loop import Alone, Search
 from tfopt.tuner.objective import as_constraints, as_objectives
 from tfopt.tuner.oracles import make_oracle
@@ -35,7 +36,7 @@ def search(
     epochs: int = 10,
     batch_size: int = 32,
     executions: int = 1,
-    cv: int | None = None,
+    cv: Any = None,
     inherit: bool = True,
     stop_early: bool = True,
     directory: str | os.PathLike | None = None,
@@ -71,7 +72,8 @@ def search(
         epochs: of each training; with `"hyperband"` the most.
         batch_size: in samples, for arrays, where the space does not choose it.
         executions: trainings of each trial from other seeds, whose mean counts.
-        cv: number of folds of `train`, instead of `val`; their mean counts.
+        cv: a number of folds of `train`, a splitter of scikit-learn, or pairs (train, held out) of arrays of sample
+            numbers, instead of `val`; the mean over the folds counts.
         inherit: where `space` is a dict: variants start from the weights of the model.
         stop_early: ends a training whose best epoch is worse than the median of the others after as many epochs,
             compared with those trials only that cost no more. Not with `"hyperband"`.
@@ -114,22 +116,25 @@ def search(
     chosen = as_objectives(objectives)
     limits = as_constraints(constraints)
     hypermodel = as_hypermodel(model_or_builder, space, inherit)
-    check(hypermodel, train, val, chosen, epochs, batch_size, executions, cv, seed)
+    epochs, batch_size = as_count("epochs", epochs), as_count("batch_size", batch_size)
+    executions, workers, seed = as_count("executions", executions), as_count("workers", workers), as_seed(seed)
+    cv, verbose = plain(cv), plain(verbose)
+    check(hypermodel, train, val, chosen, cv, seed)
+    folds = as_folds(cv, train, seed)
     check_where(workers, storage, name, method)
     trials, seconds = as_budget(budget)
     oracle = make_oracle(method, chosen, seed=seed, epochs=epochs, constrained=bool(limits))
     settings = fingerprints(hypermodel, train, val)
-    settings["settings"] = fingerprint(
-        [method, [str(part) for part in (*chosen, *limits)], epochs, batch_size, executions, cv, stop_early, seed]
-    )
+    goals, splits = [str(part) for part in (*chosen, *limits)], [[fold.train, fold.held_out] for fold in folds]
+    settings["settings"] = fingerprint([method, goals, epochs, batch_size, executions, splits, stop_early, seed])
     trainer = Trainer(
         space=hypermodel,
-        journal=Journal(directory, settings, shared=storage is not None),
+        journal=SearchJournal(directory, settings, shared=storage is not None),
         objectives=chosen,
         constraints=limits,
         train=train,
         val=val,
-        cv=cv,
+        folds=folds,
         executions=executions,
         epochs=epochs,
         batch_size=batch_size,

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
@@ -61,9 +60,7 @@ class Workers:
         self._deaths: Counter[int] = Counter()
 
     def __enter__(self) -> Workers:
-        self._folder = tempfile.TemporaryDirectory(
-            prefix=".workers.", suffix=".tmp", dir=self._journal.directory, ignore_cleanup_errors=True
-        )
+        self._folder = self._journal.new_folder("workers")
         try:
             hand_over(self._trainer, Path(self._folder.name))
         except BaseException:

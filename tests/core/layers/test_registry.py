@@ -9,7 +9,9 @@ from keras import layers as kl
 from keras import ops
 
 import tfopt
-from tfopt.core.layers.registry import Output, activation_output, entry_of, layers_named
+from tfopt.core.layers.activations import activation_kind
+from tfopt.core.layers.macs import layer_macs
+from tfopt.core.layers.registry import Output, known_class, layers_named, record_of
 
 # Layers that hold or call other layers, or compute in several steps: not one entry of the catalog.
 OTHERWISE = layers_named(
@@ -23,18 +25,82 @@ OTHERWISE = layers_named(
 def test_every_layer_of_keras_is_known():
     classes = {cls for cls in vars(kl).values() if isinstance(cls, type) and issubclass(cls, kl.Layer)}
     assert len(classes) > 140
-    unknown = {cls.__name__ for cls in classes - set(OTHERWISE) if entry_of(cls.__new__(cls)) is None}
+    unknown = {cls.__name__ for cls in classes - set(OTHERWISE) if record_of(cls.__new__(cls)) is None}
     assert not unknown
     for cls in classes - set(OTHERWISE):
-        entry = entry_of(cls.__new__(cls))
-        assert entry.output is not Output.FLOAT or entry.reason, cls
+        record = record_of(cls.__new__(cls))
+        assert record.output is not Output.FLOAT or record.reason, cls
 
 
 def test_every_activation_of_keras_is_known():
     names = set(dir(keras.activations)) - {"get", "serialize", "deserialize"}
     names = {name for name in names if not name.startswith("_")}
     assert len(names) > 25
-    assert not {name for name in names if activation_output(name) is None}
+    assert not {name for name in names if activation_kind(getattr(keras.activations, name)) is None}
+
+
+class Sized(kl.Dense):
+    """Only made in another way."""
+
+    def __init__(self, units=4, **kwargs):
+        super().__init__(units, **kwargs)
+
+    def get_config(self):
+        return super().get_config()
+
+    def describe(self):
+        return "a method that Dense does not have"
+
+
+class Halves:
+    def call(self, inputs):
+        return super().call(inputs) / 2
+
+
+def with_own(base, **attributes):
+    return type("Own", (base,), attributes)
+
+
+OWN_MATHS = {
+    "call": with_own(kl.Dense, call=lambda self, x: x),
+    "build": with_own(kl.Dense, build=lambda self, shape: None),
+    "a property": with_own(kl.Dense, kernel=property(lambda self: None)),
+    "a hook": with_own(kl.Average, _merge_function=lambda self, inputs: inputs[0]),
+    "the output's shape": with_own(kl.ReLU, compute_output_shape=lambda self, shape: shape),
+    "a parent beside": type("Own", (Halves, kl.Dense), {}),
+    "a parent's parent": type("Own", (with_own(kl.Dense, call=lambda self, x: x),), {}),
+}
+
+
+def test_a_subclass_that_changes_no_maths_is_its_parent():
+    assert known_class(Sized) is kl.Dense
+    assert record_of(Sized()) is record_of(kl.Dense(1))
+    assert known_class(type("Again", (Sized,), {})) is kl.Dense
+
+
+@pytest.mark.parametrize("what", OWN_MATHS)
+def test_a_subclass_with_own_maths_is_unknown(what):
+    assert known_class(OWN_MATHS[what]) is None
+
+
+def test_registering_makes_a_subclass_known_and_keeps_its_parents_facts_where_the_maths_are_the_same():
+    own = tfopt.register_layer(prunable=("kernel",), output="range")(with_own(kl.Dense, call=lambda self, x: x))
+    assert known_class(own) is own
+    assert record_of(own(2)).macs is None
+    same = tfopt.register_layer(output="float", reason="it is wide")(with_own(kl.Dense))
+    assert record_of(same(2)).macs is record_of(kl.Dense(2)).macs
+    assert record_of(same(2)).prunable == ()
+
+
+def test_one_decorator_says_all_of_a_layer():
+    @tfopt.register_layer(kernels={"matrix": ()}, output="range", macs=lambda layer, inputs, outputs: 7)
+    class Project(kl.Layer):
+        pass
+
+    assert layer_macs(Project(), [(None, 2)], [(None, 2)]) == 7
+    tfopt.register_macs(Project)(lambda layer, inputs, outputs: 8)
+    assert layer_macs(Project(), [(None, 2)], [(None, 2)]) == 8
+    assert record_of(Project()).kernels == {"matrix": ()}
 
 
 def activation(name):

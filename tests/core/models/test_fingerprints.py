@@ -1,5 +1,8 @@
 """Hashes of models: what computes the same has the same, what does not has another."""
 
+import dataclasses
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -41,6 +44,28 @@ def test_what_computes_the_same(case):
 @pytest.mark.parametrize("case", OTHER)
 def test_what_computes_something_else(case):
     assert computation_fingerprint(OTHER[case]()) != computation_fingerprint(network(names=("relu", "b", "c")))
+
+
+@dataclasses.dataclass
+class Block:
+    rows: int
+
+
+def raised(x, power):
+    return x**power
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: Block(number),
+        lambda number: functools.partial(raised, power=number),
+        lambda number: b"text %d" % number,
+        lambda number: np.array(["text", f"text {number}"], object),
+    ],
+)
+def test_values_of_all_kinds_are_told_apart(make):
+    assert fingerprint(make(1)) == fingerprint(make(1)) != fingerprint(make(2))
 
 
 def test_weights_count():

@@ -6,6 +6,7 @@ import pytest
 from keras import layers as kl
 from keras import ops
 
+import tfopt
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
 from tfopt.core.models.macs import layer_macs, model_macs, register_macs
 
@@ -204,6 +205,28 @@ def test_own_subclass_inherits_and_own_elementwise_layer_is_free():
 
     assert macs_of(MyConv(4, 3), (8, 8, 2)) == 36 * 9 * 2 * 4
     assert macs_of(Scale(), (8, 8, 2)) == 0
+
+
+def test_own_maths_are_not_counted_as_the_parents():
+    class Squared(kl.Conv2D):
+        def call(self, inputs):
+            return super().call(inputs) ** 2
+
+    inputs = keras.Input((8, 8, 2))
+    model = keras.Model(inputs, Squared(4, 3, name="own")(inputs))
+    assert model_macs(model) == {"own": None}
+    tfopt.register_macs(Squared)(lambda layer, shapes, outputs: 5)
+    assert model_macs(model) == {"own": 5}
+
+
+def test_own_attention_without_weights_is_not_free():
+    class Scaled(kl.Attention):
+        def _calculate_scores(self, query, key):
+            return super()._calculate_scores(query, key) * 0.5
+
+    inputs = keras.Input((5, 2))
+    assert model_macs(keras.Model(inputs, kl.Attention(name="a")([inputs, inputs]))) == {"a": 100}
+    assert model_macs(keras.Model(inputs, Scaled(name="a")([inputs, inputs]))) == {"a": None}
 
 
 def test_wrapper_of_tfopt_counts_as_its_layer():

@@ -7,7 +7,7 @@ from keras import layers as kl
 import tfopt
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import Graph, walk_layers
-from tfopt.core.models.rewrite import rewrite, untrained
+from tfopt.core.models.rewrite import in_float32, rewrite, untrained
 from tfopt.pruning.masks import PruningMask
 
 
@@ -224,3 +224,34 @@ def test_layers_that_are_frozen_in_the_copy_train_once_unfrozen(name, statistics
 
 def _value(model, path):
     return next(weight.numpy() for weight in model.weights if weight.path == path)
+
+
+def hard_sigmoid(x):
+    """As Keras 2 had it."""
+    return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: kl.Dense(3, activation=hard_sigmoid),
+        lambda: kl.LSTM(3, recurrent_activation=hard_sigmoid),
+        lambda: kl.TimeDistributed(kl.Dense(3, activation=hard_sigmoid)),
+        lambda: kl.Bidirectional(kl.GRU(3, activation=hard_sigmoid)),
+        lambda: kl.Activation(hard_sigmoid),
+    ],
+)
+def test_a_function_stays_the_very_function(layer):
+    model = keras.Sequential([keras.Input((5, 4)), layer()])
+    x = np.random.default_rng(0).normal(0, 3, (8, 5, 4)).astype("float32")
+    np.testing.assert_array_equal(rewrite(model)(x), model(x))
+    np.testing.assert_array_equal(in_float32(model)(x), model(x))
+
+
+def test_a_function_that_is_changed_on_purpose_changes():
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(3, activation=hard_sigmoid)])
+
+    def linear(op, state):
+        return state.copy(op, activation="linear") if isinstance(op, kl.Dense) else None
+
+    assert rewrite(model, linear).layers[-1].activation is keras.activations.linear

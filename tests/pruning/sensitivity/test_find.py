@@ -6,13 +6,12 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from keras import layers as kl
 from sklearn.datasets import load_digits
+from sklearn.model_selection import KFold
 
 import tfopt
-from tfopt.core.data.splits import hold_out, k_fold
+from tfopt.core.data.splits import k_fold
 from tfopt.core.errors import FileError, InvalidArgumentError, TargetNotMetError, UnsupportedModelError
 from tfopt.pruning.sensitivity.find import GRID
 from tfopt.pruning.sensitivity.finetuning import FineTuning
@@ -90,7 +89,7 @@ def test_luck_behind_a_failure_does_not_count(open_book):
 def test_folds_are_scored_apart_and_their_spread_counts(open_book):
     """Each fold's drop is its own share of the zeros; mean and standard error by numpy."""
     choice = quiet(open_book, READ, 0.33, metric=kept, cv=4, seed=3, sparsities=(0.29, 0.32, 0.33, 0.4))
-    folds = [split.held_out for split in k_fold(READ[1], WEIGHTS, 4, 3, train=False)]
+    folds = [split.held_out for split in k_fold(READ[1], WEIGHTS, 4, 3)]
     for trial in choice.trials:
         cut = open_book.get_weights()[0][:, 0] <= round(WEIGHTS * trial.sparsity)
         drops = [cut[fold].mean() for fold in folds]
@@ -102,6 +101,15 @@ def test_folds_are_scored_apart_and_their_spread_counts(open_book):
     assert 0 < errors[0.33] < 0.03
     assert 0.32 + errors[0.32] > 0.33  # within the limit on average, but not safely so
     assert choice.sparsity == 0.29
+
+
+@pytest.mark.parametrize("kind", ["splitter", "pairs"])
+def test_folds_of_any_kind(open_book, kind):
+    folds = KFold(4) if kind == "splitter" else [(np.arange(250, 1000), np.arange(250)), (np.arange(250), [999, 998])]
+    choice = quiet(open_book, READ, 1.0, metric=kept, cv=folds, sparsities=(0.4,))
+    cut = open_book.get_weights()[0][:, 0] <= 400
+    held_out = [out for _, out in (folds.split(READ[0]) if kind == "splitter" else folds)]
+    np.testing.assert_allclose(choice.chosen.drops, [cut[out].mean() for out in held_out], atol=1e-12)
 
 
 def test_out_of_reach(open_book):
@@ -222,7 +230,7 @@ def test_held_out_samples_are_not_trained_on(net, digits, monkeypatch):
     ids = np.arange(600, dtype="float32")[:, None] * np.ones((1, 64), "float32")
     monkeypatch.setattr(FineTuning, "run", lambda self, model, samples: seen.append(set(samples.x[:, 0].astype(int))))
     quiet(net, (ids, y), 1.0, finetune=1, cv=3, sparsities=(0.5,))
-    folds = [set(split.held_out) for split in k_fold(y, 600, 3, 0, train=True)]
+    folds = [set(split.held_out) for split in k_fold(y, 600, 3, 0)]
     everything = set(range(600))
     assert seen == [*[everything - fold for fold in folds] * 2, everything]
     seen.clear()
@@ -231,45 +239,6 @@ def test_held_out_samples_are_not_trained_on(net, digits, monkeypatch):
     seen.clear()
     quiet(net, (ids, y), 1.0, finetune=1, validation_data=(ids[:5] + 1000, y[:5]), sparsities=(0.5,))
     assert seen == [everything] * 3
-
-
-# Folds.
-
-LABELS = st.lists(st.integers(0, 4), min_size=4, max_size=80).map(np.array)
-
-
-@given(LABELS, st.integers(2, 4), st.integers(0, 100))
-def test_folds_are_stratified_and_hold_each_sample_once(y, k, seed):
-    splits = k_fold(y, len(y), k, seed, train=True)
-    held_out = [split.held_out for split in splits]
-    assert sorted(np.concatenate(held_out)) == list(range(len(y)))
-    assert np.ptp([len(fold) for fold in held_out]) <= 1
-    for label in range(5):
-        assert np.ptp([(y[fold] == label).sum() for fold in held_out]) <= 1
-    for split in splits:
-        assert sorted([*split.train, *split.held_out]) == list(range(len(y)))
-    one_hot = k_fold(np.eye(5)[y], len(y), k, seed, train=False)
-    column = k_fold(y[:, None].astype("float32"), len(y), k, seed, train=False)
-    for split, same, too in zip(splits, one_hot, column, strict=True):
-        assert np.array_equal(split.held_out, same.held_out)
-        assert np.array_equal(split.held_out, too.held_out)
-
-
-@given(LABELS, st.floats(0.25, 0.75), st.integers(0, 100))
-def test_a_part_is_held_out_evenly(y, fraction, seed):
-    split = hold_out(y, len(y), fraction, seed)
-    assert len(split.held_out) == int(len(y) * fraction + 1e-9)
-    assert sorted([*split.train, *split.held_out]) == list(range(len(y)))
-    for label in range(5):
-        assert abs((y[split.held_out] == label).sum() - fraction * (y == label).sum()) <= 1
-
-
-def test_targets_without_classes_are_dealt_at_random():
-    y = np.linspace(0, 1, 100)
-    folds = [split.held_out.tolist() for split in k_fold(y, 100, 2, 0, train=False)]
-    assert folds != [split.held_out.tolist() for split in k_fold(y, 100, 2, 1, train=False)]
-    assert folds[0] not in (list(range(0, 100, 2)), list(range(50)))
-    assert len(k_fold({"a": y, "b": y}, 100, 2, 0, train=False)[0].held_out) == 50
 
 
 # Resuming.
@@ -300,9 +269,9 @@ def test_a_stopped_search_goes_on(net, digits, tmp_path, options, done):
     assert search(metric=again, resume=path).to_dict() == resumed.to_dict()
     assert again.calls == 0
     for other in ({"cv": 2, "finetune": None}, {"finetune": 2, "cv": None}, {"seed": 9, "cv": 3}):
-        with pytest.raises(InvalidArgumentError, match="recorded with another way of scoring"):
+        with pytest.raises(InvalidArgumentError, match="which differs in way of scoring"):
             search(metric=Counted(), resume=path, **{"finetune": None, **options, **other})
-    with pytest.raises(FileError, match="tfopt sensitivity 1"):
+    with pytest.raises(FileError, match="'tfopt find_sparsity 2' and not 'tfopt sensitivity 2'"):
         tfopt.sensitivity(net, digits["validation"], resume=path, verbose=0)
 
 
@@ -318,31 +287,31 @@ def test_another_optimizer_is_another_way_of_scoring(digits, tmp_path):
     assert search().to_dict() == first
     for optimizer, from_logits in ((keras.optimizers.SGD(0.2), True), (keras.optimizers.SGD(0.1), False)):
         model.compile(optimizer, loss(from_logits=from_logits))
-        with pytest.raises(InvalidArgumentError, match="another way of scoring"):
+        with pytest.raises(InvalidArgumentError, match="differs in way of scoring"):
             search()
 
 
 # Errors.
 
 WRONG = {
-    "`max_drop` is a number of at least 0": {"max_drop": -0.1},
-    "`max_drop` is a number": {"max_drop": "1 %"},
-    "`max_drop` is": {"max_drop": float("nan")},
-    "`sparsities` are fractions": {"sparsities": (0.0, 0.5)},
+    "`max_drop` must be a number of at least 0": {"max_drop": -0.1},
+    "`max_drop` must be a number": {"max_drop": "1 %"},
+    "`max_drop` must be": {"max_drop": float("nan")},
+    "`sparsities` must be fractions": {"sparsities": (0.0, 0.5)},
     "these are not. Received: sparsity=0.5": {"sparsity": 0.5},
-    "`cv` is a number of folds, from 2": {"cv": 1},
+    "`cv` must be a number of folds, from 2": {"cv": 1},
     "from 2 to the number of samples": {"cv": 601},
-    "`cv` is": {"cv": True},
-    "`finetune` is a number of epochs": {"finetune": 0},
-    "`finetune` is a number of epochs of at least 1": {"finetune": 0.5},
-    "`validation_split` is a fraction": {"finetune": 1, "validation_split": 1.0},
-    "a sample each. Received: 600 samples": {"finetune": 1, "validation_split": 0.0001},
+    "`cv` must be": {"cv": True},
+    "`finetune` must be a number of epochs": {"finetune": 0},
+    "`finetune` must be a number of epochs of at least 1": {"finetune": 0.5},
+    "`validation_split` must be a fraction above 0": {"finetune": 1, "validation_split": 1.0},
+    "must leave a sample each.*Received: 0.0001 of 600 samples": {"finetune": 1, "validation_split": 0.0001},
     "leaves out. Received: validation_split=0.2 without `finetune`": {"validation_split": 0.2},
     "leaves out. Received: validation_split=0.2 with `cv`": {"validation_split": 0.2, "finetune": 1, "cv": 2},
     "Received: no `finetune`. Without `finetune` pass it as `data`": {"validation_data": 1},
     "both `validation_data` and `cv`": {"validation_data": 1, "finetune": 1, "cv": 2},
     "`validation_data` is a pair": {"validation_data": 1, "finetune": 1},
-    "`mode` is one of": {"mode": "higher"},
+    "`mode` must be one of": {"mode": "higher"},
     "named by a string": {"metric": "accurracy"},
     "`include` has to fit": {"include": "conv"},
 }

@@ -124,7 +124,7 @@ def test_names_at_the_top_come_first():
 
 @pytest.mark.parametrize("target", [0, 1, -0.5, "half", True, float("nan")])
 def test_targets_are_fractions(target):
-    with pytest.raises(InvalidArgumentError, match="`target` is a fraction"):
+    with pytest.raises(InvalidArgumentError, match="`target` must be a number above 0 and below 1"):
         record(("a", 10, ((0.5, 0.9),))).sparsities(target)
 
 
@@ -206,9 +206,9 @@ def test_results_of_something_else_are_refused(net, digits, tmp_path):
         "model": partial(go_on, other, digits),
         "data": partial(go_on, net, (x[1:], y[1:])),
         "metric": partial(go_on, net, digits, "f1"),
-        "metric and another options of prune": partial(go_on, net, digits, "f1", nonsense=1),
+        "metric and options of prune": partial(go_on, net, digits, "f1", nonsense=1),
     }.items():
-        with pytest.raises(InvalidArgumentError, match=f"recorded with another {what}. Pass what was passed then"):
+        with pytest.raises(InvalidArgumentError, match=f"which differs in {what}. Pass what was passed then"):
             call()
 
 
@@ -216,13 +216,13 @@ def test_results_of_something_else_are_refused(net, digits, tmp_path):
 def test_other_files_are_refused_and_left_alone(net, digits, tmp_path, content):
     path = tmp_path / "notes.json"
     path.write_text(content)
-    with pytest.raises(FileError, match="an earlier call wrote"):
+    with pytest.raises(FileError, match="what this version of `sensitivity` wrote"):
         quiet(net, digits, resume=path)
     assert path.read_text() == content
 
 
 def test_a_path_that_cannot_be_written_is_told_at_once(net, digits, tmp_path):
-    with pytest.raises(FileError, match="folder to write to has to exist"):
+    with pytest.raises(FileError, match="folder to write to must exist"):
         quiet(net, digits, Counted(stop_at=1), resume=tmp_path / "none" / "curves.json")
 
 
@@ -336,17 +336,17 @@ def test_errors_are_minimised():
 # Errors.
 
 WRONG = {
-    "`sparsities` are fractions": {"sparsities": (0.5, 1.0)},
-    "`sparsities` are fractions of zeros": {"sparsities": ()},
+    "`sparsities` must be fractions": {"sparsities": (0.5, 1.0)},
+    "`sparsities` must be fractions of zeros": {"sparsities": ()},
     "`sparsities` are": {"sparsities": 0.5},
-    "`mode` is one of auto, max, min": {"mode": "up"},
+    "`mode` must be one of 'auto', 'max', 'min'": {"mode": "up"},
     "threshold=0.1, .*these are not|these are not. Received: threshold=0.1": {"threshold": 0.1},
     "these are not. Received: schedule": {"schedule": None},
     "A curve is that of one layer": {"scope": "global"},
     "named by a string": {"metric": "accurracy"},
     "has to suit the task. Received: 'mae' for a task with accuracy": {"metric": "mae"},
     "A metric is a function": {"metric": 3},
-    "`batch_size` is a whole number": {"batch_size": 0},
+    "`batch_size` must be a whole number": {"batch_size": 0},
     "`include` has to fit a layer": {"include": "conv"},
 }
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tfopt.core.channels.union_find import DisjointSets
 from tfopt.core.errors import first_line
+from tfopt.core.layers.activations import keeps_apart, spelled
 from tfopt.core.layers.channels import (
     FIXED,
     Channels,
@@ -26,10 +27,10 @@ from tfopt.core.layers.channels import (
     Size,
     Slot,
     Unsupported,
-    rule_of,
     shape_rule,
     tensors_in,
 )
+from tfopt.core.layers.registry import rule_of
 from tfopt.core.models.graph import Graph, check_model
 
 INPUT_STAYS = "an input of the model keeps its shape"
@@ -225,10 +226,15 @@ class ChannelGraph:
         except (TypeError, Unsupported) as error:  # a call with arguments that the rule does not foresee
             return self.stop(Context(self, op, path, shapes), (args, kwargs), first_line(error))
         results = list(result) if isinstance(result, (list, tuple)) else [result]
-        if getattr(op, "activation", None) in (keras.activations.softmax, keras.activations.log_softmax):
-            for channels in results:
-                self.freeze(channels.labels, f"the softmax of '{path}' mixes them")
+        self._check_activation(op, path, results)
         return [replace(channels, zero=True) for channels in results] if self.ties_only else results
+
+    def _check_activation(self, op: Any, path: str, results: list[Channels]) -> None:
+        """Channels that the activation function of a layer mixes, as softmax does, have to stay."""
+        function = getattr(op, "activation", None)
+        if function is not None and not keeps_apart(function):
+            for channels in results:
+                self.freeze(channels.labels, f"the {spelled(function)} of '{path}' mixes them")
 
     def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
         """The channels that end in a layer which cannot lose any; those of its output stay too."""

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.core.checks import as_count
 from tfopt.core.data.samples import take
-from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.rewrite import rewrite
 
 
@@ -22,10 +22,8 @@ class Evaluator:
     """
 
     def __init__(self, model: keras.Model, batch_size: int):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise InvalidArgumentError("`batch_size` is a whole number of at least 1.", received=repr(batch_size))
+        self._batch_size = as_count("batch_size", batch_size)
         self.model = rewrite(model)
-        self._batch_size = batch_size
         self._run = tf.function(lambda x: self.model(x, training=False), reduce_retracing=True)
 
     def put(self, variables: Iterable[keras.Variable], sources: Iterable[keras.Variable]) -> None:

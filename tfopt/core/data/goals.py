@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import as_choice
 from tfopt.core.data.metrics import CLASSIFICATION, REGRESSION, Metric, named_metrics, score
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 
@@ -44,8 +45,7 @@ def drop(mode: str, before: float, after: float) -> float:
 
 def as_goal(metric: Any, mode: str) -> Goal:
     """The goal of a metric in any form that `named_metrics` takes, or the name of a standard score."""
-    if mode not in MODES:
-        raise InvalidArgumentError(f"`mode` is one of {', '.join(MODES)}.", received=repr(mode))
+    mode = as_choice("mode", mode, MODES)
     if isinstance(metric, str) and metric in (*CLASSIFICATION, *REGRESSION):
         name, function = metric, _standard(metric)
     else:

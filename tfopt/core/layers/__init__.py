@@ -1,3 +1,17 @@
 """Facts about Keras layers and ops. Importing this package enters all of them."""
 
-from tfopt.core.layers import channel_moves, channel_rules, registry  # noqa: F401
+from tfopt.core.layers import (  # noqa: F401
+    activations,
+    attention,
+    conv,
+    dense,
+    merging,
+    normalization,
+    ops,
+    pooling,
+    preprocessing,
+    recurrent,
+    regularization,
+    shaping,
+    wrappers,
+)

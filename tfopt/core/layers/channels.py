@@ -1,4 +1,4 @@
-"""What is known of channels: those of a tensor, of a weight, and each layer class's rule for passing them on."""
+"""What is known of channels: those of a tensor, of a weight, and what a layer's rule for passing them on works with."""
 
 from __future__ import annotations
 
@@ -120,27 +120,67 @@ class Context:
         shape[axis] = len(labels)
         return Channels(labels.reshape(shape), self.shapes[0], zero)
 
+    def along(self, x: Channels, axis: int = -1) -> np.ndarray:
+        """The channels of `x` along one axis, one for each index; those along other axes have to stay."""
+        return self.graph.axis_labels(x, axis, f"'{self.path}' works along another axis")
+
+    def read(self, variable: Any, axis: int, x: Channels, labels: np.ndarray) -> None:
+        """An axis of a weight is multiplied with the channels `labels` of the input `x`, and summed over."""
+        self.graph.slot(self.path, variable, axis, labels, "in", x.zero)
+
+    def each(self, variable: Any, labels: np.ndarray) -> None:
+        """The last axis of a weight, such as a bias, has one value a channel; nothing for None."""
+        if variable is not None:
+            self.graph.slot(self.path, variable, -1, labels, "each")
+
+    def zero_apart(self, x: Channels) -> bool:
+        """Zeros of a layer that keeps channels apart: by its own masked weights, or from its input if these stay."""
+        masked = self.graph.masks or (x.zero and self.op.bias is None)
+        return masked and keeps_zero(self.op.activation)
+
 
 class Unsupported(Exception):
     """Raised by a rule for a call whose channels cannot be told, with the reason."""
 
 
-Rule = Callable[..., Any]
-_RULES: dict[type, Rule] = {}
+def keeps_zero(function: Callable[[Any], Any]) -> bool:
+    """True if a function of single values gives 0 for 0."""
+    return bool(np.all(keras.ops.convert_to_numpy(function(keras.ops.zeros((1, 2)))) == 0))
 
 
-def register_channels(*classes: type) -> Callable[[Rule], Rule]:
-    """Decorator for the rule of layer or op classes: `(context, *inputs, **arguments) -> Channels` of the outputs."""
-
-    def decorate(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(classes, rule))
-        return rule
-
-    return decorate
+def axis_of_channels(layer: Any) -> int:
+    """The channel axis of an input without its batch axis."""
+    return 0 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def rule_of(op: Any) -> Rule | None:
-    return next((_RULES[cls] for cls in type(op).__mro__ if cls in _RULES), None)
+def in_place(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
+    """The rule of layers that work along the spatial axes, the same for each channel."""
+    axis = axis_of_channels(context.op) % len(x.shape)
+    if any(own != old for own, old in zip(context.shapes[0], x.shape, strict=True)) and set(x.along()) - {axis}:
+        raise Unsupported("its axes hold channels")
+    return context.same(x)
+
+
+def value_by_value(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
+    """The rule of a layer or op that computes each value of its output from one value of its input."""
+    return context.same(x, keeps_zero(context.op))
+
+
+def reduced(context: Context, x: Channels, axes: list[int], keepdims: bool) -> Channels:
+    """The output of a layer that makes one value of all along some axes."""
+    if set(axes) & set(x.along()):
+        raise Unsupported("channels are reduced to one value")
+    labels = x.labels if keepdims else x.labels.squeeze(tuple(axes))
+    return Channels(labels, context.shapes[0], x.zero)
+
+
+def per_channel(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
+    """The rule of users' layers that keep channels apart; nothing is known of what they make of zeros."""
+    labels = context.along(x)
+    for weight in context.op.weights:
+        if weight.shape and weight.shape[-1] == len(labels):
+            context.each(weight, labels)
+    return context.same(x, zero=False)
 
 
 def shape_rule(channels: Channels, front: tuple = ()) -> Callable[[Callable[[np.ndarray], int]], tuple]:

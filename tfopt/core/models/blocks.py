@@ -13,7 +13,7 @@ import keras
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.registry import prunable_weights
-from tfopt.core.models.flow import ADDITIONS, Flow, has_kernel, is_alike, resizes
+from tfopt.core.models.flow import Flow, has_kernel, is_addition, is_alike, resizes
 from tfopt.core.models.graph import Call, Graph, check_model, matches
 from tfopt.core.models.macs import model_macs
 from tfopt.core.models.rewrite import rewrite
@@ -154,7 +154,7 @@ class Blocks:
 
     @cached_property
     def _residual_blocks(self) -> dict[str, Block]:
-        places = [place for place in self._places.values() if isinstance(place.op, ADDITIONS)]
+        places = [place for place in self._places.values() if is_addition(place.op)]
         return {place.path: found for place in places if isinstance(found := self._residual(place), Block)}
 
     @cached_property
@@ -164,7 +164,7 @@ class Blocks:
         for place in self._places.values():
             if place.path != self._first_path(place):
                 continue
-            if isinstance(place.op, ADDITIONS):
+            if is_addition(place.op):
                 ranked[place.path] = self._residual_candidate(place)
             elif has_kernel(place.op):
                 ranked[place.path] = self._chain_candidate(place)
@@ -179,7 +179,7 @@ class Blocks:
         return next(p.path for p in self._places.values() if p.op is place.op and p.flow is place.flow)
 
     def _verdict(self, place: _Place) -> Block | str:
-        return self._residual(place) if isinstance(place.op, ADDITIONS) else self._chain(place)
+        return self._residual(place) if is_addition(place.op) else self._chain(place)
 
     def _residual_candidate(self, place: _Place) -> Block | str:
         block = self._residual(place)
@@ -295,7 +295,7 @@ class _Place:
 
 
 def _kind(op: keras.Operation) -> str:
-    return RESIDUAL if isinstance(op, ADDITIONS) else MODEL if isinstance(op, keras.Model) else LAYER
+    return RESIDUAL if is_addition(op) else MODEL if isinstance(op, keras.Model) else LAYER
 
 
 def _kernels(op: keras.Operation) -> list[keras.Variable]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +48,7 @@ def architecture_fingerprint(model: keras.Model) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """A hash of arrays, numbers, names, functions (by name) and what is made of them; the same in every process.
+    """A hash of arrays, numbers, texts, functions (by name) and what is made of them; the same in every process.
 
     Example:
         >>> fingerprint({"a": np.ones(2), "b": [1, "x"]}) == fingerprint({"b": [1, "x"], "a": np.ones(2)})
@@ -57,9 +59,16 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _feed(digest, value: Any) -> None:
+def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         value = [part for key in sorted(value) for part in (key, value[key])]
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "O":  # whose bytes are addresses
+        value = [list(value.shape), *value.ravel().tolist()]
+    elif isinstance(value, functools.partial):
+        value = [value.func, list(value.args), value.keywords]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        value = [type(value).__qualname__, fields]
     if isinstance(value, (list, tuple)):
         digest.update(f"{len(value)} parts;".encode())
         for part in value:
@@ -67,7 +76,7 @@ def _feed(digest, value: Any) -> None:
     elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype} {value.shape};".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    elif value is None or isinstance(value, (str, int, float, np.number)):
+    elif value is None or isinstance(value, (str, bytes, int, float, np.number)):
         digest.update(f"{value!r};".encode())
     elif hasattr(value, "__array__"):
         _feed(digest, np.asarray(value))

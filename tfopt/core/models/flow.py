@@ -11,7 +11,7 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class, sublayers
-from tfopt.core.layers.registry import entry_of
+from tfopt.core.layers.registry import known_class, record_of
 from tfopt.core.models.graph import Call, Graph
 
 ADDITIONS = (kl.Add, op_class("Add"))
@@ -27,10 +27,15 @@ _ATTACHED = (
 _ANY_SIZE = 61
 
 
+def is_addition(op: keras.Operation) -> bool:
+    """True for a layer or op that adds tensors; not for a subclass with maths of its own."""
+    return known_class(type(op)) in ADDITIONS
+
+
 def has_kernel(op: keras.Operation) -> bool:
     """True for a layer with a kernel that the catalog knows, itself or in a layer inside it."""
-    entries = [entry_of(layer) for layer in sublayers(op)]
-    return any(entry.prunable or entry.kernels for entry in entries if entry)
+    records = [record_of(layer) for layer in sublayers(op)]
+    return any(record.prunable or record.kernels for record in records if record)
 
 
 def is_alike(source, target) -> bool:
@@ -109,7 +114,7 @@ class Flow:
             outer = [(flow, output) for flow, call in self.parents for output in call.outputs]
             if not self.parents or any(flow.leads_out(output) for flow, output in outer):
                 return True
-        readers = [r for r in self.graph.consumers(tensor) if not isinstance(r.op, ADDITIONS) and not has_kernel(r.op)]
+        readers = [r for r in self.graph.consumers(tensor) if not is_addition(r.op) and not has_kernel(r.op)]
         return any(self.leads_out(output) for reader in readers for output in reader.outputs)
 
     def attached(self, call: Call) -> list[Call]:
@@ -118,7 +123,7 @@ class Flow:
         while True:
             tensor = [call, *found][-1].outputs[0]
             readers = self.graph.consumers(tensor)
-            if self.graph.is_output(tensor) or len(readers) != 1 or not isinstance(readers[0].op, _ATTACHED):
+            if self.graph.is_output(tensor) or len(readers) != 1 or known_class(type(readers[0].op)) not in _ATTACHED:
                 return found
             if self.leads_out(readers[0].outputs[0]) or len(self.graph.calls_of(readers[0].op)) > 1:
                 return found

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.layers.macs import Shape, layer_macs, register_macs
+from tfopt.core.layers.macs import layer_macs, register_macs
+from tfopt.core.layers.registry import Record, Shape, enter
 from tfopt.core.models.graph import Call, Graph, check_model
 
 __all__ = ["layer_macs", "model_macs", "register_macs"]
@@ -44,7 +45,6 @@ def model_macs(model: keras.Model, *, input_shapes: Sequence[Shape] | None = Non
     return counts
 
 
-@register_macs(keras.Model)
 def _nested(model: keras.Model, inputs: list[Shape], outputs: list[Shape]) -> int:
     """A model inside a wrapper such as TimeDistributed."""
     counts = model_macs(model, input_shapes=inputs)
@@ -52,6 +52,9 @@ def _nested(model: keras.Model, inputs: list[Shape], outputs: list[Shape]) -> in
     if unknown:
         raise InvalidArgumentError("The MACs of each layer have to be known.", received=f"no count for {unknown}")
     return sum(macs for macs in counts.values() if macs is not None)
+
+
+enter(Record(macs=_nested, of_subclasses=True), keras.Model)
 
 
 def _specs(model: keras.Model, input_shapes: Sequence[Shape] | None) -> list:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from tfopt.core.layers.macs import layer_macs, register_macs
+from tfopt.core.layers.macs import layer_macs
+from tfopt.core.layers.registry import Record, enter
 from tfopt.core.models.graph import Graph, walk_layers
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 
@@ -50,9 +51,11 @@ def _as_model(layer: ComposedLayer) -> keras.Model:
     return model
 
 
-@register_macs(ComposedLayer)
 def _composed(layer: ComposedLayer, inputs: list, outputs: list) -> int:
     return sum(layer_macs(call.op, *_shapes(call)) for call in Graph(_as_model(layer)).calls)
+
+
+enter(Record(macs=_composed, of_subclasses=True), ComposedLayer)
 
 
 def _shapes(call) -> tuple[list, list]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +146,8 @@ class Rewrite:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
         try:
             with keras.saving.custom_object_scope(_classes_inside(op)):
-                copied = type(op).from_config({**op.get_config(), **config})
+                own = op.get_config()
+                copied = type(op).from_config({**own, **config})
         except Exception as error:
             raise UnsupportedModelError(
                 "Each layer has to be cloneable from its config.",
@@ -153,6 +155,8 @@ class Rewrite:
                 fix="Give the class `get_config` (and `from_config` where the config holds objects).",
             ) from error
         if isinstance(op, keras.layers.Layer):
+            changed = [name for name in config if callable(getattr(op, name, None)) and config[name] != own.get(name)]
+            _keep_functions(op, copied, changed)
             self.copies.append((op, copied, None))
         return copied
 
@@ -219,6 +223,21 @@ class Rewrite:
         inputs = keras.tree.map_structure(lambda t: new_inputs[id(t)], model.input)
         outputs = keras.tree.map_structure(lambda t: values[id(t)], model.output)
         return _model_class(model)(inputs, outputs, name=model.name)
+
+
+def _keep_functions(source: keras.layers.Layer, copied: keras.layers.Layer, changed: Container[str]) -> None:
+    """Gives a copy the very functions of its original: a config names them, and another may have the same name.
+
+    `changed` names the attributes of the layer that are to differ.
+    """
+    pairs = list(zip(sublayers(source), sublayers(copied), strict=False))
+    if any(type(old) is not type(new) for old, new in pairs):
+        pairs = pairs[:1]  # layers inside that are made later, from the functions of this one
+    for old, new in pairs:
+        for name, value in vars(old).items():
+            is_own = inspect.isfunction(value) and not hasattr(type(old), name)
+            if is_own and getattr(new, name, value) is not value and not (old is source and name in changed):
+                setattr(new, name, value)
 
 
 def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of=None) -> None:

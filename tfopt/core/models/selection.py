@@ -9,10 +9,30 @@ from typing import Any
 import keras
 
 from tfopt.core.keras_internals import children
-from tfopt.core.layers.registry import entry_of, prunable_weights
-from tfopt.core.models.graph import is_selected, matches, walk_layers
+from tfopt.core.layers.registry import prunable_weights, record_of
+from tfopt.core.models.graph import as_patterns, check_patterns, is_selected, matches, walk_layers
+from tfopt.core.types import Names
 
 _NOT_NAMED = object()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The layers that a call names, by names and globs."""
+
+    included: list[str]
+    excluded: list[str]
+
+    def __contains__(self, path: str) -> bool:
+        return is_selected(path, self.included, self.excluded)
+
+
+def checked_selection(model: keras.Model, include: Names, exclude: Names) -> Selection:
+    """What `include` and `exclude` name; raises if one of them fits no layer of the model."""
+    selection = Selection(as_patterns(include, "include"), as_patterns(exclude, "exclude"))
+    check_patterns(model, selection.included, "include")
+    check_patterns(model, selection.excluded, "exclude")
+    return selection
 
 
 @dataclass(frozen=True)
@@ -25,13 +45,10 @@ class Kernel:
     amount: Any
 
 
-def select_kernels(
-    model: keras.Model, included: list[str], excluded: list[str], amount: Any
-) -> tuple[list[Kernel], list[str]]:
+def select_kernels(model: keras.Model, selection: Selection, amount: Any) -> tuple[list[Kernel], list[str]]:
     """The prunable kernels of the chosen layers, each once, and the chosen layers that tfopt does not know.
 
     Args:
-        included, excluded: names or globs, see `is_selected`.
         amount: the same for all, or a dict from layer names or globs: layers not named in it are left out, and a later
             entry wins over an earlier one.
     """
@@ -39,7 +56,7 @@ def select_kernels(
     unknown = []
     for path, layer in walk_layers(model):
         own = _amount_for(path, amount)
-        if isinstance(layer, keras.Model) or own is _NOT_NAMED or not is_selected(path, included, excluded):
+        if isinstance(layer, keras.Model) or own is _NOT_NAMED or path not in selection:
             continue
         found = prunable_weights(layer)
         if not found and _is_unknown(layer):
@@ -57,4 +74,6 @@ def _amount_for(path: str, amount: Any) -> Any:
 
 
 def _is_unknown(layer: keras.layers.Layer) -> bool:
-    return entry_of(layer) is None and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)
+    record = record_of(layer)
+    known = record is not None and (record.prunable is not None or record.output is not None)
+    return not known and not children(layer) and any(len(weight.shape) >= 2 for weight in layer.weights)

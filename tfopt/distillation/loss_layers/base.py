@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
 
+from tfopt.core.checks import NOT_NEGATIVE, as_number
 from tfopt.core.errors import InvalidArgumentError
 
 
@@ -48,7 +48,7 @@ class DistillationLoss(keras.layers.Layer):
         output: str | int | None = None,
         **kwargs: Any,
     ):
-        check_number("weight", weight, least=0.0)
+        weight = as_number("weight", weight, NOT_NEGATIVE)
         self._check_place(student_layer, teacher_layer, output)
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.supports_masking = True
@@ -84,21 +84,6 @@ class DistillationLoss(keras.layers.Layer):
                 received=f"teacher_layer={teacher_layer!r} alone",
                 fix="Pass `student_layer=` too.",
             )
-
-
-def check_number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> None:
-    """Raises unless a number is finite and in range.
-
-    Raises:
-        InvalidArgumentError: names the argument and its range.
-
-    Example:
-        >>> check_number("weight", 0.5, least=0.0)
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < least or value <= above:
-        bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-        raise InvalidArgumentError(f"`{name}` is a finite number {bound}.", received=repr(value))
 
 
 def check_labels(loss: DistillationLoss, labels: Any) -> None:

@@ -11,9 +11,9 @@ import keras
 from keras import layers as kl
 from keras import ops
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.checks import POSITIVE, Range, as_count, as_number
 from tfopt.distillation import feature_losses
-from tfopt.distillation.loss_layers.base import DistillationLoss, check_number
+from tfopt.distillation.loss_layers.base import DistillationLoss
 from tfopt.distillation.shapes import check_features, common_grid, sample_mean, without_padding
 
 
@@ -90,9 +90,8 @@ class AttentionTransfer(DistillationLoss):
     on = "features"
 
     def __init__(self, power: float = 2.0, **kwargs: Any):
-        check_number("power", power, least=1.0)
         super().__init__(**kwargs)
-        self.power = power
+        self.power = as_number("power", power, Range(least=1))
 
     def build(self, student_shape: Any, teacher_shape: Any) -> None:
         """Raises where there are no two maps to compare."""
@@ -220,9 +219,7 @@ class ContrastiveRepresentation(DistillationLoss):
     on = "features"
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.1, **kwargs: Any):
-        if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
-            raise InvalidArgumentError("`dimensions` is a whole number of at least 1.", received=repr(dimensions))
-        check_number("temperature", temperature, above=0.0)
+        dimensions, temperature = as_count("dimensions", dimensions), as_number("temperature", temperature, POSITIVE)
         super().__init__(**kwargs)
         self.dimensions = dimensions
         self.temperature = temperature

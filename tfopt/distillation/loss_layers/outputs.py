@@ -9,9 +9,10 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import NOT_NEGATIVE, POSITIVE, as_choice, as_number
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation import losses
-from tfopt.distillation.loss_layers.base import DistillationLoss, check_labels, check_number
+from tfopt.distillation.loss_layers.base import DistillationLoss, check_labels
 from tfopt.distillation.shapes import check_classes, check_same_shape
 
 
@@ -20,7 +21,7 @@ class _Softened(DistillationLoss):
 
     def __init__(self, temperature: float | None = None, **kwargs: Any):
         if temperature is not None:
-            check_number("temperature", temperature, above=0.0)
+            temperature = as_number("temperature", temperature, POSITIVE)
         super().__init__(**kwargs)
         self.temperature = temperature
 
@@ -106,11 +107,9 @@ class DecoupledTargets(_Softened):
         other_weight: float = 8.0,
         **kwargs: Any,
     ):
-        check_number("target_weight", target_weight, least=0.0)
-        check_number("other_weight", other_weight, least=0.0)
         super().__init__(temperature, **kwargs)
-        self.target_weight = target_weight
-        self.other_weight = other_weight
+        self.target_weight = as_number("target_weight", target_weight, NOT_NEGATIVE)
+        self.other_weight = as_number("other_weight", other_weight, NOT_NEGATIVE)
 
     def build(self, student_shape: Any, teacher_shape: Any) -> None:
         """Raises where the classes differ."""
@@ -182,8 +181,7 @@ class RegressionTargets(DistillationLoss):
     """
 
     def __init__(self, kind: str = "mse", **kwargs: Any):
-        if kind not in losses.REGRESSIONS:
-            raise InvalidArgumentError(f"`kind` is one of {', '.join(losses.REGRESSIONS)}.", received=repr(kind))
+        kind = as_choice("kind", kind, losses.REGRESSIONS)
         super().__init__(**kwargs)
         self.kind = kind
 
@@ -226,9 +224,8 @@ class BoundedTargets(DistillationLoss):
     uses_labels = True
 
     def __init__(self, margin: float = 0.0, **kwargs: Any):
-        check_number("margin", margin, least=0.0)
         super().__init__(**kwargs)
-        self.margin = margin
+        self.margin = as_number("margin", margin, NOT_NEGATIVE)
 
     def build(self, student_shape: Any, teacher_shape: Any) -> None:
         """Raises where the shapes differ."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt.core.checks import FRACTION, as_number
 from tfopt.core.data.goals import drop
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.figures import COLOURS, INK, label_axes, new_figure, plain
@@ -83,8 +84,7 @@ class Sensitivity(Report):
         """
         reach = sum(curve.weights * curve.points[-1][0] for curve in self.layers)
         total = sum(curve.weights for curve in self.layers)
-        if isinstance(target, bool) or not isinstance(target, (int, float, np.number)) or not 0 < target < 1:
-            raise InvalidArgumentError("`target` is a fraction above 0 and below 1.", received=repr(target))
+        target = as_number("target", target, FRACTION)
         if target > reach / total + 1e-9:
             raise InvalidArgumentError(
                 "`target` lies within what was measured.",

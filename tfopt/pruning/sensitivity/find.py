@@ -10,16 +10,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import NOT_NEGATIVE, as_number
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.samples import Labelled, labelled
-from tfopt.core.data.splits import Split, hold_out, k_fold
+from tfopt.core.data.splits import Split, hold_out, make_folds
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
+from tfopt.core.journal import FileJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.graph import check_finite, check_model
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
+from tfopt.core.types import Data, Metric
 from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import Journal
 from tfopt.pruning.sensitivity.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.sensitivity.finetuning import FineTuning
 from tfopt.pruning.sensitivity.trials import Trials
@@ -31,15 +33,15 @@ TOLERANCE = 0.01
 
 def find_sparsity(
     model: keras.Model,
-    data: Any,
+    data: Data,
     max_drop: float = 0.01,
     *,
-    metric: Any = "accuracy",
+    metric: Metric = "accuracy",
     mode: str = "auto",
     sparsities: Sequence[float] | None = None,
-    cv: int | None = None,
+    cv: Any = None,
     finetune: int | None = None,
-    validation_data: Any = None,
+    validation_data: Data = None,
     validation_split: float | None = None,
     seed: int = 0,
     resume: str | os.PathLike | None = None,
@@ -71,7 +73,8 @@ def find_sparsity(
         metric, mode, batch_size, verbose: as in `sensitivity`. The batch size holds for fine-tuning too.
         sparsities: fractions to try, each in (0, 1). By default 0.1 to 0.95, then halfway between the last that held
             and the first that did not, until they are 0.01 apart.
-        cv: number of folds, 2 or more.
+        cv: a number of folds, 2 or more; a splitter of scikit-learn; or pairs (train, held out) of arrays of sample
+            numbers.
         finetune: epochs.
         validation_data: like `data`, to score on where there is fine-tuning without `cv`.
         validation_split: fraction of `data` to take for that instead, by default 0.2, stratified by class.
@@ -99,7 +102,7 @@ def find_sparsity(
         (0.75, 14)
     """
     check_model(model)
-    _check_max_drop(max_drop)
+    max_drop = _checked_drop(max_drop)
     check_prune_options(prune_options)
     wanted = GRID if sparsities is None else checked_sparsities(sparsities)
     goal = as_goal(metric, mode)
@@ -110,13 +113,12 @@ def find_sparsity(
         folds = _folds(samples, cv, validation_split, training is not None, seed)
     else:
         _check_held_out(cv, validation_split, training)
-        held_out = labelled(model, validation_data, "validation_data")
-        folds = [Split(final, len(final) + np.arange(len(held_out)))]
-        samples = samples.and_more(held_out)
+        samples = samples.and_more(labelled(model, validation_data, "validation_data"))
+        folds = [Split(final, np.arange(len(final), len(samples)))]
     check_finite(model)
-    scoring = [cv, seed, [split.held_out for split in folds], training and training.settings]
+    scoring = [seed, [[split.train, split.held_out] for split in folds], training and training.settings]
     settings = {**fingerprints(model, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
-    journal = Journal(resume, "find_sparsity", settings)
+    journal = FileJournal(resume, Head("find_sparsity", 2, "resume", settings))
     trials = Trials(model, samples, folds, goal, training, _seeded(prune_options, seed), journal, batch_size)
     tried = _search(trials, wanted, max_drop, refine=sparsities is None, verbose=verbose)
     chosen = _highest_within(tried, max_drop)
@@ -125,7 +127,12 @@ def find_sparsity(
     return _choice(trials, tried, chosen, max_drop, samples.rows(final))
 
 
-def _folds(samples: Labelled, cv: int | None, fraction: float | None, train: bool, seed: int) -> list[Split]:
+def _checked_drop(max_drop: Any) -> float:
+    what, fix = "a number of at least 0, in the units of the metric", "0.01 is one point of accuracy in a hundred."
+    return as_number("max_drop", max_drop, NOT_NEGATIVE, what=what, fix=fix)
+
+
+def _folds(samples: Labelled, cv: Any, fraction: float | None, train: bool, seed: int) -> list[Split]:
     if fraction is not None and (cv is not None or not train):
         raise InvalidArgumentError(
             "`validation_split` is what fine-tuning without `cv` leaves out.",
@@ -133,29 +140,19 @@ def _folds(samples: Labelled, cv: int | None, fraction: float | None, train: boo
             fix="Leave it out: with `cv` folds are scored, without `finetune` all of `data`.",
         )
     if cv is not None:
-        return k_fold(samples.y, len(samples), cv, seed, train)
+        return make_folds(cv, samples.y, len(samples), argument="cv", seed=seed)
     if train:
         return [hold_out(samples.y, len(samples), 0.2 if fraction is None else fraction, seed)]
-    return [Split(None, np.arange(len(samples)))]
+    return [Split(np.arange(0), np.arange(len(samples)))]
 
 
-def _check_held_out(cv: int | None, fraction: float | None, training: FineTuning | None) -> None:
+def _check_held_out(cv: Any, fraction: float | None, training: FineTuning | None) -> None:
     if cv is not None or fraction is not None or training is None:
         other = "cv" if cv is not None else "validation_split"
         raise InvalidArgumentError(
             "`validation_data` is what fine-tuning is scored on, in place of `validation_split` and `cv`.",
             received="no `finetune`" if training is None else f"both `validation_data` and `{other}`",
             fix="Without `finetune` pass it as `data`." if training is None else "Pass one of them.",
-        )
-
-
-def _check_max_drop(max_drop: Any) -> None:
-    number = isinstance(max_drop, (int, float, np.number)) and not isinstance(max_drop, bool)
-    if not number or not 0 <= max_drop < math.inf:
-        raise InvalidArgumentError(
-            "`max_drop` is a number of at least 0, in the units of the metric.",
-            received=repr(max_drop),
-            fix="0.01 is one point of accuracy in a hundred.",
         )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
+from tfopt.core.checks import as_whole
 from tfopt.core.data.samples import Labelled
 from tfopt.core.data.training import ShuffledBatches, compile_alike
 from tfopt.core.errors import InvalidArgumentError
@@ -25,10 +25,7 @@ class FineTuning:
 
     @classmethod
     def of(cls, model: keras.Model, epochs: Any, batch_size: int, seed: int) -> FineTuning:
-        if isinstance(epochs, bool) or not isinstance(epochs, (int, np.integer)) or epochs < 1:
-            raise InvalidArgumentError(
-                "`finetune` is a number of epochs of at least 1, or None for no training.", received=repr(epochs)
-            )
+        epochs = as_whole("finetune", epochs, least=1, what="a number of epochs of at least 1, or None for no training")
         options = compile_options(model) if model.compiled else {"loss": None}
         if options["loss"] is None:
             raise InvalidArgumentError(
@@ -36,7 +33,7 @@ class FineTuning:
                 received=f"'{model.name}', {'without a loss' if model.compiled else 'not compiled'}",
                 fix="Call `model.compile(optimizer, loss)` first, or leave `finetune` out.",
             )
-        return cls(int(epochs), batch_size, seed, options)
+        return cls(epochs, batch_size, seed, options)
 
     @property
     def settings(self) -> list:

@@ -14,12 +14,13 @@ from tfopt.core.data.evaluator import Evaluator
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.journal import FileJournal, Head
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import as_patterns, check_model, is_selected, walk_layers
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Data, Metric, Names
 from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import Journal
 from tfopt.pruning.masks import PruningMask
 from tfopt.pruning.prune import prune
 from tfopt.pruning.sensitivity.curves import LayerCurve, Sensitivity
@@ -30,13 +31,13 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def sensitivity(
     model: keras.Model,
-    data: Any,
-    metric: Any = "accuracy",
+    data: Data,
+    metric: Metric = "accuracy",
     *,
     mode: str = "auto",
     sparsities: Sequence[float] = SPARSITIES,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     resume: str | os.PathLike | None = None,
     batch_size: int = 32,
     verbose: int = 1,
@@ -87,7 +88,7 @@ def sensitivity(
     _check_options(prune_options)
     goal = as_goal(metric, mode)
     samples = labelled(model, data)
-    journal = Journal(resume, "sensitivity", fingerprints(model, samples, goal, prune_options))
+    journal = FileJournal(resume, Head("sensitivity", 2, "resume", fingerprints(model, samples, goal, prune_options)))
     bench = _Bench(model, samples, goal, batch_size, {"include": include, "exclude": exclude}, prune_options)
     pruned = bench.pruned(wanted[0])
     paths = _pruned_layers(pruned, as_patterns(include, "include"), as_patterns(exclude, "exclude"))

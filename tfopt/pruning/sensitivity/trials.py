@@ -14,12 +14,13 @@ from tfopt.core.data.evaluator import Evaluator
 from tfopt.core.data.goals import Goal, drop
 from tfopt.core.data.samples import Labelled, take
 from tfopt.core.data.splits import Split
+from tfopt.core.journal import FileJournal
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.graph import walk_layers
 from tfopt.core.models.rewrite import rewrite
-from tfopt.pruning.criteria import as_criterion
-from tfopt.pruning.journal import Journal
+from tfopt.pruning.criteria import as_criterion, magnitude
 from tfopt.pruning.prune import prune
+from tfopt.pruning.ranking import ELEMENT
 from tfopt.pruning.sensitivity.choice import Trial
 from tfopt.pruning.sensitivity.finetuning import FineTuning
 from tfopt.pruning.sensitivity.validation import with_data
@@ -35,11 +36,11 @@ class Trials:
     goal: Goal
     training: FineTuning | None
     options: dict[str, Any]
-    journal: Journal
+    journal: FileJournal
     batch_size: int
     _last: tuple[float, Any, dict] | None = field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._evaluator = Evaluator(self.model, self.batch_size)
 
     def __call__(self, sparsity: float, step: Callable[[], None] = lambda: None) -> Trial:
@@ -60,7 +61,7 @@ class Trials:
 
     def _measure(self, sparsity: float, split: Split) -> dict[str, Any]:
         y_true = take(self.samples.y, split.held_out)
-        if split.train is None or self.training is None:
+        if self.training is None:
             predictions, thresholds = self._predicted(sparsity)
             return {"score": self.goal(y_true, take(predictions, split.held_out)), "thresholds": thresholds}
         train = self.samples.rows(split.train)
@@ -81,8 +82,8 @@ class Trials:
 
     def _thresholds(self, variant: keras.Model) -> dict[str, float]:
         """The largest magnitude that was cut in each layer, where magnitude decides weight by weight."""
-        by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).name == "magnitude"
-        if not by_magnitude or self.options.get("pattern", "element") != "element":
+        by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).score is magnitude
+        if not by_magnitude or self.options.get("pattern", "element") not in ("element", ELEMENT):
             return {}
         after = dict(walk_layers(variant))
         found = {}

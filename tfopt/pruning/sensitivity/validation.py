@@ -14,8 +14,6 @@ from tfopt.core.models.fingerprints import fingerprint, model_fingerprint
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.masks import PruningMask
 
-_FROM_DATA = {"gradients", "input_norms", "activations"}  # what criteria need that is measured on data
-
 
 def check_prune_options(options: dict[str, Any]) -> None:
     """Raises for options of `prune` that say how much to prune, which is what is looked for here."""
@@ -31,11 +29,11 @@ def check_prune_options(options: dict[str, Any]) -> None:
 def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
     """The options of `prune`, with data for a criterion that needs some."""
     criterion = as_criterion(options.get("criterion", "magnitude"))
-    return {**options, "data": (samples.x, samples.y)} if _FROM_DATA & set(criterion.needs) else options
+    return {**options, "data": (samples.x, samples.y)} if criterion.reads_data else options
 
 
 def fingerprints(model: keras.Model, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
-    """What any score depends on, for `Journal`."""
+    """What any score depends on, for its journal."""
     return {
         "model": model_fingerprint(model),
         "data": fingerprint([samples.x, samples.y]),
@@ -52,7 +50,7 @@ def checked_sparsities(sparsities: Any) -> tuple[float, ...]:
         values = []
     if not values or not all(0.0 < value < 1.0 for value in values):
         raise InvalidArgumentError(
-            "`sparsities` are fractions of zeros to try, each above 0 and below 1.",
+            "`sparsities` must be fractions of zeros to try, each above 0 and below 1.",
             received=repr(sparsities),
             fix="For example (0.5, 0.7, 0.9).",
         )

@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from keras import activations
 from keras import layers as kl
 
+from tfopt.core.layers.activations import activation_kind, spelled
+from tfopt.core.layers.registry import known_class
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite
@@ -19,8 +22,11 @@ from tfopt.quantization.composites import Composite
 Rounding = Callable[[str, tf.Tensor], tf.Tensor]  # (name of a range, values) -> rounded values
 
 # What LiteRT gives these operations as output: 256 steps of 1/256 from 0 and of 1/128 from -1.
-FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
-_RANGED = ("linear", "relu", "relu6")
+FIXED_RANGES: dict[Callable | None, tuple[float, float]] = {
+    activations.sigmoid: (0.0, 255 / 256),
+    activations.tanh: (-1.0, 127 / 128),
+}
+_RANGED = (activations.linear, activations.relu, activations.relu6)
 
 
 class Cell:
@@ -36,7 +42,7 @@ class Cell:
 
     def __init__(self, owner: Composite, cell: keras.layers.Layer, prefix: str = ""):
         self.owner, self.cell = owner, cell
-        names = ["input", *self.names, *(self.activated if _name(cell.activation) in _RANGED else ())]
+        names = ["input", *self.names, *(self.activated if _known(cell.activation) in _RANGED else ())]
         self.ranges = {name: owner.add_range(prefix + name) for name in names}
 
     activated: tuple[str, ...] = ()  # ranges behind the activation function, where the runtime does not fix them
@@ -94,7 +100,7 @@ class Cell:
     def activate(self, values, rounding: Rounding, name: str = ""):
         """The cell's activation function, with the range the runtime fixes or else that of `name`."""
         function = self.cell.activation
-        if _name(function) in FIXED_RANGES:
+        if _known(function) in FIXED_RANGES:
             return _fixed(function, values)
         return rounding(name, function(values)) if name in self.ranges else function(values)
 
@@ -169,20 +175,25 @@ class SimpleRNN(Cell):
         return [self.activate(total, rounding, "hidden")]
 
 
-CELLS: dict[type, type[Cell]] = {kl.LSTMCell: LSTM, kl.GRUCell: GRU, kl.SimpleRNNCell: SimpleRNN}
+_CELLS: dict[type | None, type[Cell]] = {kl.LSTMCell: LSTM, kl.GRUCell: GRU, kl.SimpleRNNCell: SimpleRNN}
+
+
+def cell_for(cell: keras.layers.Layer) -> type[Cell]:
+    """The class that computes the steps of a Keras cell, one for which `float_reason` has none."""
+    return _CELLS[known_class(type(cell))]
 
 
 def float_reason(cell) -> str:
     """Why a Keras cell cannot run as integers, empty if it can."""
     if isinstance(cell, kl.StackedRNNCells):
         return "several cells in one layer; use one LSTM, GRU or SimpleRNN layer for each"
-    if type(cell) not in CELLS:
+    if known_class(type(cell)) not in _CELLS:
         return f"the cell {type(cell).__name__} is unknown; LSTMCell, GRUCell and SimpleRNNCell run as integers"
-    gate = _name(getattr(cell, "recurrent_activation", keras.activations.sigmoid))
-    if gate not in FIXED_RANGES:
-        return f"LiteRT has no integer '{gate}'; use recurrent_activation='sigmoid'"
-    if _name(cell.activation) not in (*FIXED_RANGES, *_RANGED):
-        return f"LiteRT has no integer '{_name(cell.activation)}'; use activation='tanh', 'sigmoid' or 'relu'"
+    gate = getattr(cell, "recurrent_activation", activations.sigmoid)
+    if _known(gate) not in FIXED_RANGES:
+        return f"LiteRT has no integer '{spelled(gate)}'; use recurrent_activation='sigmoid'"
+    if _known(cell.activation) not in (*FIXED_RANGES, *_RANGED):
+        return f"LiteRT has no integer '{spelled(cell.activation)}'; use activation='tanh', 'sigmoid' or 'relu'"
     return ""
 
 
@@ -191,7 +202,7 @@ def _fixed(function, values):
     activated = function(values)
     if in_mode("export") or in_mode("calibrate"):
         return activated
-    return fakequant.fake_quantize(activated, *FIXED_RANGES[_name(function)])
+    return fakequant.fake_quantize(activated, *FIXED_RANGES[_known(function)])
 
 
 def _split(values, count: int, state) -> list:
@@ -202,8 +213,10 @@ def _split(values, count: int, state) -> list:
     return [values[..., start : start + width] for start in range(0, count * width, width)]
 
 
-def _name(function) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def _known(function: Callable) -> Callable | None:
+    """The function of `keras.activations` that a function is; None for a user's own."""
+    kind = activation_kind(function)
+    return kind.function if kind is not None else None
 
 
 def _with_bias(values, bias):

@@ -28,7 +28,7 @@ class Recurrence:
     def __init__(self, owner: Composite, layer: kl.RNN, prefix: str = ""):
         layer.supports_jit = True  # its own call, which may be cuDNN's, is never run
         self.layer = layer
-        self.cell = cells.CELLS[type(layer.cell)](owner, layer.cell, prefix)
+        self.cell = cells.cell_for(layer.cell)(owner, layer.cell, prefix)
 
     @staticmethod
     def float_reason(layer: kl.RNN) -> str:

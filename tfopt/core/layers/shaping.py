@@ -1,7 +1,8 @@
-"""How layers and ops that move values (reshape, permute, pool to one value, index) pass channels on."""
+"""Layers and ops that move values: they reshape, permute, index, crop, pad and repeat."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -9,35 +10,31 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class
-from tfopt.core.layers.channels import (
-    FIXED,
-    Channels,
-    Context,
-    Shape,
-    Unsupported,
-    compact,
-    register_channels,
-    shape_rule,
-)
+from tfopt.core.layers.channels import Channels, Context, Shape, Unsupported, compact, in_place, shape_rule
+from tfopt.core.layers.registry import Output, Record, enter
+
+_MOVED = Record(output=Output.SAME)
+_MOVED_IN_16_BITS = Record(output=Output.SAME, in_16_bits=True)
+enter(_MOVED_IN_16_BITS, kl.InputLayer)
 
 
-@register_channels(kl.Flatten)
-def _flatten(context: Context, x: Channels, *_, **__):
+# Reshapes.
+
+
+def _flatten_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     if context.op.data_format == "channels_first":  # Keras moves the channels last before it flattens
         x = Channels(np.moveaxis(x.labels, 0, -1), (*x.shape[1:], x.shape[0]), x.zero)
     return _reshaped(context, x, context.shapes[0])
 
 
-@register_channels(kl.Reshape)
-def _reshape(context: Context, x: Channels, *_, **__):
+def _reshape_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     result = _reshaped(context, x, context.shapes[0])
     wanted = tuple(context.op.target_shape)
     context.graph.size(context.op, ("target_shape",), lambda count: _still_open(wanted, shape_rule(result)(count)))
     return result
 
 
-@register_channels(op_class("Reshape"))
-def _reshape_op(context: Context, x: Channels, *_, **__):
+def _reshape_op_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     result = _reshaped(context, x, context.shapes[0])
     wanted = tuple(context.op.newshape)
     if not wanted or wanted[0] not in (-1, None):
@@ -75,74 +72,35 @@ def _before_none(shape: Shape) -> list[int]:
     return [prod(_known(shape[:axis])) for axis, size in enumerate(shape) if size is None]
 
 
-@register_channels(kl.Permute)
-def _permute(context: Context, x: Channels, *_, **__):
+enter(replace(_MOVED_IN_16_BITS, channels=_flatten_channels), kl.Flatten)
+enter(replace(_MOVED_IN_16_BITS, channels=_reshape_channels), kl.Reshape)
+enter(replace(_MOVED_IN_16_BITS, channels=_reshape_op_channels), op_class("Reshape"))
+
+
+# Axes are permuted, added or taken away.
+
+
+def _permute_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     return Channels(x.labels.transpose([axis - 1 for axis in context.op.dims]), context.shapes[0], x.zero)
 
 
-@register_channels(op_class("Transpose"))
-def _transpose(context: Context, x: Channels, *_, **__):
+def _transpose_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     axes = context.op.axes
     if not axes or axes[0] != 0:
         raise Unsupported("the batch axis is moved")
     return Channels(x.labels.transpose([axis - 1 for axis in axes[1:]]), context.shapes[0], x.zero)
 
 
-@register_channels(kl.RepeatVector)
-def _repeat(context: Context, x: Channels, *_, **__):
+def _repeat_vector_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     return Channels(x.labels[None], context.shapes[0], x.zero)
 
 
-@register_channels(
-    kl.GlobalAveragePooling1D,
-    kl.GlobalAveragePooling2D,
-    kl.GlobalAveragePooling3D,
-    kl.GlobalMaxPooling1D,
-    kl.GlobalMaxPooling2D,
-    kl.GlobalMaxPooling3D,
-)
-def _global_pooling(context: Context, x: Channels, *_, **__):
-    axis = 0 if context.op.data_format == "channels_first" else len(x.shape) - 1
-    return _reduced(context, x, [other for other in range(len(x.shape)) if other != axis], context.op.keepdims)
-
-
-@register_channels(*map(op_class, ("Mean", "Sum", "Max", "Min")))
-def _reduction(context: Context, x: Channels, *_, **__):
-    return _reduced(context, x, _reduced_axes(context, x), context.op.keepdims)
-
-
-@register_channels(op_class("Any"))
-def _any(context: Context, x: Channels, *_, **__):
-    """A channel that is False changes nothing in the others' result: so Keras finds the steps that Masking skips."""
-    axes = _reduced_axes(context, x)
-    if x.zero and set(x.along()) <= set(axes):
-        return Channels(np.full([1] * len(context.shapes[0]), FIXED), context.shapes[0], zero=False)
-    return _reduced(context, x, axes, context.op.keepdims)
-
-
-def _reduced_axes(context: Context, x: Channels) -> list[int]:
-    axes = np.atleast_1d(context.op.axis) if context.op.axis is not None else [0]
-    axes = [axis - 1 if axis >= 0 else axis + len(x.shape) for axis in axes]
-    if -1 in axes:
-        raise Unsupported("the batch axis is reduced")
-    return axes
-
-
-def _reduced(context: Context, x: Channels, axes: list[int], keepdims: bool) -> Channels:
-    if set(axes) & set(x.along()):
-        raise Unsupported("channels are reduced to one value")
-    labels = x.labels if keepdims else x.labels.squeeze(tuple(axes))
-    return Channels(labels, context.shapes[0], x.zero)
-
-
-@register_channels(op_class("ExpandDims"))
-def _expand_dims(context: Context, x: Channels, *_, **__):
+def _expand_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     axis = context.op.axis
     return Channels(np.expand_dims(x.labels, axis - 1 if axis > 0 else axis), context.shapes[0], x.zero)
 
 
-@register_channels(op_class("Squeeze"))
-def _squeeze(context: Context, x: Channels, *_, **__):
+def _squeeze_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     shape = [label for label, size in zip(x.labels.shape, x.shape, strict=True) if size != 1]
     if context.op.axis is not None or len(shape) != len(context.shapes[0]):
         axes = np.atleast_1d(context.op.axis)
@@ -150,15 +108,23 @@ def _squeeze(context: Context, x: Channels, *_, **__):
     return Channels(x.labels.reshape(shape), context.shapes[0], x.zero)
 
 
-@register_channels(op_class("Pad"))
-def _pad(context: Context, x: Channels, constant_values: Any = None, *_, **__):
+enter(replace(_MOVED_IN_16_BITS, channels=_permute_channels), kl.Permute)
+enter(replace(_MOVED_IN_16_BITS, channels=_transpose_channels), op_class("Transpose"))
+enter(replace(_MOVED, channels=_repeat_vector_channels), kl.RepeatVector)
+enter(replace(_MOVED_IN_16_BITS, channels=_expand_channels), op_class("ExpandDims"))
+enter(replace(_MOVED_IN_16_BITS, channels=_squeeze_channels), op_class("Squeeze"))
+
+
+# Positions are cropped, padded, repeated or picked.
+
+
+def _pad_channels(context: Context, x: Channels, constant_values: Any = None, *_: Any, **__: Any) -> Channels:
     if any(size != new for axis in x.along() for size, new in [(x.shape[axis], context.shapes[0][axis])]):
         raise Unsupported("channels are padded")
     return context.same(x, zero=constant_values is None)
 
 
-@register_channels(op_class("GetItem"))
-def _get_item(context: Context, x: Channels, key: Any, *_, **__):
+def _get_item_channels(context: Context, x: Channels, key: Any, *_: Any, **__: Any) -> Channels:
     """Positions may be picked; an index into channels would be another after some are gone."""
     keys = list(key) if isinstance(key, (list, tuple)) else [key]
     if Ellipsis in keys:
@@ -171,3 +137,29 @@ def _get_item(context: Context, x: Channels, key: Any, *_, **__):
         raise Unsupported("channels are picked by index")
     labels = x.labels[tuple(slice(None) if isinstance(k, slice) else 0 for k in keys[1:])]
     return Channels(labels, context.shapes[0], x.zero)
+
+
+_RESIZED = replace(_MOVED, channels=in_place)
+enter(
+    replace(_RESIZED, in_16_bits=True),
+    *(kl.Cropping1D, kl.Cropping2D, kl.ZeroPadding1D, kl.ZeroPadding2D),
+)
+enter(
+    _RESIZED,
+    *(kl.Cropping3D, kl.ZeroPadding3D, kl.UpSampling1D, kl.UpSampling2D, kl.UpSampling3D, kl.Resizing),
+)
+enter(_MOVED, kl.CenterCrop)
+enter(replace(_MOVED_IN_16_BITS, channels=_pad_channels), op_class("Pad"))
+enter(replace(_MOVED_IN_16_BITS, channels=_get_item_channels), op_class("GetItem"))
+enter(
+    _MOVED,
+    *map(op_class, ("Split", "Tile", "Repeat", "Swapaxes", "Moveaxis", "Flip", "Take", "Ravel", "BroadcastTo")),
+)
+enter(
+    Record(
+        output=Output.FLOAT,
+        reason="LiteRT's converter gives all parts the range of the first; write it with `expand_dims` and "
+        "`concatenate`",
+    ),
+    op_class("Stack"),
+)

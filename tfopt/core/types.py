@@ -1,0 +1,24 @@
+"""Names for the arguments of verbs that take objects of many classes, each with what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Data: TypeAlias = Any
+"""Samples, with labels where they are needed: arrays, `(x, y)`, a `tf.data.Dataset`, or an iterable of batches."""
+
+Metric: TypeAlias = Any
+"""A name, a `keras.metrics.Metric`, or a function `(y_true, y_pred) -> float`."""
+
+Loss: TypeAlias = str | Callable | None
+"""A loss as `keras.Model.compile` takes it."""
+
+Schedule: TypeAlias = Callable[[Any], tuple]
+"""A callable from the training step, a tensor, to `(prune_now, sparsity)`."""
+
+Names: TypeAlias = str | list[str] | None
+"""A layer name, a glob, or a list of them."""
+
+Tensor: TypeAlias = Any
+"""A `tf.Tensor`, or what TensorFlow makes one of: a NumPy array, a `keras.Variable`."""
