@@ -44,7 +44,7 @@ WITHOUT: dict[str, list[type]] = {
 
 def registered() -> set[type]:
     """The classes of Keras and tfopt that tfopt holds facts of; not those that tests register."""
-    known = set(registry._ENTRIES)
+    known = set(registry._RECORDS)
     return {cls for cls in known if cls.__module__.partition(".")[0] in ("keras", "tfopt")}
 
 
