@@ -113,7 +113,7 @@ def test_a_schedule(schedule, zeros):
     pruned = tfopt.prune(net(), schedule, include="hidden")
     pruned.compile(keras.optimizers.SGD(1e-3), "mse")
     seen = []
-    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(6 - len(kept(pruned))))
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **logs: seen.append(6 - len(kept(pruned))))
     pruned.fit(np.ones((5, 2)), np.ones(5), batch_size=1, verbose=0, callbacks=[watch])
     assert seen == zeros
 

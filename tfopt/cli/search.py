@@ -16,7 +16,7 @@ METHODS = ("tpe", "nsga2", "random", "grid", "bayesian", "hyperband")
 AXES = ("activation", "kernel_size", "pooling", "width", "depth", "lr", "batch_size", "decay", "clipnorm")
 
 
-def add_search(commands) -> None:
+def add_search(commands: Any) -> None:
     command = new_command(
         commands,
         "search",
@@ -105,7 +105,7 @@ def _search(arguments: argparse.Namespace) -> None:
         from tfopt.core.reporting.render import check_report_path
         from tfopt.tuner.tune import search
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     if arguments.save:
         check_report_path(arguments.save)
     objectives = [_objective(text) for text in arguments.objective or ["val_accuracy"]]

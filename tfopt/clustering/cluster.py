@@ -12,6 +12,7 @@ import numpy as np
 from tfopt.clustering.centroids import INITS, find_centroids, nearest
 from tfopt.clustering.clusters import ZERO, WeightClusters
 from tfopt.core.checks import as_choice, as_flag, as_whole
+from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
@@ -93,12 +94,12 @@ def cluster(
     kernels = _kernels(graph, selection, n_clusters)
     check_finite(graph)
     clustered = rewrite(graph).model
-    twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
+    copies = counterparts(model, clustered, [kernel.variable for kernel in kernels])
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
-        for kernel in kernels:
+        for kernel, copy in zip(kernels, copies, strict=True):
             axes = range_axes(kernel.layer, kernel.name) if per_channel else ()
-            _attach(twins[id(kernel.variable)], kernel.amount, axes, init, generator)
+            _attach(copy, kernel.amount, axes, init, generator)
             done()
     return clustered
 

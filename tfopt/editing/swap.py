@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import keras
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.checks import as_count
 from tfopt.core.models.graph import read
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.kernels import plan_kernels
@@ -85,8 +85,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
         >>> swap_kernel_size(model, 5).get_layer("conv").kernel_size
         (5, 5)
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InvalidArgumentError("`size` is a whole number of at least 1.", received=repr(size))
+    size = as_count("size", size)
     graph = read(model)
     places = places_of(graph, where, "swap_kernel_size")
     plan, outcome = plan_kernels(graph, places, size)

@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers as kl
 
+from tfopt.core.checks import POSITIVE, as_count, as_number, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
 from tfopt.core.models.graph import (
     Call,
@@ -21,7 +23,7 @@ from tfopt.core.models.graph import (
     read,
     trace_back,
 )
-from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.rewrite import Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
 _WIDTH_KEYS: dict[type, str] = {
@@ -80,7 +82,8 @@ def scale_width(
         [32, 10]
     """
     graph = read(model)
-    _check_arguments(factor, round_to)
+    factor = as_number("factor", factor, POSITIVE, fix="0.5 halves the width of each layer.")
+    round_to = as_count("round_to", round_to)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     check_patterns(graph, included, "include")
     check_patterns(graph, excluded, "exclude")
@@ -93,17 +96,7 @@ def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
     return _rebuilt(read(model), {}, seed).model
 
 
-def _check_arguments(factor: object, round_to: object) -> None:
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not number or not math.isfinite(factor) or factor <= 0:  # type: ignore[arg-type, operator]
-        raise InvalidArgumentError(
-            "`factor` is a finite number above 0.", received=repr(factor), fix="0.5 halves the width of each layer."
-        )
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
-
-
-def _new_widths(graph, factor, included, excluded, round_to) -> dict[int, int]:
+def _new_widths(graph: Graph, factor: float, included: list[str], excluded: list[str], round_to: int) -> dict[int, int]:
     """Id of each layer whose width changes -> its new width."""
     heads = _heads(graph)
     widths = {}
@@ -148,10 +141,10 @@ def _sets_width(op: keras.Operation) -> bool:
 
 def _rebuilt(graph: Graph, widths: dict[int, int], seed: int | None) -> Graph:
     input_widths = _nested_input_widths(graph, widths)
-    seeds = None if seed is None else itertools.count(seed)
+    seeds = None if seed is None else itertools.count(as_whole("seed", seed))
     reached = graph.model.name
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> Any:
         nonlocal reached
         reached = state.path
         if isinstance(op, (keras.Model, kl.Normalization)) or not isinstance(op, keras.layers.Layer):
@@ -223,7 +216,7 @@ def _following_shape(reshape: kl.Reshape) -> tuple[int, ...]:
     return shape
 
 
-def _seeded(config, seeds: Iterator[int]):
+def _seeded(config: Any, seeds: Iterator[int]) -> Any:
     """The config with a seed of its own for each initializer that has none."""
     if isinstance(config, list):
         return [_seeded(item, seeds) for item in config]

@@ -61,9 +61,9 @@ def prune(
         threshold: instead of a sparsity: weights (blocks) whose score is below become zero; at least one of each
             kernel stays. A number of at least 0, or a dict as for `sparsity`.
         criterion: the scores; the lowest go first. `"magnitude"`, `"gradient"`, `"taylor"`, `"random"`, `"entropy"`,
-            `"neuron"`, `"bn_scale"`, `"wanda"`, or a function from a weight tensor to scores of its shape. What the
-            weights alone do not tell is scored once, now, and these scores stay while a mask grows. Weights that are
-            zero already go before all others.
+            `"neuron"`, `"bn_scale"`, `"wanda"`, a function from a weight tensor to scores of its shape, or a
+            `tfopt.pruning.criteria.Criterion`. Criteria that need data are scored once, at this call. Their scores are
+            reused while the mask grows. Weights that are zero already go before all others.
         pattern: what goes together. `"element"`: single weights. `(m, n)` or `"m:n"`: m zeros in each n consecutive
             weights along the input axis, as TFMOT's `sparsity_m_by_n`; `(2, 4)` is the 2:4 sparsity of the field. It
             fixes the sparsity; a schedule then only says when. `"4x1"` or `tfopt.Block(4, 1)`: blocks of 4 rows and

@@ -228,9 +228,6 @@ class SearchResult(Report):
             "trials": [asdict(trial) for trial in self.trials],
         }
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     @property
     def _trained(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.is_trained]
