@@ -33,7 +33,7 @@ CALIBRATED_ON = 500  # samples, at most, of a float model that becomes int8
 
 
 def convert(
-    model: keras.Model,
+    graph: Graph,
     kind: str,
     data: Any,
     io_types: tuple[str, str],
@@ -44,7 +44,7 @@ def convert(
     """The model as the converter writes it.
 
     Args:
-        model: a float model, or one with fake quantization whose ranges are set.
+        graph: of a float model, or of one with fake quantization whose ranges are set.
         kind: `"none"`, `"dynamic"`, `"float16"`, `"int8"`, `"int16x8"` or `"weight_only"`.
         data: what the ranges of a float model are taken from, for int8.
         io_types: dtypes of inputs and outputs that are real numbers.
@@ -55,32 +55,31 @@ def convert(
         ExportError: the converter refuses the model.
         InvalidArgumentError: a float model is to become int8 without data.
     """
-    graph = in_float32(Graph(model))
-    model = graph.model
+    graph = in_float32(graph)
     with mode("export"):
-        function = _frozen(model, batch_size)
+        function = _frozen(graph.model, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
     _set_options(converter, kind, io_types, encode)
     if kind in ("int8", "int16x8") and not fake_quantized(graph):
-        converter.representative_dataset = _representative(model, data, batch_size or 1)
+        converter.representative_dataset = _representative(graph.model, data, batch_size or 1)
     content = _run(converter, batch_size)
     if kind in ("int8", "int16x8") and fake_quantized(graph):
         content = finished(content)
-    bits = weight_only_bits(model) - {HALF}
+    bits = weight_only_bits(graph) - {HALF}
     return pack_kernels(content, bits) if bits else content
 
 
-def kind_of(model: keras.Model) -> str:
+def kind_of(graph: Graph) -> str:
     """The kind of file that a model with the layers of `quantize` becomes."""
-    activation_bits = {part.bits for part in ranges_of(Graph(model)).values()}
-    if activation_bits or not weight_only_bits(model):
+    activation_bits = {part.bits for part in ranges_of(graph).values()}
+    if activation_bits or not weight_only_bits(graph):
         return "int16x8" if 16 in activation_bits else "int8"
-    return "float16" if HALF in weight_only_bits(model) else "weight_only"
+    return "float16" if HALF in weight_only_bits(graph) else "weight_only"
 
 
-def weight_only_bits(model: keras.Model) -> set[int]:
+def weight_only_bits(graph: Graph) -> set[int]:
     """Bits of the kernels of layers that compute in float."""
-    return {layer.weight_only_bits for _, layer in fake_quantized(Graph(model)) if layer.weight_only_bits is not None}
+    return {layer.weight_only_bits for _, layer in fake_quantized(graph) if layer.weight_only_bits is not None}
 
 
 def output_names(model: keras.Model) -> list[str]:

@@ -17,7 +17,7 @@ from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
-from tfopt.core.models.graph import check_finite, read
+from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
@@ -129,12 +129,15 @@ def export_tflite(
 
 @dataclass(frozen=True)
 class _Part:
-    """One model of the file, with what its outputs are compared with; `other` is empty where nothing was asked for."""
+    """One model of the file, with what its outputs are compared with; `other` is empty where nothing was asked for.
+
+    A model of tf_keras has no graph.
+    """
 
     signature: str
     model: Any
+    graph: Graph | None
     kind: str
-    legacy: bool
     data: Any
     samples: Samples
     expected: dict[str, np.ndarray]
@@ -143,20 +146,22 @@ class _Part:
 
 
 def _part(signature: str, model: Any, data: Any, compare_with: Any, options: Options) -> _Part:
-    legacy = tfmot.is_tf_keras_model(model)
-    if not legacy:
-        check_finite(read(model))
+    graph = None if tfmot.is_tf_keras_model(model) else read(model)
+    if graph is not None:
+        check_finite(graph)
         check_shapes(model)
-    kind = _resolve(model, options.quantization, legacy)
+        check_ranges(graph)
+    kind = _resolve(model, graph, options.quantization)
     if kind != "int8" and options.io_types != ("float32", "float32"):
         raise InvalidArgumentError(
             "`input_type` and `output_type` can be integers only in an int8 file.", received=f"quantization='{kind}'"
         )
+    legacy = graph is None
     samples = samples_for(model, data, legacy, SAMPLES if compare_with is None else COMPARED)
     expected = predictions(model, samples, legacy)
     other = {} if compare_with is None else _outputs_of(compare_with, samples, expected)
-    fraction = options.tolerance or TOLERANCES[_kind_of_difference(model, kind, legacy)]
-    return _Part(signature, model, kind, legacy, data, samples, expected, other, fraction)
+    fraction = options.tolerance or TOLERANCES[_kind_of_difference(graph, kind)]
+    return _Part(signature, model, graph, kind, data, samples, expected, other, fraction)
 
 
 def _by_signature(model: Any) -> dict[str, Any]:
@@ -176,14 +181,10 @@ def _of_signature(value: Any, name: str, signatures: list[str]) -> Any:
     return value.get(name)
 
 
-def _resolve(model: Any, quantization: str, legacy: bool) -> str:
+def _resolve(model: Any, graph: Graph | None, quantization: str) -> str:
     """The kind of file, once it is clear that the model has what it takes."""
-    if legacy:
-        quantized = tfmot.is_quantized(model)
-    else:
-        quantized = bool(fake_quantized(read(model)))
-        check_ranges(read(model))
-    own = "none" if not quantized else "int8" if legacy else kind_of(model)
+    quantized = tfmot.is_quantized(model) if graph is None else bool(fake_quantized(graph))
+    own = "none" if not quantized else "int8" if graph is None else kind_of(graph)
     if quantized and quantization not in ("auto", own):
         raise InvalidArgumentError(
             f"A quantized model exports as what it was quantized for, here {own}.",
@@ -199,13 +200,13 @@ def _resolve(model: Any, quantization: str, legacy: bool) -> str:
     return own if quantization == "auto" else quantization
 
 
-def _kind_of_difference(model: Any, kind: str, legacy: bool) -> str:
+def _kind_of_difference(graph: Graph | None, kind: str) -> str:
     """The key of the tolerance: what of the difference comes from the file, what from the model."""
-    if legacy:
+    if graph is None:
         return kind
-    if kind == "int8" and not fake_quantized(read(model)):
+    if kind == "int8" and not fake_quantized(graph):
         return "int8 of a float model"
-    in_half = kind in ("none", "weight_only", "int16x8") and computes_in_16_bits(model)
+    in_half = kind in ("none", "weight_only", "int16x8") and computes_in_16_bits(graph.model)
     return "float16" if in_half else kind
 
 
@@ -242,13 +243,13 @@ def _assembled(parts: list[_Part], options: Options, metadata: Mapping[str, Any]
 
 def _smallest(part: _Part, options: Options) -> tuple[bytes, bool]:
     """The smallest file that runs, and whether it is sparse-encoded."""
-    if part.legacy:
+    if part.graph is None:
         return tfmot.convert(part.model, part.kind, options.batch_size, options.io_types), False
-    converted = partial(convert, part.model, part.kind, part.data, options.io_types, options.batch_size)
+    converted = partial(convert, part.graph, part.kind, part.data, options.io_types, options.batch_size)
     if options.sparse is True:
         return converted(encode=True), True
     dense = converted()
-    if options.sparse == "auto" and _zero_fraction(part.model) >= SPARSE_ABOVE:
+    if options.sparse == "auto" and _zero_fraction(part.graph) >= SPARSE_ABOVE:
         encoded = converted(encode=True)
         if len(encoded) < len(dense):
             # LiteRT has no sparse version of some ops and refuses such a file; the dense one then is the answer.
@@ -258,8 +259,8 @@ def _smallest(part: _Part, options: Options) -> tuple[bytes, bool]:
     return dense, False
 
 
-def _zero_fraction(model: keras.Model) -> float:
-    kernels = {id(w): w for _, layer in read(model).layers for w in prunable_weights(layer).values()}
+def _zero_fraction(graph: Graph) -> float:
+    kernels = {id(w): w for _, layer in graph.layers for w in prunable_weights(layer).values()}
     arrays = [kernel.numpy() for kernel in kernels.values()]
     return sum(int((a == 0).sum()) for a in arrays) / max(1, sum(a.size for a in arrays))
 
