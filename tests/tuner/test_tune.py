@@ -358,12 +358,12 @@ def test_trials_survive_being_written(tmp_path):
         ({"epochs": 0}, "`epochs`"),
         ({"executions": 1.5}, "`executions`"),
         ({"seed": -1}, "`seed`"),
-        ({"train": [X, Y]}, "`train` is"),
+        ({"train": [X, Y]}, "`train` must be"),
         ({"val": None}, "Pass `val` or `cv`"),
         ({"cv": 3}, "instead of `val`"),
         ({"cv": 1, "val": None}, "number of folds"),
         ({"method": "bayesian", "objectives": ("val_loss", "macs")}, "takes one objective"),
-        ({"method": "annealing"}, "`method` is one of"),
+        ({"method": "annealing"}, "`method` must be one of"),
         ({"objectives": "val_iou"}, "direction"),
         ({"objectives": (("val_iou", "max"),)}, "logged are accuracy, loss, val_accuracy, val_loss"),
         ({"constraints": "gzip_bytes <= 3"}, "'gzip_bytes'"),
@@ -381,7 +381,7 @@ def test_other_options_are_refused(options, said):
 def test_other_models_are_refused():
     with pytest.raises(InvalidArgumentError, match="makes its own space"):
         search(lambda hp: net(), {"lr": (0.01, 0.1)}, train=DATA, val=DATA)
-    with pytest.raises(InvalidArgumentError, match="is searched"):
+    with pytest.raises(InvalidArgumentError, match="`model_or_builder` must be"):
         search(3, train=DATA, val=DATA)
     batches = tf.data.Dataset.from_tensor_slices(DATA).batch(8)
     with pytest.raises(InvalidArgumentError, match="needs arrays"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,8 +15,11 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
 from tfopt.tuner.code import code_fingerprint
-from tfopt.tuner.oracles import IN_STORAGE
+from tfopt.tuner.methods import METHODS
+from tfopt.tuner.objective import Objective
 from tfopt.tuner.packages import load
+from tfopt.tuner.proposers import Proposer
+from tfopt.tuner.sources import Budget
 from tfopt.tuner.space import SearchSpace
 
 
@@ -41,22 +45,28 @@ def as_hypermodel(model_or_builder: Any, space: Any, inherit: bool) -> Any:
         made.build = model_or_builder
         return made
     raise InvalidArgumentError(
-        "A model, a function `hp -> model` or a `keras_tuner.HyperModel` is searched.",
+        "`model_or_builder` must be a model, a function `hp -> model` or a `keras_tuner.HyperModel`.",
         received=type(model_or_builder).__name__,
     )
 
 
-def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv, seed) -> None:
-    """Raises for arguments that are out of range or do not go together."""
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("executions", executions)):
+def check_schedule(*, seed: Any, **counts: Any) -> None:
+    """Raises for a seed or numbers of epochs, samples or trainings that are out of range."""
+    for name, value in counts.items():
         if type(value) is not int or value < 1:
-            raise InvalidArgumentError(f"`{name}` is a whole number of at least 1.", received=repr(value))
+            raise InvalidArgumentError(f"`{name}` must be a whole number of at least 1.", received=repr(value))
     if type(seed) is not int or seed < 0:
-        raise InvalidArgumentError("`seed` is a whole number of at least 0.", received=repr(seed))
+        raise InvalidArgumentError("`seed` must be a whole number of at least 0.", received=repr(seed))
+
+
+def check_data(
+    hypermodel: Any, train: Any, val: Any, objectives: Sequence[Objective], cv: int | None, seed: int
+) -> None:
+    """Raises for data that do not go together, or not with the space or the objectives."""
     arrays = isinstance(train, tuple) and len(train) in (2, 3)
     if not arrays and not isinstance(train, (tf.data.Dataset, keras.utils.PyDataset)):
         raise InvalidArgumentError(
-            "`train` is `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
+            "`train` must be `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
         )
     if cv is not None and (val is not None or not arrays):
         raise InvalidArgumentError(
@@ -73,10 +83,10 @@ def check(hypermodel, train, val, objectives, epochs, batch_size, executions, cv
         )
 
 
-def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
+def check_place(workers: Any, storage: Any, name: Any, proposer: Proposer) -> None:
     """Raises for a number of workers or a storage that the search cannot run on."""
     if type(workers) is not int or workers < 1:
-        raise InvalidArgumentError("`workers` is a whole number of at least 1.", received=repr(workers))
+        raise InvalidArgumentError("`workers` must be a whole number of at least 1.", received=repr(workers))
     if storage is None:
         if name is not None:
             raise InvalidArgumentError("`name` is that of a search in a `storage`.", received=repr(name))
@@ -87,8 +97,13 @@ def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
             received=f"{type(storage).__name__} and {name!r}",
             fix="Such as storage='postgresql://user@host/searches', name='first'.",
         )
-    if method not in IN_STORAGE:
-        raise InvalidArgumentError(f"In a `storage` `method` is one of {', '.join(IN_STORAGE)}.", received=repr(method))
+    if proposer.method.sampler is None:
+        able = ", ".join(name for name, method in METHODS.items() if method.sampler is not None)
+        raise InvalidArgumentError(
+            f"In a `storage` `method` must be one of {able}, or a sampler of Optuna.",
+            received=proposer.name,
+            fix="Search with `workers=` on one machine, where all methods work.",
+        )
     if workers > 1:
         raise InvalidArgumentError(
             "`workers` are those of one call, and calls share a `storage`.",
@@ -97,18 +112,18 @@ def check_where(workers: Any, storage: Any, name: Any, method: str) -> None:
         )
 
 
-def as_budget(budget: Any) -> tuple[int | None, float | None]:
-    """The number of trials or the seconds; the other is None."""
+def as_budget(budget: Any) -> Budget:
+    """The budget that a number of trials, or a text such as `"600s"`, stands for."""
     if type(budget) is int and budget >= 1:
-        return budget, None
+        return Budget(budget, None)
     if isinstance(budget, str) and budget.endswith("s"):
         try:
             seconds = float(budget[:-1])
         except ValueError:
             seconds = math.nan
         if 0 < seconds < math.inf:
-            return None, seconds
-    raise InvalidArgumentError("`budget` is a number of trials, or seconds such as '600s'.", received=repr(budget))
+            return Budget(None, seconds)
+    raise InvalidArgumentError("`budget` must be a number of trials, or seconds such as '600s'.", received=repr(budget))
 
 
 def parts(train: Any, val: Any, cv: int | None, seed: int) -> list[tuple]:

@@ -78,7 +78,7 @@ class SearchResult(Report):
             FileError: one was trained by a worker that does not share the `directory`.
         """
         if type(n) is not int or n < 1:
-            raise InvalidArgumentError("`n` is a whole number of at least 1.", received=repr(n))
+            raise InvalidArgumentError("`n` must be a whole number of at least 1.", received=repr(n))
         if not self.ranking:
             raise self._nothing_found()
         return [self.journal.load_model(trial) for trial in self._best_first()[:n]]
@@ -188,7 +188,7 @@ class SearchResult(Report):
             InvalidArgumentError: there is one objective only.
         """
         if len(self.objectives) < 2:
-            raise InvalidArgumentError("A front has two objectives.", received=self.objectives[0].name)
+            raise InvalidArgumentError("A front must have two objectives.", received=self.objectives[0].name)
         second, first = self.objectives[1], self.objectives[0]
         figure = new_figure(8, 4.6)
         axes = figure.subplots()
@@ -263,7 +263,7 @@ class SearchResult(Report):
         else:
             received = "; ".join(self._notes()[1:])
         return TargetNotMetError(
-            "At least one trial has to be trained and keep to the constraints.",
+            "At least one trial must be trained and keep to the constraints.",
             received=received,
             fix="Loosen the constraints, let the space hold smaller models, or search longer.",
         )
