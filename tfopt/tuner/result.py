@@ -188,7 +188,7 @@ class SearchResult(Report):
             InvalidArgumentError: there is one objective only.
         """
         if len(self.objectives) < 2:
-            raise InvalidArgumentError("A front has two objectives.", received=self.objectives[0].name)
+            raise InvalidArgumentError("A front must have two objectives.", received=self.objectives[0].name)
         second, first = self.objectives[1], self.objectives[0]
         figure = new_figure(8, 4.6)
         axes = figure.subplots()
@@ -260,7 +260,7 @@ class SearchResult(Report):
         else:
             received = "; ".join(self._notes()[1:])
         return TargetNotMetError(
-            "At least one trial has to be trained and keep to the constraints.",
+            "At least one trial must be trained and keep to the constraints.",
             received=received,
             fix="Loosen the constraints, let the space hold smaller models, or search longer.",
         )
