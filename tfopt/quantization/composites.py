@@ -7,6 +7,7 @@ the file. The layer stays inside, whole, and owns the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -18,7 +19,7 @@ from tfopt.quantization.layers import QuantizedWrapper, rounded_kernel
 class Composite(QuantizedWrapper):
     """Base of the wrapper classes. A subclass names its ranges in `__init__`, by `add_range`, and defines `call`."""
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.activity_regularizer = getattr(layer, "activity_regularizer", None)
 
@@ -27,7 +28,7 @@ class Composite(QuantizedWrapper):
         """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
         return cls(state.copy(layer))
 
-    def rounded(self, kernel: keras.Variable, channel_axes: tuple[int, ...] = ()):
+    def rounded(self, kernel: keras.Variable, channel_axes: tuple[int, ...] = ()) -> Any:
         """A kernel in 8 bits, by default with one range, as LiteRT wants it of a matrix product."""
         return rounded_kernel(kernel, channel_axes)
 

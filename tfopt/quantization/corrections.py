@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
@@ -81,7 +82,7 @@ def reestimate_batch_norms(twins: Twins, batches: Sequence[list[np.ndarray]]) ->
     _through(twins, batches, estimate)
 
 
-def _through(twins: Twins, batches, visit) -> None:
+def _through(twins: Twins, batches: Any, visit: Any) -> None:
     with mode("calibrate"):
         for batch in batches:
             twins.run(batch, visit)
@@ -112,7 +113,7 @@ class _Correction:
     positions: int = 0
     start: np.ndarray = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.start = keras.ops.convert_to_numpy(self.variable)
 
     def follow(self, step: Step) -> None:
@@ -129,7 +130,7 @@ class _Correction:
         assign_finite(self.variable, self.start - self.sign * self.error, self.path)
 
 
-def _linear_output(run, layer: kl.Layer, step: Step, values) -> np.ndarray:
+def _linear_output(run: Any, layer: kl.Layer, step: Step, values: Any) -> np.ndarray:
     """What the layer gives before its activation."""
     args, kwargs = step.call.arguments(values)
     with _without_activation(layer):

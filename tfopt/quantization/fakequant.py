@@ -8,14 +8,18 @@ The scheme is the one of TFLite (Jacob et al. 2018, https://arxiv.org/abs/1712.0
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
+
+from tfopt.core.types import Tensor
 
 EMA_DECAY = 0.999  # of the moving average of activation ranges, as in TFMOT
 STEPS = 255  # of an activation's range in 8 bits
 NARROWEST = 1e-35  # of a range: its 255th is still a normal float32, smaller ones become 0 in the processor
 
 
-def weight_range(weights, per_channel: bool):
+def weight_range(weights: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
     """Symmetric range of a kernel, `(low, high)`: scalars, or one a channel of the last axis. No gradient passes.
 
     Weights too small to be rounded in float32 have the range (0, 0), in which they become zero.
@@ -31,7 +35,7 @@ def weight_range(weights, per_channel: bool):
     return -high, high
 
 
-def observed_range(values):
+def observed_range(values: Tensor) -> tuple[Tensor, Tensor]:
     """Range of a batch of activations, `(low, high)`, widened to hold zero; up to 1 where all are as good as zero.
 
     Example:
@@ -43,7 +47,7 @@ def observed_range(values):
     return tf.stop_gradient(low), tf.stop_gradient(tf.where(high - low < NARROWEST, 1.0, high))
 
 
-def moving_range(low, high, batch_low, batch_high):
+def moving_range(low: Tensor, high: Tensor, batch_low: Tensor, batch_high: Tensor) -> tuple[Tensor, Tensor]:
     """The range after one more batch: exponential moving average with TFMOT's decay; an unset (0, 0) takes the batch's.
 
     Example:
@@ -58,20 +62,20 @@ def moving_range(low, high, batch_low, batch_high):
     return tf.where(unset, batch_low, moved_low), tf.where(unset, batch_high, moved_high)
 
 
-def widest_range(low, high, batch_low, batch_high):
+def widest_range(low: Tensor, high: Tensor, batch_low: Tensor, batch_high: Tensor) -> tuple[Tensor, Tensor]:
     """The range that holds both: TFMOT's `AllValuesQuantizer`, used on model inputs and in calibration."""
     unset = is_unset(low, high)
     low, high = tf.where(unset, batch_low, low), tf.where(unset, batch_high, high)
     return tf.minimum(low, batch_low), tf.maximum(high, batch_high)
 
 
-def first_range(low, high, batch_low, batch_high):
+def first_range(low: Tensor, high: Tensor, batch_low: Tensor, batch_high: Tensor) -> tuple[Tensor, Tensor]:
     """The range as it is, and the batch's in place of an unset one: where the optimizer trains the range."""
     unset = is_unset(low, high)
     return tf.where(unset, batch_low, low), tf.where(unset, batch_high, high)
 
 
-def symmetric_range(low, high):
+def symmetric_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The range around zero that holds both bounds, of floats or of tensors.
 
     Example:
@@ -82,12 +86,12 @@ def symmetric_range(low, high):
     return -high, high
 
 
-def is_unset(low, high):
+def is_unset(low: Tensor, high: Tensor) -> Tensor:
     """A range of zero width has seen no data; `observed_range` never gives one."""
     return tf.equal(low, high)
 
 
-def fake_quantize(values, low, high, *, narrow: bool = False, bits: int = 8):
+def fake_quantize(values: Tensor, low: Tensor, high: Tensor, *, narrow: bool = False, bits: int = 8) -> Tensor:
     """Rounds to 2^bits steps (narrow: one less) over [low, high] and back to float; the gradient is 1 inside the range.
 
     Args:
@@ -107,7 +111,7 @@ def fake_quantize(values, low, high, *, narrow: bool = False, bits: int = 8):
 
 
 @tf.custom_gradient
-def fake_quantize_learned(values, low, high):
+def fake_quantize_learned(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Callable]:
     """`fake_quantize`, with the gradients of learned step size quantization for the bounds of the range.
 
     Rounding has the gradient of the identity (straight-through), so that with the step `s = (high - low) / 255` a
@@ -133,7 +137,7 @@ def fake_quantize_learned(values, low, high):
     """
     rounded = fake_quantize(values, low, high)
 
-    def gradient(upstream):
+    def gradient(upstream: Tensor) -> tuple:
         step = (high - low) / STEPS
         zero = tf.round(-low / step)
         above, below = values > (STEPS - zero) * step, values < -zero * step
@@ -154,7 +158,7 @@ def fake_quantize_learned(values, low, high):
 
 
 @tf.custom_gradient
-def half_precision(values):
+def half_precision(values: Tensor) -> tuple[Tensor, Callable]:
     """The nearest half-precision floats, those out of reach clipped to the largest; the gradient is 1.
 
     Example:
@@ -165,7 +169,7 @@ def half_precision(values):
     return tf.cast(tf.cast(tf.clip_by_value(values, -largest, largest), tf.float16), tf.float32), tf.identity
 
 
-def fake_quantize_kernel(kernel, channel_axes: tuple[int, ...], bits: int = 8):
+def fake_quantize_kernel(kernel: Tensor, channel_axes: tuple[int, ...], bits: int = 8) -> Tensor:
     """A kernel rounded to symmetric, narrow integers, with one range for each index of its channel axes.
 
     Args:

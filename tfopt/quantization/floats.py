@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import keras
 
@@ -26,7 +27,15 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         kwargs: of `RangeOwner` and `keras.layers.Layer`.
     """
 
-    def __init__(self, layer, kernels=None, bits=8, quantize_output=False, apart=False, **kwargs):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        kernels: dict[str, tuple[int, ...]] | None = None,
+        bits: int | None = 8,
+        quantize_output: bool = False,
+        apart: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
         self.layer = layer
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
@@ -39,14 +48,14 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
     def wraps_layer(self) -> bool:
         return isinstance(self.layer, keras.layers.Layer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if isinstance(self.layer, keras.layers.RNN) and not self.layer.built:
             self.layer.build(input_shape)  # a stateful one creates its states here, and could not within `call`
             self.layer.built = True
         if self.output_range is not None:
             self.output_range.build()
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.wraps_layer or NAMES in kwargs:
             return super().__call__(*args, **kwargs)
         # Ops take constants in any place, as `1 - x`, layers tensors only: tensors go first, all else by name.
@@ -64,7 +73,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         bound = inspect.signature(self.layer.call).bind(**tensors, **constants)
         return bound.args, bound.kwargs
 
-    def call(self, inputs, *others, training=None, **kwargs):
+    def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
         if self.apart:
             inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
         if NAMES in kwargs:
@@ -76,7 +85,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             return outputs
         return self.output_range(set_apart(outputs), training)
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.wraps_layer:
             return super().compute_output_spec(*args, **kwargs)
         kwargs.pop("training", None)
@@ -85,12 +94,12 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         # Keras takes the product with a number for sparse, which no layer behind it may find.
         return keras.tree.map_structure(lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), spec)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
         if not self.wraps_layer or isinstance(previous_mask, (list, tuple)):
             return None
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype")
         return {
@@ -103,16 +112,16 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         layer = keras.saving.deserialize_keras_object(config["layer"], custom_objects=custom_objects)
         return cls(**{**config, "layer": layer})
 
-    def stripped(self, state):
+    def stripped(self, state: Any) -> list:
         return [state.copy(self.layer)]
 
-    def ranges(self):
+    def ranges(self) -> Any:
         return {} if self.output_range is None else {"output": self.output_range}
 
 
-def _holds_tensor(value) -> bool:
+def _holds_tensor(value: Any) -> bool:
     return any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(value))

@@ -146,7 +146,7 @@ class _Noise:
     signal: float = 0.0
     noise: float = 0.0
 
-    def add(self, exact, rounded) -> None:
+    def add(self, exact: Any, rounded: Any) -> None:
         exact, rounded = np.asarray(exact, np.float64), np.asarray(rounded, np.float64)
         self.signal += float(np.square(exact).sum())
         self.noise += float(np.square(exact - rounded).sum())
@@ -174,7 +174,7 @@ class _Outputs:
 class _Meter:
     """Follows a run of twins and adds up the noise of each rounded output."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.layers: dict[str, tuple[str, ...]] = {}
         self.accumulated: dict[str, _Noise] = {}
         self.alone: dict[str, _Noise] = {}

@@ -37,30 +37,30 @@ class FakeQuantize(RangeOwner, keras.layers.Layer):
     Input and output: tensors of the same shape and dtype.
     """
 
-    def __init__(self, observer: str = "moving_average", **kwargs):
+    def __init__(self, observer: str = "moving_average", **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.observer = observer
         self.range = ActivationRange(self, "range", observer)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.range.build()
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.range(inputs, training)
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "observer": self.observer}
         config.pop("dtype")
         return config
 
-    def stripped(self, state):
+    def stripped(self, state: Rewrite) -> list:
         return []
 
-    def ranges(self):
+    def ranges(self) -> dict:
         return {"output": self.range}
 
 
@@ -74,7 +74,7 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
     wraps_layer = True
 
     @_with_signature
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
         self._ranges: dict[str, ActivationRange] = {}
         self.supports_masking = layer.supports_masking
@@ -94,27 +94,27 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
         self._ranges[name] = ActivationRange(self, f"{name}_range")
         return self._ranges[name]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         for activation_range in self._ranges.values():
             activation_range.build()
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("training", None)
         return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("dtype")
         return config
 
-    def stripped(self, state):
+    def stripped(self, state: Rewrite) -> list:
         return [state.copy(self.layer)]
 
-    def ranges(self):
+    def ranges(self) -> Any:
         return self._ranges
 
 
@@ -138,13 +138,13 @@ class QuantizedLayer(QuantizedWrapper):
     @_with_signature
     def __init__(
         self,
-        layer,
-        kernels=None,
-        activation=None,
-        quantize_output=True,
-        affine=False,
-        freeze_batch_norm_after=None,
-        **kwargs,
+        layer: keras.layers.Layer,
+        kernels: dict[str, tuple[int, ...]] | None = None,
+        activation: Any = None,
+        quantize_output: bool = True,
+        affine: bool = False,
+        freeze_batch_norm_after: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(layer, **kwargs)
         self.kernels = {name: tuple(axes) for name, axes in (kernels or {}).items()}
@@ -154,14 +154,14 @@ class QuantizedLayer(QuantizedWrapper):
         self.pre_activation = self.add_range("pre_activation") if activation else None
         self.output_range = self.add_range("output") if quantize_output else None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.statistics_frozen = None
         if self.freeze_batch_norm_after is not None:
             self.statistics_frozen = BatchCount(self, "statistics_batches", self.freeze_batch_norm_after)
 
     @classmethod
-    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite, **options) -> QuantizedLayer:
+    def of(cls, layer: keras.layers.Layer, wanted: Treatment, state: Rewrite, **options: Any) -> QuantizedLayer:
         """The wrapper around a copy of `layer`, as `Rewrite` puts it in the layer's place."""
         config = {"activation": "linear"} if wanted.activation else {}
         return cls(
@@ -174,7 +174,7 @@ class QuantizedLayer(QuantizedWrapper):
         )
 
     @_with_signature
-    def call(self, inputs, training=None, **kwargs):
+    def call(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if self.statistics_frozen is not None and training and self.trainable:
             outputs = self._normalize(inputs, self.statistics_frozen.reached(), **kwargs)
         else:
@@ -185,7 +185,7 @@ class QuantizedLayer(QuantizedWrapper):
             outputs = self.output_range(outputs, training)
         return outputs
 
-    def run(self, inputs, training=None, **kwargs):
+    def run(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if self.affine and in_mode("export"):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:
@@ -196,7 +196,7 @@ class QuantizedLayer(QuantizedWrapper):
                 return form(inputs)
         return run_rounded(self.layer, self.kernels, 8, inputs, **kwargs)
 
-    def _activated(self, activation, values):
+    def _activated(self, activation: Any, values: Any) -> Any:
         if self.activation_bits == 8:
             return (integer_activation(activation) if in_mode("export") else activation)(values)
         kind = activation_kind(activation)
@@ -204,11 +204,11 @@ class QuantizedLayer(QuantizedWrapper):
             return activation(values)
         return set_apart(activation(set_apart(values)))
 
-    def _normalize(self, inputs, frozen, **kwargs):
+    def _normalize(self, inputs: Any, frozen: Any, **kwargs: Any) -> Any:
         """Batch normalization by the statistics of the batch, or by the moving ones once they are frozen."""
         statistics = self.layer.non_trainable_variables
 
-        def run(training):
+        def run(training: Any) -> tuple:
             # Replicas agree on what is assigned, which TensorFlow does not allow inside a branch.
             with keras.StatelessScope() as scope:
                 outputs = self.layer(inputs, training=training, **kwargs)
@@ -223,7 +223,7 @@ class QuantizedLayer(QuantizedWrapper):
             variable.assign(value)
         return outputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "kernels": {name: list(axes) for name, axes in self.kernels.items()},
@@ -233,14 +233,14 @@ class QuantizedLayer(QuantizedWrapper):
             "freeze_batch_norm_after": self.freeze_batch_norm_after,
         }
 
-    def stripped(self, state):
+    def stripped(self, state: Rewrite) -> list:
         layer: Any = state.copy(self.layer)
         if self.activation is not None:
             layer.activation = self.activation
         return [layer]
 
 
-def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *args, **kwargs) -> Any:
+def run_rounded(layer: Any, kernels: dict[str, tuple[int, ...]], bits: int, *args: Any, **kwargs: Any) -> Any:
     """What `layer` gives with rounded kernels; their float values stay its weights.
 
     Args:
@@ -284,7 +284,7 @@ def rounded_kernel(
     columns: slice = slice(None),
     bits: int = 8,
     is_one_range: bool = False,
-):
+) -> Any:
     """The kernel (or some columns of it) rounded; in an export a constant, which the converter then turns into the
     same integers. `is_one_range`: LiteRT takes a range for each channel, but this kernel has one for all."""
     if not in_mode("export"):

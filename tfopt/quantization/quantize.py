@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 
@@ -135,7 +136,7 @@ class _Plan:
         self.notes = choice.notes()
         self.count = 0
 
-    def replace(self, op: keras.Operation, state: Rewrite):
+    def replace(self, op: keras.Operation, state: Rewrite) -> Any:
         if isinstance(op, keras.layers.InputLayer):
             return self._input(op, state)
         if isinstance(op, keras.Model):
@@ -160,7 +161,7 @@ class _Plan:
             return wrapper.of(op, state).with_training(**options)
         return wrapper.of(op, wanted, state, activation_bits=self.bits, **options)
 
-    def _float(self, op, state, wanted: Treatment):
+    def _float(self, op: keras.Operation, state: Rewrite, wanted: Treatment) -> Any:
         """A layer that computes in float: as it is, or with what lies between it and integers, and rounded kernels."""
         scheme = self.choice.of(state.path)
         kernels = wanted.kernels
@@ -184,11 +185,11 @@ class _Plan:
             **self.training.range_arguments(op),
         )
 
-    def _range_behind(self, op, observer: str = "moving_average") -> FakeQuantize:
+    def _range_behind(self, op: keras.Operation, observer: str = "moving_average") -> FakeQuantize:
         arguments = self.training.range_arguments(op)
         return FakeQuantize(observer, name=f"{op.name}_range", activation_bits=self.bits, **arguments)
 
-    def _input(self, op, state):
+    def _input(self, op: keras.Operation, state: Rewrite) -> Any:
         if self.bits is None or id(op) not in self.model_inputs or not keras.backend.is_float_dtype(op.dtype):
             return None
         readers = self.graphs[id(op)].consumers(op.output)
@@ -196,7 +197,7 @@ class _Plan:
             return None
         return [state.copy(op), self._range_behind(op, "all_values")]
 
-    def _treatment(self, op, path: str) -> Treatment:
+    def _treatment(self, op: keras.Operation, path: str) -> Treatment:
         scheme, graph = self.choice.of(path), self.graphs[id(op)]
         if scheme is None:
             return Treatment({}, reason=CHOSEN)
@@ -211,7 +212,7 @@ class _Plan:
             return Treatment({}, reason="LiteRT has no integer operation for it with 16-bit activations")
         return wanted
 
-    def _float_producer(self, op, path: str) -> keras.Operation | None:
+    def _float_producer(self, op: keras.Operation, path: str) -> keras.Operation | None:
         """The layer that is to compute in float into whose kernel this batch normalization folds; None otherwise."""
         graph = self.graphs[id(op)]
         producer = graph.sole_producer(op) if isinstance(op, keras.layers.BatchNormalization) else None
@@ -220,7 +221,7 @@ class _Plan:
         scheme = self.choice.of(path.removesuffix(op.name) + producer.name)
         return producer if scheme is None or scheme.activation_bits is None else None
 
-    def _feeds_integers(self, op, state) -> bool:
+    def _feeds_integers(self, op: keras.Operation, state: Rewrite) -> bool:
         """True if a quantized op reads the float op's only output, which then needs a range to become an integer."""
         if self.bits is None:
             return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -21,11 +23,11 @@ class RangeOwner(FakeQuantized, keras.layers.Layer):
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         freeze_ranges_after: int | None = None,
         learn_ranges: bool = False,
         activation_bits: int = 8,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.activation_bits = activation_bits
@@ -36,7 +38,7 @@ class RangeOwner(FakeQuantized, keras.layers.Layer):
         self.freeze_ranges_after, self.learn_ranges = freeze_ranges_after, learn_ranges
         return self
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "freeze_ranges_after": self.freeze_ranges_after,
@@ -56,7 +58,7 @@ class ActivationRange:
         self.owner, self.name, self.observer = owner, name, observer
         self.histogram: Histogram | None = None  # takes the values of a calibration, where `calibrate` puts one
 
-    def build(self):
+    def build(self) -> None:
         # What arrives at the model's inputs is not to be clipped, so their range is the widest seen, never learned.
         self.learned = self.owner.learn_ranges and self.observer != "all_values"
         self.follow = {
@@ -76,7 +78,7 @@ class ActivationRange:
         if self.owner.freeze_ranges_after is not None:
             self.frozen = BatchCount(self.owner, f"{self.name}_batches", self.owner.freeze_ranges_after)
 
-    def __call__(self, inputs, training):
+    def __call__(self, inputs: Any, training: Any) -> Any:
         values = tf.cast(inputs, tf.float32)
         if in_mode("export"):
             return self._rounded(values, *self.bounds())
@@ -93,14 +95,14 @@ class ActivationRange:
         rounded = self._rounded(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
 
-    def _rounded(self, values, low, high):
+    def _rounded(self, values: Any, low: Any, high: Any) -> Any:
         if self.learned and not in_mode("export"):
             return fakequant.fake_quantize_learned(values, low, high)
         if self.bits == 16:
             low, high = fakequant.symmetric_range(low, high)
         return fakequant.fake_quantize(values, low, high, narrow=self.bits == 16, bits=self.bits)
 
-    def _moved(self, low, high, values):
+    def _moved(self, low: Any, high: Any, values: Any) -> tuple:
         """The range for this batch of a training, stored where it is one to keep."""
         moved_low, moved_high = self.follow(low, high, *fakequant.observed_range(values))
         if self.frozen is not None:
@@ -111,7 +113,7 @@ class ActivationRange:
         self._assign(tf.where(finite, moved_low, low), tf.where(finite, moved_high, high))
         return moved_low, moved_high
 
-    def _assign(self, low, high) -> None:
+    def _assign(self, low: Any, high: Any) -> None:
         self.weight.assign(tf.stop_gradient(tf.stack([low, high])))
 
     @property
@@ -142,7 +144,7 @@ class BatchCount:
         )
         setattr(owner, f"{name}_weight", self.weight)
 
-    def reached(self):
+    def reached(self) -> Any:
         """Whether as many calls were counted before this one; counts this one."""
         count = tf.convert_to_tensor(self.weight)
         self.weight.assign(count + 1)
@@ -152,10 +154,10 @@ class BatchCount:
 class HoldsZero(keras.constraints.Constraint):
     """Keeps zero within a learned range `[low, high]`."""
 
-    def __call__(self, value):
+    def __call__(self, value: Any) -> Any:
         low, high = tf.unstack(tf.convert_to_tensor(value))
         return tf.stack([tf.minimum(low, 0.0), tf.maximum(high, 0.0)])
 
 
-def _unset(shape, dtype):
+def _unset(shape: Any, dtype: Any) -> Any:
     return tf.constant((0.0, 0.0), dtype)

@@ -84,7 +84,15 @@ class Twins:
         tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, self.graph.inputs, strict=True)]
         return self._run(self.graph, tensors, tensors, (before, after), stays_float, "")
 
-    def _run(self, graph, exact_inputs, rounded_inputs, visit, stays_float, prefix):
+    def _run(
+        self,
+        graph: Graph,
+        exact_inputs: list,
+        rounded_inputs: list,
+        visit: tuple,
+        stays_float: frozenset[str],
+        prefix: str,
+    ) -> tuple[list, list]:
         before, after = visit
         exact, rounded = (
             {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
