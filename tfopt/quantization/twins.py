@@ -82,7 +82,7 @@ class Twins:
             The flat outputs of the float and of the quantized model.
         """
         tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, self.graph.inputs, strict=True)]
-        return self._run(self.graph, tensors, tensors, (before, after), stays_float, "")
+        return self._run(self.graph, (tensors, tensors), (before, after), stays_float, "")
 
     def _run(
         self,
@@ -95,16 +95,13 @@ class Twins:
     ) -> tuple[list, list]:
         before, after = visit
         exact, rounded = (
-            {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)}
-            for values in (exact_inputs, rounded_inputs)
+            {id(tensor): value for tensor, value in zip(graph.inputs, values, strict=True)} for values in inputs
         )
         for call in graph.calls:
             path = f"{prefix}{call.op.name}"
             if isinstance(call.op, keras.Model):
-                inner_exact, inner_rounded = (
-                    [values[id(tensor)] for tensor in call.inputs] for values in (exact, rounded)
-                )
-                outputs = self._run(graph.inner(call.op), inner_exact, inner_rounded, visit, stays_float, f"{path}/")
+                given = [exact[id(tensor)] for tensor in call.inputs], [rounded[id(tensor)] for tensor in call.inputs]
+                outputs = self._run(graph.inner(call.op), given, visit, stays_float, f"{path}/")
             else:
                 step = Step(path, graph, call, self._plain(path, call.op), exact, rounded)
                 before(step)
@@ -113,7 +110,7 @@ class Twins:
                 after(step, *outputs)
             for values, made in zip((exact, rounded), outputs, strict=True):
                 values.update((id(tensor), value) for tensor, value in zip(call.outputs, made, strict=True))
-        return tuple([values[id(tensor)] for tensor in graph.outputs] for values in (exact, rounded))
+        return [exact[id(tensor)] for tensor in graph.outputs], [rounded[id(tensor)] for tensor in graph.outputs]
 
     def _plain(self, path: str, op: keras.Operation) -> keras.Operation | None:
         op = getattr(op, "layer", op)
