@@ -85,13 +85,7 @@ class Twins:
         return self._run(self.graph, (tensors, tensors), (before, after), stays_float, "")
 
     def _run(
-        self,
-        graph: Graph,
-        exact_inputs: list,
-        rounded_inputs: list,
-        visit: tuple,
-        stays_float: frozenset[str],
-        prefix: str,
+        self, graph: Graph, inputs: tuple[list, list], visit: tuple, stays_float: frozenset[str], prefix: str
     ) -> tuple[list, list]:
         before, after = visit
         exact, rounded = (
