@@ -73,6 +73,29 @@ def test_a_criterion_that_scores_channels_by_itself():
     own = Criterion("taylor", lambda weights, gradients: weights, ("gradients",), of_channels=last_stays)
     pruned = tfopt.prune(net(), pattern="channel", sparsity=2 / 3, criterion=own, data=np.ones((1, 2)))
     assert kept(pruned) == [2, 6]
+    wrong = Criterion("wrong", abs, of_channels=lambda model, groups, seed: [np.ones(2)])
+    with pytest.raises(tfopt.InvalidArgumentError, match=r"finite score for each channel.*\[\(2,\)\] for \[\(3,\)\]"):
+        tfopt.prune(net(), pattern="channel", criterion=wrong)
+
+
+def test_a_dynamic_criterion_of_channels():
+    """Where channels are scored anew, the one that training makes largest stays."""
+
+    def trained(criterion):
+        model = keras.Sequential([keras.Input((2,)), kl.Dense(2, use_bias=False, name="hidden"), kl.Dense(1)])
+        model.set_weights([np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0], [1.0]]), np.zeros(1)])
+        schedule = tfopt.ConstantSparsity(0.5, 1, frequency=1)
+        pruned = tfopt.prune(model, schedule, pattern="channel", criterion=criterion)
+        pruned.get_layer("hidden").kernel.assign([[9.0, 2.0], [0.0, 0.0]])
+        pruned.compile(keras.optimizers.SGD(0.0), "mse")
+        pruned.fit(np.ones((1, 2)), np.ones((1, 1)), verbose=0)
+        return kept(pruned)
+
+    assert trained("magnitude") == [9]
+    assert trained(Criterion("own", lambda weights: weights * weights, dynamic=True)) == [9]
+    assert trained(Criterion("own", lambda weights: weights * weights)) == [2]
+    with pytest.raises(tfopt.InvalidArgumentError, match="compiled training step"):
+        trained(Criterion("own", lambda weights: np.sort(weights.numpy()), dynamic=True))
 
 
 @dataclass(frozen=True)
