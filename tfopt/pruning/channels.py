@@ -31,25 +31,13 @@ from tfopt.pruning.scoring import check_in_graph, check_scoring, score_kernels
 FILL_TRIES = 16
 
 
-<<<<<<< HEAD
 def prune_channels(graph: Graph, request: Request, selection: Selection) -> Graph:
     """The graph of a copy of the model whose least important channels are masked; `shrink` takes them out."""
     channels, rule, amount = ChannelGraph(graph), request.rule, request.amount
     chosen = _chosen(channels, selection, amount)
     groups = [channels.groups[index] for index in chosen]
     _warn_kept(channels)
-    fixed = None
-    if not rule.criterion.dynamic and amount != KEEP:
-        fixed = np.concatenate(channel_scores(graph, groups, rule.criterion, request.scoring))
-=======
-def prune_channels(model: keras.Model, request: Request, selection: Selection) -> keras.Model:
-    """A copy of a checked `model` whose least important channels are masked; `shrink` takes them out."""
-    graph, rule, amount = ChannelGraph(model), request.rule, request.amount
-    chosen = _chosen(model, graph, selection, amount)
-    groups = [graph.groups[index] for index in chosen]
-    _warn_kept(graph)
-    fixed = None if amount == KEEP else _fixed_scores(model, groups, rule.criterion, request.scoring)
->>>>>>> main
+    fixed = None if amount == KEEP else _fixed_scores(graph, groups, rule.criterion, request.scoring)
     pool = ChannelPool(rule, _ranking(groups, request), fixed)
     pruned = rewrite(graph)
     _attach(pool, ChannelGraph(pruned), list(chosen), _kernels(pruned))
@@ -216,39 +204,26 @@ def _removed(groups: Sequence[Group], mask: np.ndarray) -> np.ndarray:
     return np.concatenate([group.channels for group in groups])[~mask]
 
 
-<<<<<<< HEAD
-def channel_scores(graph: Graph, groups: Sequence[Group], criterion: Criterion, scoring: Scoring) -> list[np.ndarray]:
-=======
-def _fixed_scores(
-    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
-) -> np.ndarray | None:
+def _fixed_scores(graph: Graph, groups: Sequence[Group], criterion: Criterion, scoring: Scoring) -> np.ndarray | None:
     """The scores of all channels, taken once; None where they follow the weights."""
     if criterion is MAGNITUDE:
         return None
     if criterion.dynamic:
-        for kernel in ranked_kernels(model):
+        for kernel in ranked_kernels(graph):
             check_in_graph(criterion, kernel)
         return None
-    return np.concatenate(channel_scores(model, groups, criterion, scoring))
+    return np.concatenate(channel_scores(graph, groups, criterion, scoring))
 
 
-def channel_scores(
-    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
-) -> list[np.ndarray]:
->>>>>>> main
+def channel_scores(graph: Graph, groups: Sequence[Group], criterion: Criterion, scoring: Scoring) -> list[np.ndarray]:
     """The score of each channel of each group: the sum over all kernels that belong to it.
 
     What counts beside that is up to the criterion: see `Criterion.per_unit`, `roles` and `of_channels`.
     """
     check_scoring(criterion, scoring.get("data"), scoring.get("seed", 0))
     if criterion.of_channels is not None:
-<<<<<<< HEAD
-        return criterion.of_channels(graph.model, groups, scoring.get("seed", 0))
+        return _checked(criterion.of_channels(graph.model, groups, scoring.get("seed", 0)), groups, criterion)
     kernels = _kernels(graph)
-=======
-        return _checked(criterion.of_channels(model, groups, scoring.get("seed", 0)), groups, criterion)
-    kernels = _kernels(model)
->>>>>>> main
     slots = {
         (id(slot.variable), slot.axis): slot
         for group in groups
@@ -262,10 +237,6 @@ def channel_scores(
     return [totals[group.channels] for group in groups]
 
 
-<<<<<<< HEAD
-def _kernels(graph: Graph) -> set[int]:
-    return {id(kernel) for kernel in ranked_kernels(graph)}
-=======
 def _checked(scores: Sequence, groups: Sequence[Group], criterion: Criterion) -> list[np.ndarray]:
     """What `Criterion.of_channels` gave, if it is a finite score for each channel."""
     arrays = [np.asarray(each) for each in scores]
@@ -278,6 +249,5 @@ def _checked(scores: Sequence, groups: Sequence[Group], criterion: Criterion) ->
     return arrays
 
 
-def _kernels(model: keras.Model) -> set[int]:
-    return {id(kernel) for kernel in ranked_kernels(model)}
->>>>>>> main
+def _kernels(graph: Graph) -> set[int]:
+    return {id(kernel) for kernel in ranked_kernels(graph)}
