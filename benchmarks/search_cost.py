@@ -28,7 +28,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt.tuner.objective import as_objectives
-from tfopt.tuner.oracles import make_oracle
+from tfopt.tuner.proposers import make_oracle
 
 PEER = "Keras Tuner"
 OUTSIDE_LIMIT = 0.6

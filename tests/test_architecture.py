@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import io
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,7 @@ def test_exceptions_are_caught_by_name(path):
 # Inside `core`: each part imports only itself and what stands before it. A file beside the parts is a part of its own.
 CORE = [
     "version",
+    "types",
     "errors",
     "keras_internals",
     "checks",
@@ -145,3 +148,44 @@ def test_core_stands_alone():
         if room(path) in uses:
             uses[room(path)] |= set(own_rooms(ast.parse(path.read_text())))
     assert not ("interop" in uses["core"] and "core" in uses["interop"])
+
+
+# The limits of the house: what is longer is hard to read at once.
+FILE_LINES, FUNCTION_LINES, WITHIN = 400, 30, 0.98
+NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+def code_lines(source):
+    """Numbers of the lines that hold code: no blank lines, comments and docstrings."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = {line for t in tokens if t.type not in NO_CODE for line in range(t.start[0], t.end[0] + 1)}
+    for node in ast.walk(ast.parse(source)):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
+
+
+def lengths(source):
+    """`{name: lines of code}` of all functions of a file, those inside others too, from `def` to the end."""
+    lines = code_lines(source)
+    functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return {f"{n.name}, line {n.lineno}": len(lines & set(range(n.lineno, n.end_lineno + 1))) for n in functions}
+
+
+def test_lines_of_code_by_hand():
+    source = (
+        'def f(x):\n    """Says.\n\n    More.\n    """\n    # why\n    y = """two\nlines"""\n\n    return x  # it\n'
+    )
+    assert lengths(source) == {"f, line 1": 4}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= FILE_LINES
+
+
+def test_functions_are_short():
+    found = {f"{name_of(path)}: {name}": n for path in MODULES for name, n in lengths(path.read_text()).items()}
+    longer = {name: n for name, n in found.items() if n > FUNCTION_LINES}
+    assert len(longer) <= (1 - WITHIN) * len(found), longer

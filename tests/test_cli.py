@@ -109,6 +109,11 @@ def test_summary(folder, capsys):
         (["cluster", "{}/model.keras", "{}/out.keras", "--clusters", "1"], "at least 2"),
         (["prune", "{}/model.keras", "{}/out.h5"], ".keras"),
         (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "has to exist"),
+        (["prune", "{}/model.keras", "{}/model.keras"], "another file than it is read from"),
+        (["shrink", "{}/model.keras", "{}/./model.keras"], "another file than it is read from"),
+        (["cluster", "{}/model.keras", "{}/model.keras"], "another file than it is read from"),
+        (["quantize", "{}/model.keras", "{}/model.keras", "--scheme", "float16"], "another file than it is read from"),
+        (["export", "{}/model.keras", "{}/model.keras"], "must end in .tflite"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/nothing.npz"], "nothing.npz"),
         (["quantize", "{}/model.keras", "{}/out.keras", "--data", "{}/model.keras"], "has to hold the arrays x"),
         (["export", "{}/model.keras", "{}/out.tflite", "--quantization", "int8"], "data"),
@@ -120,7 +125,7 @@ def test_summary(folder, capsys):
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, capfd, arguments, message):
     np.savez(folder / "only_x.npz", x=np.zeros((2, 8)))
-    before = sorted(folder.iterdir())
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert main([part.format(folder) for part in arguments]) == 1
     captured = capfd.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("tfopt ")]
@@ -128,7 +133,7 @@ def test_errors_are_one_line_and_nothing_is_written(folder, capfd, arguments, me
     assert lines[0].startswith(f"tfopt {arguments[0]}: ")
     assert message in lines[0]
     assert "Traceback" not in captured.err
-    assert sorted(folder.iterdir()) == before
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -176,6 +181,13 @@ def test_a_process_of_its_own_fails_with_one_clean_line(folder):
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("tfopt prune: `sparsity`")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("module", ["tfopt", "tfopt.cli"])
+def test_the_command_as_a_module(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "from a trained model to the edge" in done.stdout
 
 
 def test_data_with_pickled_objects_is_refused(folder, capsys):

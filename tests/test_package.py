@@ -1,8 +1,10 @@
 """The package as a user gets it: public names, what the import loads, content of the wheel."""
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +75,46 @@ print(json.dumps([name for name in keras.saving.get_custom_objects() if name.sta
 """)
     names = ("FakeQuantize", "QuantizedLayer", "Distiller", "SoftTargets", "ParallelFusion", "Cascade")
     assert {f"tfopt>{name}" for name in names} <= set(registered)
+
+
+def test_a_keras_newer_than_tested_is_warned_of_at_import():
+    said = fresh("""
+import json, warnings
+import keras
+keras.__version__ = "3.99.0"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import tfopt
+print(json.dumps([str(warning.message) for warning in caught if "tfopt" in str(warning.message)]))
+""")
+    assert len(said) == 1
+    assert said[0].startswith("tfopt was tested with Keras up to 3.15; you have 3.99.0.")
+
+
+@pytest.mark.parametrize(
+    ("version", "warns"),
+    [
+        *(("3.12.4", False), ("3.15.1", False), ("3.15.99", False), ("3.9.0", False)),
+        *(("3.16.0", True), ("3.16.0rc1", True), ("4.0.0", True), ("unknown", False)),
+    ],
+)
+def test_which_versions_of_keras_are_warned_of(version, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tfopt._warn_of_untested(version)
+    assert bool(caught) == warns
+
+
+def test_the_warning_can_be_silenced():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "tfopt was tested")
+        tfopt._warn_of_untested("3.99.0")
+
+
+def test_the_newest_keras_that_is_tested_is_the_one_of_the_constraints():
+    pins = re.findall(r"^keras==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert max((int(major), int(minor)) for major, minor in pins) == tfopt._TESTED_KERAS
 
 
 def test_the_wheel_holds_every_module(tmp_path):

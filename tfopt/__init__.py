@@ -13,6 +13,8 @@ Example:
 from __future__ import annotations
 
 import importlib
+import re
+import warnings
 from types import ModuleType
 
 import lazy_loader
@@ -35,9 +37,28 @@ _REGISTERING = (
 )
 
 
+# The newest minor version of Keras that the tests run on. An upper bound in the package's metadata would make pip keep
+# back, or take back, the Keras of everything else in the environment, and most of a newer one works.
+_TESTED_KERAS = (3, 15)
+
+
 def _register(keras: ModuleType) -> None:
     for module in _REGISTERING:
         importlib.import_module(f"tfopt.{module}")
+    _warn_of_untested(keras.__version__)
+
+
+def _warn_of_untested(version: str) -> None:
+    """Warns of a Keras above the newest tested one; its patch releases are taken as tested."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) > _TESTED_KERAS:
+        newest = ".".join(map(str, _TESTED_KERAS))
+        warnings.warn(
+            f"tfopt was tested with Keras up to {newest}; you have {version}. If something fails, try "
+            f"`pip install 'keras=={newest}.*'`; `warnings.filterwarnings('ignore', 'tfopt was tested')` before the "
+            "import silences this.",
+            stacklevel=2,
+        )
 
 
 # At once if Keras is there, else as soon as it is: `tfopt --help` needs no TensorFlow.

@@ -33,8 +33,8 @@ from .editing.swap import swap_activation as swap_activation
 from .editing.swap import swap_kernel_size as swap_kernel_size
 from .editing.swap import swap_pooling as swap_pooling
 from .editing.width import scale_width as scale_width
-from .features.features import drop_features as drop_features
-from .features.features import rank_features as rank_features
+from .features.drop import drop_features as drop_features
+from .features.rank import rank_features as rank_features
 from .fusion.fuse import fuse as fuse
 from .fusion.soup import average_weights as average_weights
 from .fusion.stacking import stack as stack

@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers as kl
 
 import tfopt
+from tfopt.core.checks import is_whole
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.report.compare import Comparison
 
@@ -191,7 +192,7 @@ class _Job:
 
 def _checked(epochs: Epochs) -> Epochs:
     counts = (epochs.full, epochs.half, epochs.prune, epochs.quantize)
-    if not all(isinstance(count, int) and count >= 1 for count in counts):
+    if not all(is_whole(count) and count >= 1 for count in counts):
         raise InvalidArgumentError("Each model is trained for at least one whole epoch.", received=epochs)
     return epochs
 

@@ -44,6 +44,14 @@ def test_the_array_is_the_file(suffix, path, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
+@pytest.mark.parametrize("word", ["double", "int", "static", "class", "alignas"])
+def test_words_of_the_language_are_no_names(word, path, tmp_path):
+    first, *_ = tfopt.export_c_array(path, tmp_path / f"{word}.c")
+    assert f"const unsigned char {word}_[]" in first.read_text()
+    with pytest.raises(tfopt.InvalidArgumentError, match="must be a name in C"):
+        tfopt.export_c_array(path, tmp_path / "net.c", name=word)
+
+
 @pytest.mark.parametrize(
     ("compiler", "suffix", "main"),
     [("gcc", ".h", "main.c"), ("gcc", ".c", "main.c"), ("g++", ".h", "main.cc"), ("g++", ".cc", "main.cc")],

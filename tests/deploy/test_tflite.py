@@ -337,3 +337,32 @@ def test_applications_go_the_whole_road(name, tmp_path):
     got, want = file.predict(x), zoo.called(ready, x)
     noise = 10 * np.log10(np.mean(want**2) / np.mean((got - want) ** 2))
     assert noise > 20  # dB
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "MODEL.HDF5"])
+def test_a_keras_file_is_not_written_over(name, tmp_path):
+    (tmp_path / name).write_bytes(b"trained")
+    with pytest.raises(tfopt.FileError, match=r"must end in \.tflite"):
+        tfopt.export_tflite(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"trained"
+
+
+def test_numbers_of_numpy_in_options_and_metadata(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    export = tfopt.export_tflite(
+        model,
+        tmp_path / "model.tflite",
+        batch_size=np.int64(2),
+        tolerance=np.float32(0.5),
+        sparse=np.bool_(False),
+        metadata={"classes": np.int64(2), "mean": np.float32(0.5), "binary": np.True_},
+    )
+    assert (type(export.checks[0].tolerance), export.checks[0].tolerance) == (float, export.tolerance)
+    file = tfopt.TFLiteModel(export.path, num_threads=np.int32(1))
+    assert file.inputs[0].shape == (2, 4)
+    assert {key: file.metadata[key] for key in ("classes", "mean", "binary")} == {
+        "classes": 2,
+        "mean": 0.5,
+        "binary": True,
+    }
+    assert file.latency(runs=np.int64(2), warmup=np.int64(0)).runs == 2

@@ -167,7 +167,7 @@ def test_errors():
     with pytest.raises(NothingToDoError, match="it is max pooling already"):
         swap_pooling(model, "max")
     for size in (0, (2, -1), (1, 2, 3)):
-        with pytest.raises(InvalidArgumentError, match="`output_size` has a number of bins"):
+        with pytest.raises(InvalidArgumentError, match="`output_size` must hold a number of bins"):
             tfopt.AdaptiveMaxPooling2D(size)
     with pytest.raises(InvalidArgumentError, match="needs known lengths"):
         tfopt.AdaptiveMaxPooling1D(2)(keras.Input((None, 3)))

@@ -359,7 +359,7 @@ def test_kernels_that_keep_their_size_are_named():
 
 @pytest.mark.parametrize("size", [0, 2.0, "3", True, (3, 3)])
 def test_sizes_out_of_range(size):
-    with pytest.raises(InvalidArgumentError, match="`size` is a whole number"):
+    with pytest.raises(InvalidArgumentError, match="`size` must be a whole number"):
         swap_kernel_size(nets.article_cnn(), size)
 
 
@@ -389,3 +389,17 @@ def test_an_own_function_is_not_the_one_of_keras_with_its_name():
     assert again.get_layer("a").activation is relu
     with pytest.raises(NothingToDoError, match="already"):
         swap_activation(again, relu)
+
+
+def test_own_activations_of_a_keras_name_are_the_users():
+    def elu(x):
+        return keras.ops.tanh(x)
+
+    def sigmoid(x):
+        return keras.ops.relu(x)
+
+    model = keras.Sequential(
+        [keras.Input((4,)), kl.Dense(4, elu, name="a"), kl.Dense(4, sigmoid, name="b"), kl.Dense(2, name="c")]
+    )
+    swapped = tfopt.swap_activation(model, "elu")
+    assert [layer.activation for layer in swapped.layers[:2]] == [keras.activations.elu] * 2

@@ -170,7 +170,7 @@ def test_frozen_layers_and_dtype_policies_stay():
 
 @pytest.mark.parametrize("factor", [0, -0.5, float("nan"), float("inf"), "a", None, True])
 def test_factors_out_of_range(factor):
-    with pytest.raises(InvalidArgumentError, match=r"`factor` is a finite number above 0\. Received"):
+    with pytest.raises(InvalidArgumentError, match=r"`factor` must be a finite number above 0\. Received"):
         scale_width(article_cnn(), factor)
 
 

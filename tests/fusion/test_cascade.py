@@ -352,6 +352,11 @@ def test_files_that_do_not_go_together_are_refused(x, tmp_path):
             TFLiteCascade(paths)
     with pytest.raises(InvalidArgumentError, match="one threshold for each file but the last"):
         TFLiteCascade([first, second], [0.5, 0.5], from_logits=False)
+    (tmp_path / "other").mkdir()
+    other = fuse([classifier(4, 7), classifier(8, 8)], "cascade", thresholds=[0.9], name="other")
+    _, of_another = (export.path for export in export_cascade(other, tmp_path / "other"))
+    with pytest.raises(InvalidArgumentError, match="from one export of one cascade"):
+        TFLiteCascade([first, of_another])
     assert TFLiteCascade([second, first], [0.5], from_logits=False).predict(x).shape == (80, CLASSES)
     with pytest.raises(InvalidArgumentError, match="takes a cascade"):
         export_cascade(classifier(2, 1), tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 import tfopt.interop.tfmot as interop
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
+from tfopt.interop import pruning
 
 tfmot = interop.tfmot()
 tf_keras = sys.modules["tf_keras"]
@@ -155,7 +156,7 @@ class TestPrune:
         assert count.epochs == 2
         assert count.sparse_at_epoch_end
         own = tfmot.sparsity.keras.UpdatePruningStep()
-        assert interop._callbacks_with_update_step([own]) == [own]
+        assert pruning._callbacks_with_update_step([own]) == [own]
 
     def test_without_a_schedule_masks_hold_at_once_and_through_fit(self):
         pruned = interop.prune(network(), sparsity=0.8)

@@ -332,3 +332,39 @@ def test_channels_stay_in_a_layer_whose_own_activation_mixes_them():
     layers = [kl.Dense(6, activation=softplus, name="hidden"), kl.Dense(2, name="head")]
     with pytest.raises(tfopt.NothingToDoError, match="the softplus of 'hidden' mixes them"):
         tfopt.prune(keras.Sequential([keras.Input((4,)), *layers]), pattern="channel", sparsity=0.5)
+
+
+def test_frozen_weights_follow_a_growing_mask():
+    """The optimizer does not call the constraints of a frozen batch normalization; its group is pruned all the same."""
+    inputs = keras.Input((6,))
+    hidden = kl.BatchNormalization(name="norm", trainable=False)(kl.Dense(8, name="hidden")(inputs))
+    model = keras.Model(inputs, kl.Dense(2, name="head")(hidden))
+    model.get_layer("norm").beta.assign(np.ones(8))
+    pruned = tfopt.prune(model, tfopt.PolynomialDecay(0, 0.5, 0, 4, frequency=1), pattern="channel")
+    x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
+    pruned.compile("sgd", "mse")
+    pruned.fit(x, x[:, :2], batch_size=8, epochs=2, verbose=0)
+    gone = ~pruned.get_layer("hidden").kernel.numpy().any(0)
+    assert gone.sum() == 4
+    np.testing.assert_array_equal(pruned.get_layer("norm").gamma.numpy() == 0, gone)
+    np.testing.assert_array_equal(pruned.get_layer("norm").beta.numpy() == 0, gone)
+    assert assert_shrinks_exactly(pruned, x).get_layer("hidden").units == 4
+
+
+def test_a_resume_before_the_schedule_begins_prunes_nothing():
+    pruned = tfopt.prune(mlp(), tfopt.PolynomialDecay(0.5, 0.75, 100, 200, frequency=1), pattern="channel")
+    pruned.compile("sgd", "mse")
+    pruned.optimizer.iterations.assign(50)
+    pruned.fit(np.ones((4, 4)), np.ones((4, 2)), batch_size=2, verbose=0)
+    assert kept_units(pruned) == [0, 1, 2, 3, 4, 5]
+    pruned.optimizer.iterations.assign(150)
+    pruned.fit(np.ones((4, 4)), np.ones((4, 2)), batch_size=2, verbose=0)
+    assert len(kept_units(pruned)) == 2  # 1 - (0.75 - 0.25 * 0.49 ** 3) = 0.279 of 6
+
+
+def test_a_dead_channel_goes_before_those_of_a_negative_score():
+    kernel = np.array([[1, -5, 0, 4, -3, 6]] * 4, "float32")
+    model = mlp(kernel)
+    model.get_layer("head").kernel.assign(np.where(np.arange(6)[:, None] == 2, 0.0, np.ones((6, 2))))
+    pruned = tfopt.prune(model, pattern="channel", sparsity=0.5, criterion=lambda weights: -abs(weights))
+    assert kept_units(pruned) == [0, 3, 4]

@@ -107,6 +107,7 @@ def test_saved_formats(comparison, tmp_path):
 
 def test_jupyter(comparison, layers):
     assert "<table>" in comparison._repr_html_()
+    assert comparison._repr_html_().count("<svg") == comparison.to_html().count("<svg") > 0
     assert comparison.plot().axes[0].get_ylabel() == "accuracy"
     (offsets,) = [collection.get_offsets() for collection in comparison.plot().axes[0].collections]
     np.testing.assert_allclose(offsets, [[123.456, 0.9731]])

@@ -9,8 +9,10 @@ import pytest
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.tuner import packages
+from tfopt.tuner.methods import METHODS
 from tfopt.tuner.objective import as_objectives
-from tfopt.tuner.oracles import METHODS, OptunaOracle, make_oracle, proposed_again
+from tfopt.tuner.oracles import OptunaOracle, proposed_again
+from tfopt.tuner.proposers import make_oracle
 
 
 def space():
@@ -180,3 +182,17 @@ def test_a_missing_package_is_named():
     with pytest.raises(InvalidArgumentError, match=r"needs the package 'no_such'.*pip install tfopt\[search\]"):
         packages.load("no_such")
     assert packages.load("keras") is keras
+
+
+def test_ranges_on_scales_that_optuna_does_not_have_are_learned_as_they_were_tried():
+    hps = keras_tuner.HyperParameters()
+    hps.Int("layers", 1, 100, sampling="log")
+    hps.Float("momentum", 0.9, 0.999, sampling="reverse_log")
+    oracle = oracle_of("tpe", hps)
+    for layers, momentum in ((7, 0.95), (60, 0.99)):
+        end(oracle, proposed_again(oracle, {"layers": layers, "momentum": momentum}), {"val_loss": float(layers)})
+    told = {trial.value: trial for trial in oracle._study.trials if trial.state.name == "COMPLETE"}
+    for value, momentum in ((7, 0.95), (60, 0.99)):
+        params = told[value].params
+        assert hps.space[0].prob_to_value(params["layers (quantile)"]) == value
+        assert hps.space[1].prob_to_value(params["momentum (quantile)"]) == pytest.approx(momentum)

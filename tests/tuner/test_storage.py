@@ -236,7 +236,7 @@ def test_studies_of_something_else_are_refused(sqlite, tmp_path):
         ({"name": ""}, "a `name`"),
         ({"storage": 3}, "address of a database"),
         ({"storage": None}, "that of a search in a `storage`"),
-        ({"method": "bayesian"}, "`method` must be one of 'tpe', 'nsga2', 'random'"),
+        ({"method": "bayesian"}, "`method` must be one of tpe, nsga2, random"),
         ({"workers": 2}, "Start the script once for each worker"),
         ({"storage": "secret words"}, "address of a database"),
         ({"storage": "postgresql://me:my:secret@word@host:port/db"}, "address of a database"),

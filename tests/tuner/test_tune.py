@@ -351,7 +351,7 @@ def test_trials_survive_being_written(tmp_path):
         ({"epochs": 0}, "`epochs`"),
         ({"executions": 1.5}, "`executions`"),
         ({"seed": -1}, "`seed`"),
-        ({"train": [X, Y]}, "`train` is"),
+        ({"train": [X, Y]}, "`train` must be"),
         ({"val": None}, "Pass `val` or `cv`"),
         ({"cv": 3}, "instead of `val`"),
         ({"cv": 1, "val": None}, "`cv` must be a number of folds"),
@@ -374,7 +374,7 @@ def test_other_options_are_refused(options, said):
 def test_other_models_are_refused():
     with pytest.raises(InvalidArgumentError, match="makes its own space"):
         search(lambda hp: net(), {"lr": (0.01, 0.1)}, train=DATA, val=DATA)
-    with pytest.raises(InvalidArgumentError, match="is searched"):
+    with pytest.raises(InvalidArgumentError, match="`model_or_builder` must be"):
         search(3, train=DATA, val=DATA)
     batches = tf.data.Dataset.from_tensor_slices(DATA).batch(8)
     with pytest.raises(InvalidArgumentError, match="needs arrays"):

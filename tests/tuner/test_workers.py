@@ -17,10 +17,12 @@ import tensorflow as tf
 from searched import DATA, EPOCHS, Watched, X, Y, is_running, net, notes, wait_for
 
 from tfopt.core.errors import InvalidArgumentError, TfoptError
+from tfopt.tuner.folder import FolderTrials
 from tfopt.tuner.journal import SearchJournal, Trial
-from tfopt.tuner.loop import Search
+from tfopt.tuner.loop import run_trials
 from tfopt.tuner.objective import as_objectives
-from tfopt.tuner.oracles import make_oracle
+from tfopt.tuner.proposers import make_oracle
+from tfopt.tuner.sources import Budget
 from tfopt.tuner.space import SearchSpace
 from tfopt.tuner.trainer import Trainer
 from tfopt.tuner.tune import search
@@ -181,12 +183,12 @@ def test_trials_are_taken_up_in_the_order_of_then(tmp_path):
 
     def proposals(folder, *ends):
         for end_after in ends:
-            study = Search(
+            trials = FolderTrials(
                 *(Space(tmp_path), make_oracle("hyperband", as_objectives("val_loss"), epochs=9)),
                 *(SearchJournal(folder, {}), as_objectives("val_loss"), 0),
             )
             with contextlib.suppress(KeyboardInterrupt):
-                study.run(Formula(end_after), 40, None, 0)
+                run_trials(trials, Formula(end_after), Budget(40, None), 0)
         return [(trial.values, trial.proposed_after) for trial in SearchJournal(folder, {}).trials()]
 
     whole = proposals(tmp_path / "whole", 40)
@@ -204,11 +206,11 @@ def test_what_cannot_go_to_workers_is_refused(tmp_path):
         with lock:
             return net(hp.Choice("units", [1, 2]))
 
-    with pytest.raises(InvalidArgumentError, match=r"pickled.*lock.*inside of the builder"):
+    with pytest.raises(InvalidArgumentError, match=r"picklable.*lock.*inside of the builder"):
         run(builder, workers=2, directory=tmp_path)
     assert not list(tmp_path.glob(".*"))
     endless = tf.data.Dataset.from_tensor_slices(DATA).batch(8).repeat()
-    with pytest.raises(InvalidArgumentError, match="has an end"):
+    with pytest.raises(InvalidArgumentError, match="must have an end"):
         run(Watched(tmp_path), train=endless, val=DATA, workers=2)
     with pytest.raises(InvalidArgumentError, match="at least 1"):
         run(Watched(tmp_path), workers=0)
@@ -227,7 +229,7 @@ def test_a_module_that_a_worker_does_not_find(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         builder = importlib.import_module("only_here").build
-    with pytest.raises(TfoptError, match="able to load what is searched.*No module named 'only_here'"):
+    with pytest.raises(TfoptError, match="able to load the space and the data.*No module named 'only_here'"):
         run(builder, budget=1, workers=2, directory=tmp_path / "search")
 
 

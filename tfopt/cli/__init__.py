@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from tfopt.cli.compress import add_cluster, add_prune, add_quantize, add_shrink
 from tfopt.cli.export import add_export
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 class _Version(argparse.Action):
     """`--version`, without importing TensorFlow to find out its version."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         from importlib.metadata import version
 
         from tfopt import __version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tfopt.cli.files import check_out, load_arrays, quiet_start, save_model
 from tfopt.cli.options import add_model_and_out, add_selection, new_command, positive
@@ -11,7 +12,7 @@ from tfopt.cli.options import add_model_and_out, add_selection, new_command, pos
 SCHEMES = ("int8", "int16x8", "float16", *(f"int{bits}_weight_only" for bits in range(8, 1, -1)))
 
 
-def add_prune(commands) -> None:
+def add_prune(commands: Any) -> None:
     command = new_command(
         commands,
         "prune",
@@ -39,7 +40,7 @@ def add_prune(commands) -> None:
     add_selection(command, "prune")
 
 
-def add_shrink(commands) -> None:
+def add_shrink(commands: Any) -> None:
     command = new_command(
         commands,
         "shrink",
@@ -52,7 +53,7 @@ def add_shrink(commands) -> None:
     add_model_and_out(command)
 
 
-def add_cluster(commands) -> None:
+def add_cluster(commands: Any) -> None:
     command = new_command(
         commands,
         "cluster",
@@ -70,7 +71,7 @@ def add_cluster(commands) -> None:
     add_selection(command, "cluster")
 
 
-def add_quantize(commands) -> None:
+def add_quantize(commands: Any) -> None:
     command = new_command(
         commands,
         "quantize",
@@ -95,7 +96,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         from tfopt.core.models.loading import load_model
         from tfopt.pruning.prune import prune
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     arrays = load_arrays(arguments.data, "x", "y") if arguments.data else None
     names = ("sparsity", "to_macs", "to_params", "pattern", "scope", "round_to", "criterion", "include", "exclude")
     options = {name: getattr(arguments, name) for name in names}
@@ -108,7 +109,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
         from tfopt.core.models.loading import load_model
         from tfopt.pruning.shrink import shrink
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     model = load_model(arguments.model)
     small = shrink(model)
     save_model(small, arguments.out)
@@ -120,7 +121,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
         from tfopt.clustering.cluster import cluster
         from tfopt.core.models.loading import load_model
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     options = {name: getattr(arguments, name) for name in ("init", "per_channel", "include", "exclude")}
     save_model(cluster(load_model(arguments.model), arguments.clusters, **options), arguments.out)
 
@@ -132,7 +133,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         from tfopt.quantization.calibrate import calibrate
         from tfopt.quantization.quantize import quantize
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     has_ranges = arguments.scheme in ("int8", "int16x8")
     if has_ranges != (arguments.data is not None):
         raise InvalidArgumentError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tfopt.cli.files import json_of, load_arrays, quiet_start
 from tfopt.cli.options import add_model_and_out, new_command, positive
 
 
-def add_export(commands) -> None:
+def add_export(commands: Any) -> None:
     command = new_command(
         commands,
         "export",
@@ -21,6 +22,14 @@ def add_export(commands) -> None:
         "tfopt export int8.keras model.tflite --input-type int8 --output-type int8 --c-array",
     )
     add_model_and_out(command, out="a .tflite file")
+    _add_numbers(command)
+    command.add_argument("--metadata", metavar="FILE.json", type=Path, help="name, labels, ... to write into the file")
+    command.add_argument("--compare-with", metavar="MODEL", type=Path, help="show the difference from this model too")
+    command.add_argument("--c-array", action="store_true", help="write OUT as C source too, beside it: .cc and .h")
+
+
+def _add_numbers(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say what numbers the file computes in."""
     command.add_argument(
         "--quantization",
         choices=("auto", "none", "dynamic", "float16", "int8"),
@@ -38,9 +47,6 @@ def add_export(commands) -> None:
     command.add_argument(
         "--batch-size", type=batch_size, default=1, metavar="N", help="samples at a time, or 'free' [%(default)s]"
     )
-    command.add_argument("--metadata", metavar="FILE.json", type=Path, help="name, labels, ... to write into the file")
-    command.add_argument("--compare-with", metavar="MODEL", type=Path, help="show the difference from this model too")
-    command.add_argument("--c-array", action="store_true", help="write OUT as C source too, beside it: .cc and .h")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -67,4 +73,5 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def batch_size(text: str) -> int | None:
+    """What `--batch-size` says; None for a batch that is left free."""
     return None if text == "free" else positive(text)

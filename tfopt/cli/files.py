@@ -33,6 +33,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def show(report: Any, save: Path | None) -> None:
+    """Prints a report, and saves it where asked for."""
     print(report)
     if save:
         print(f"Saved {report.save(save)}")
@@ -60,6 +61,7 @@ def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def json_of(path: Path) -> Any:
+    """What a JSON file holds."""
     import json
 
     from tfopt.core.errors import FileError
@@ -70,14 +72,20 @@ def json_of(path: Path) -> Any:
         raise FileError("The metadata file has to hold JSON.", received=f"'{path}': {error}") from error
 
 
-def check_out(path: Path) -> None:
-    """Raises before any work is done if a Keras model cannot be written to `path`."""
+def check_out(path: Path, model: Path) -> None:
+    """Raises before any work is done if a Keras model cannot be written to `path`, or is the one that is read."""
     from tfopt.core.errors import FileError
     from tfopt.core.files import check_writable
 
     if path.suffix != ".keras":
         raise FileError("The model is written as a .keras file.", received=f"'{path}'")
     check_writable(path)
+    if path.exists() and model.exists() and path.samefile(model):
+        raise FileError(
+            "The model must be written to another file than it is read from.",
+            received=f"'{path}' for both",
+            fix="Give OUT another name.",
+        )
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def new_command(commands, name: str, run, short: str, description: str, example: str) -> argparse.ArgumentParser:
+def new_command(
+    commands: Any, name: str, run: Callable[..., None], short: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    """Adds a command with its help; `run` gets the arguments."""
     examples = "example:\n" + "\n".join(f"  {line}" for line in example.splitlines())
     command = described(commands.add_parser, name, help=short, description=description, epilog=examples)
     command.set_defaults(run=run)
     return command
 
 
-def described(make, *args, **kwargs) -> argparse.ArgumentParser:
+def described(make: Callable[..., Any], *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
     """A parser that shows texts as they are written."""
     return make(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 

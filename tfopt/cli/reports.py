@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tfopt.cli.files import load_arrays, quiet_start, show
 from tfopt.cli.options import add_save, new_command
 
 
-def add_demo(commands) -> None:
+def add_demo(commands: Any) -> None:
     command = new_command(
         commands,
         "demo",
@@ -24,7 +25,7 @@ def add_demo(commands) -> None:
     command.add_argument("--quiet", action="store_true", help="show the table only")
 
 
-def add_summary(commands) -> None:
+def add_summary(commands: Any) -> None:
     command = new_command(
         commands,
         "summary",
@@ -37,7 +38,7 @@ def add_summary(commands) -> None:
     add_save(command)
 
 
-def add_compare(commands) -> None:
+def add_compare(commands: Any) -> None:
     command = new_command(
         commands,
         "compare",

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from tfopt.cli.files import check_out, load_arrays, quiet_start, save_model
 from tfopt.cli.options import add_save, new_command, positive
+from tfopt.tuner.methods import METHODS
 
 if TYPE_CHECKING:
     import keras
 
-METHODS = ("tpe", "nsga2", "random", "grid", "bayesian", "hyperband")
 AXES = ("activation", "kernel_size", "pooling", "width", "depth", "lr", "batch_size", "decay", "clipnorm")
 
 
-def add_search(commands) -> None:
+def add_search(commands: Any) -> None:
     command = new_command(
         commands,
         "search",
@@ -105,7 +105,7 @@ def _search(arguments: argparse.Namespace) -> None:
         from tfopt.core.reporting.render import check_report_path
         from tfopt.tuner.tune import search
 
-    check_out(arguments.out)
+    check_out(arguments.out, arguments.model)
     if arguments.save:
         check_report_path(arguments.save)
     objectives = [_objective(text) for text in arguments.objective or ["val_accuracy"]]
@@ -142,7 +142,7 @@ def _compiled(arguments: argparse.Namespace, objectives: list[str]) -> keras.Mod
         model = load_model(arguments.model, compile=True)
         if not model.compiled:
             raise InvalidArgumentError(
-                "A model that is searched is compiled.",
+                "The model must be compiled.",
                 received=f"'{arguments.model}', which is not",
                 fix="Pass --loss, such as --loss sparse_categorical_crossentropy.",
             )
@@ -153,7 +153,7 @@ def _compiled(arguments: argparse.Namespace, objectives: list[str]) -> keras.Mod
         model.compile(arguments.optimizer or "adam", arguments.loss, metrics=list(metrics))
         model.get_compile_config()
     except (ValueError, TypeError) as error:
-        raise InvalidArgumentError("The model has to compile.", received=str(error).strip()) from error
+        raise InvalidArgumentError("The model must compile with these options.", received=str(error).strip()) from error
     return model
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tfopt.clustering.centroids import INITS, find_centroids, nearest
 from tfopt.clustering.clusters import ZERO, WeightClusters
 from tfopt.core.checks import as_choice, as_flag, as_whole
+from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.registry import range_axes
 from tfopt.core.models import constraints
@@ -20,6 +21,7 @@ from tfopt.core.models.graph import check_finite, check_model, check_patterns, w
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Kernel, Selection, checked_selection, select_kernels
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Names
 from tfopt.interop import tfmot
 
 
@@ -29,8 +31,8 @@ def cluster(
     *,
     init: str = "kmeans++",
     per_channel: bool = False,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -92,12 +94,12 @@ def cluster(
     kernels = _kernels(model, selection, n_clusters)
     check_finite(model)
     clustered = rewrite(model)
-    twins = dict(zip(map(id, model.variables), clustered.variables, strict=True))
+    copies = counterparts(model, clustered, [kernel.variable for kernel in kernels])
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
-        for kernel in kernels:
+        for kernel, copy in zip(kernels, copies, strict=True):
             axes = range_axes(kernel.layer, kernel.name) if per_channel else ()
-            _attach(twins[id(kernel.variable)], kernel.amount, axes, init, generator)
+            _attach(copy, kernel.amount, axes, init, generator)
             done()
     return clustered
 

@@ -32,6 +32,7 @@ __all__ = [
     "logits_behind",
     "mask_of",
     "moving_average_of",
+    "name_counts",
     "op_class",
     "running_apply",
     "set_mask",
@@ -166,6 +167,11 @@ def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Var
     if not getattr(optimizer, "use_ema", False):
         return None
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
+
+
+def name_counts() -> dict[str, int]:
+    """How many names Keras has made of each kind by itself: `{"dense": 2}` after `dense` and `dense_1`."""
+    return dict(global_state.get_global_attribute("object_name_uids") or {})
 
 
 def flat_inputs(functional: Functional, inputs, mask=None) -> list:

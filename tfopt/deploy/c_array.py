@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from tfopt.core.checks import shown
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.deploy.runner import TFLiteModel
@@ -13,6 +14,22 @@ from tfopt.deploy.runner import TFLiteModel
 SUFFIXES = (".h", ".c", ".cc", ".cpp")
 A_LINE = 12  # bytes in a line of the array
 
+# The keywords of C11, of C23 and of C++ up to C++20, with what <stdalign.h> and <iso646.h> define.
+_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t char8_t class
+        co_await co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype
+        default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int
+        long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
+        reinterpret_cast requires restrict return short signed sizeof static static_assert static_cast struct switch
+        template this thread_local throw true try typedef typeid typename typeof typeof_unqual union unsigned using
+        virtual void volatile wchar_t while xor xor_eq _Alignas _Alignof _Atomic _BitInt _Bool _Complex _Decimal128
+        _Decimal32 _Decimal64 _Generic _Imaginary _Noreturn _Static_assert _Thread_local
+        """,
+    )
+)
 _ALIGNAS = """\
 #ifndef __cplusplus
 #include <stdalign.h>
@@ -73,7 +90,7 @@ def export_c_array(
     target = check_writable(out)
     if target.suffix not in SUFFIXES:
         raise FileError(f"A C array is written as {', '.join(SUFFIXES)}.", received=f"'{target}'")
-    name = re.sub(r"\W|^(?=\d)", "_", target.stem, flags=re.ASCII) if name is None else name
+    name = _name_for(target) if name is None else name
     _check_name(name)
     file = model if isinstance(model, TFLiteModel) else TFLiteModel(model)
     if target.suffix == ".h":
@@ -83,10 +100,17 @@ def export_c_array(
     return write_whole(target, source), write_whole(header, _guarded(name, _DECLARATION.format(name=name)))
 
 
+def _name_for(target: Path) -> str:
+    """A name in C after that of the file."""
+    name = re.sub(r"\W|^(?=\d)", "_", target.stem, flags=re.ASCII)
+    return f"{name}_" if name in _WORDS else name
+
+
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _WORDS:
         raise InvalidArgumentError(
-            "`name` is a name in C: letters, digits and underscores, no digit first.", received=repr(name)
+            "`name` must be a name in C and C++: letters, digits and underscores, no digit first, no word of them.",
+            received=shown(name),
         )
 
 

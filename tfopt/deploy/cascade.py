@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.checks import Range, as_numbers, shown
 from tfopt.core.data.cascades import in_turn
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import FileError, InvalidArgumentError
+from tfopt.core.models.fingerprints import model_fingerprint
 from tfopt.deploy.records import Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tensors import checked_inputs
@@ -61,10 +63,11 @@ def export_cascade(cascade: keras.Model, folder: str | os.PathLike, **options: A
         )
     if not Path(folder).is_dir():
         raise FileError("The folder to write to has to exist.", received=f"'{folder}'")
+    whole = model_fingerprint(cascade)
     exports = []
     for number, (stage, threshold) in enumerate(zip(stages, (*thresholds, 0.0), strict=True), 1):
         own = {"stage": number, "stages": len(stages), "threshold": threshold, "from_logits": cascade.from_logits}
-        metadata = {**(options.get("metadata") or {}), _KEY: own}
+        metadata = {**(options.get("metadata") or {}), _KEY: {**own, "fingerprint": whole}}
         path = Path(folder) / f"{cascade.name}_{number}.tflite"
         exports.append(export_tflite(stage, path, **{**options, "metadata": metadata}))
     return tuple(exports)
@@ -102,12 +105,13 @@ class TFLiteCascade:
         num_threads: int = 1,
     ):
         if not isinstance(stages, (list, tuple)) or not stages:
-            raise InvalidArgumentError("`stages` is a list of .tflite files.", received=repr(stages))
+            raise InvalidArgumentError("`stages` must be a list of .tflite files.", received=shown(stages))
         self.stages = tuple(
             stage if isinstance(stage, TFLiteModel) else TFLiteModel(stage, num_threads=num_threads) for stage in stages
         )
         written = _written(self.stages) if thresholds is None or from_logits is None else []
-        self.thresholds = tuple(part["threshold"] for part in written[:-1]) if thresholds is None else tuple(thresholds)
+        given = [part["threshold"] for part in written[:-1]] if thresholds is None else thresholds
+        self.thresholds = as_numbers("thresholds", given, Range(least=0, infinite=True))
         self.from_logits = written[0]["from_logits"] if from_logits is None else from_logits
         if len(self.thresholds) != len(self.stages) - 1:
             raise InvalidArgumentError(
@@ -151,5 +155,11 @@ def _written(stages: Sequence[TFLiteModel]) -> list[dict[str, Any]]:
         raise InvalidArgumentError(
             "Without `thresholds` and `from_logits` these are all files of one `export_cascade`, in their order.",
             received=f"files that are stages {places} (stage, of how many)",
+        )
+    if len({part.get("fingerprint") for part in written if part}) > 1:
+        raise InvalidArgumentError(
+            "Without `thresholds` and `from_logits` the files must come from one export of one cascade.",
+            received="stages of different cascades",
+            fix="Export the cascade again into an empty folder.",
         )
     return [part for part in written if part]

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.checks import Range, as_choice, as_count, as_number
+from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.deploy.convert import IO_TYPES
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
+_SPARSE: tuple[bool | str, ...] = ("auto", True, False)
+OF_KERAS = (".keras", ".h5", ".hdf5")  # suffixes of the files that a model is trained and kept in
 
 
-def check_options(quantization, io_types, batch_size, sparse, tolerance) -> None:
-    """Raises for an unknown option of `export_tflite`, or one out of range."""
-    if quantization not in QUANTIZATIONS:
-        raise InvalidArgumentError(f"`quantization` is one of {', '.join(QUANTIZATIONS)}.", received=repr(quantization))
-    for name, value in zip(("input_type", "output_type"), io_types, strict=True):
-        if value not in IO_TYPES:
-            raise InvalidArgumentError(f"`{name}` is one of {', '.join(IO_TYPES)}.", received=repr(value))
-    is_count = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size > 0
-    if batch_size is not None and not is_count:
-        raise InvalidArgumentError(
-            "`batch_size` is a positive int.", received=repr(batch_size), fix="Pass None to leave it free."
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `export_tflite` that hold for each model of a file."""
+
+    quantization: str
+    io_types: tuple[str, str]
+    batch_size: int | None
+    sparse: bool | str
+    tolerance: float | None
+
+    @classmethod
+    def of(cls, quantization: Any, io_types: tuple[Any, Any], batch_size: Any, sparse: Any, tolerance: Any) -> Options:
+        """The options as Python's own values; raises for an unknown one, or one out of range."""
+        bound = Range(above=0, infinite=True)
+        return cls(
+            as_choice("quantization", quantization, QUANTIZATIONS),
+            (as_choice("input_type", io_types[0], IO_TYPES), as_choice("output_type", io_types[1], IO_TYPES)),
+            None if batch_size is None else as_count("batch_size", batch_size),
+            as_choice("sparse", sparse, _SPARSE),
+            None if tolerance is None else as_number("tolerance", tolerance, bound, what="a fraction above 0"),
         )
-    if sparse not in (True, False, "auto"):
-        raise InvalidArgumentError("`sparse` is 'auto', True or False.", received=repr(sparse))
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise InvalidArgumentError("`tolerance` is a fraction above 0.", received=repr(tolerance))
 
 
-def check_comparison(compare_with, min_sqnr_db, signatures: list[str]) -> None:
+def check_name(path: Path) -> None:
+    """Raises for the name of a Keras file: the trained model would be gone."""
+    if path.suffix.lower() in OF_KERAS:
+        raise FileError(
+            "The file to write must end in .tflite.", received=f"'{path}'", fix=f"Pass '{path.with_suffix('.tflite')}'."
+        )
+
+
+def check_comparison(compare_with: Any, min_sqnr_db: Any, signatures: list[str]) -> None:
     """Raises unless the model to compare with, and the bound on the difference, go together."""
     is_by_signature = isinstance(compare_with, Mapping) and set(compare_with) <= set(signatures)
     if signatures and compare_with is not None and not is_by_signature:
         raise InvalidArgumentError(
-            "For several models `compare_with` is a dict {signature: other}.",
+            "For several models `compare_with` must be a dict {signature: other}.",
             received=f"the keys {list(compare_with)}" if isinstance(compare_with, Mapping) else repr(compare_with),
             fix=f"The signatures are {', '.join(signatures)}.",
         )
     if min_sqnr_db is None:
         return
-    if isinstance(min_sqnr_db, bool) or not isinstance(min_sqnr_db, (int, float)) or not math.isfinite(min_sqnr_db):
-        raise InvalidArgumentError("`min_sqnr_db` is a number of decibels.", received=repr(min_sqnr_db))
+    as_number("min_sqnr_db", min_sqnr_db, what="a finite number of decibels")
     if compare_with is None:
         raise InvalidArgumentError(
             "`min_sqnr_db` bounds the difference from another model.",

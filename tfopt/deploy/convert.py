@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -57,20 +58,9 @@ def convert(
     with mode("export"):
         function = _frozen(model, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-    if kind not in ("none", "weight_only"):
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if encode:
-        converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    if kind == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if kind in ("int8", "int16x8"):
-        # One range for a whole Dense kernel, as in TFMOT's scheme.
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-        converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
-        if not fake_quantized(model):
-            converter.representative_dataset = _representative(model, data, batch_size or 1)
-    if kind == "int16x8":
-        converter.target_spec.supported_ops = INT16X8_OPS
+    _set_options(converter, kind, io_types, encode)
+    if kind in ("int8", "int16x8") and not fake_quantized(model):
+        converter.representative_dataset = _representative(model, data, batch_size or 1)
     content = _run(converter, batch_size)
     if kind in ("int8", "int16x8") and fake_quantized(model):
         content = finished(content)
@@ -99,7 +89,21 @@ def output_names(model: keras.Model) -> list[str]:
     return [f"output_{index}" for index in range(len(model.outputs))]
 
 
-def _frozen(model: keras.Model, batch_size: int | None):
+def _set_options(converter: Any, kind: str, io_types: tuple[str, str], encode: bool) -> None:
+    """Tells the converter what numbers to compute in, and how to store kernels."""
+    optimizations = [] if kind in ("none", "weight_only") else [tf.lite.Optimize.DEFAULT]
+    converter.optimizations = optimizations + ([tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if encode else [])
+    if kind == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if kind in ("int8", "int16x8"):
+        # One range for a whole Dense kernel, as in TFMOT's scheme.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+        converter.inference_input_type, converter.inference_output_type = (IO_TYPES[name] for name in io_types)
+    if kind == "int16x8":
+        converter.target_spec.supported_ops = INT16X8_OPS
+
+
+def _frozen(model: keras.Model, batch_size: int | None) -> Any:
     """The model's inference as a concrete function of constants.
 
     With every weight a constant, the converter neither has to go through a SavedModel nor finds unfrozen variables.
@@ -108,7 +112,7 @@ def _frozen(model: keras.Model, batch_size: int | None):
     structure = functional_of(model).input
 
     @tf.function(autograph=False)
-    def infer(*inputs):
+    def infer(*inputs: Any) -> dict[str, Any]:
         with keras.StatelessScope(state_mapping=constants):
             outputs = keras.tree.flatten(model(keras.tree.pack_sequence_as(structure, inputs), training=False))
         return dict(zip(output_names(model), outputs, strict=True))
@@ -120,7 +124,7 @@ def _frozen(model: keras.Model, batch_size: int | None):
     return infer.get_concrete_function(*specs)
 
 
-def _representative(model, data, batch_size: int):
+def _representative(model: keras.Model, data: Any, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
     if data is None:
         raise InvalidArgumentError(
             "An int8 file of a float model needs data to set the ranges of activations.",
@@ -128,7 +132,7 @@ def _representative(model, data, batch_size: int):
             fix="Pass some hundred training samples as `data`, or use `tfopt.quantize` and `tfopt.calibrate` first.",
         )
 
-    def batches():
+    def batches() -> Iterator[list[np.ndarray]]:
         for batch in input_batches(model, data, batch_size=batch_size, limit=max(CALIBRATED_ON, batch_size)):
             rows = np.resize(np.arange(len(batch[0])), batch_size)  # the last batch starts over where it falls short
             yield [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
@@ -136,7 +140,7 @@ def _representative(model, data, batch_size: int):
     return batches
 
 
-def _run(converter, batch_size: int | None) -> bytes:
+def _run(converter: Any, batch_size: int | None) -> bytes:
     """The converter's result without what it prints; its failure as an `ExportError`."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet_logs():
@@ -153,7 +157,7 @@ def _run(converter, batch_size: int | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet_logs():
+def _quiet_logs() -> Iterator[None]:
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)

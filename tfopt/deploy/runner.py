@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.checks import as_count, as_whole
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.deploy.flatbuffer.read import (
@@ -89,11 +90,9 @@ class TFLiteModel:
     """
 
     def __init__(self, path: str | os.PathLike | bytes, *, signature: str | None = None, num_threads: int = 1):
-        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-            raise InvalidArgumentError("`num_threads` is a positive int.", received=repr(num_threads))
+        self.num_threads = as_count("num_threads", num_threads)
         self.path = None if isinstance(path, bytes) else Path(path)
         self.signature = signature
-        self.num_threads = num_threads
         self.content = path if isinstance(path, bytes) else _read(Path(path))
         self._session = self._opened()
         self._takes_batches: bool | None = None  # not known until tried; of a file that leaves the batch free
@@ -139,7 +138,7 @@ class TFLiteModel:
         Raises:
             InvalidArgumentError: for inputs of another number, name, shape or kind than the file takes, and for NaN.
         """
-        _check_batch_size(batch_size)
+        batch_size = as_count("batch_size", batch_size)
         arrays = checked_inputs(x, self.inputs)
         step = self._step(arrays, batch_size)
         starts = range(0, len(arrays[0]), step)
@@ -202,8 +201,7 @@ class TFLiteModel:
         Raises:
             InvalidArgumentError: if `runs` is not positive, `warmup` is negative, or the file does not take the batch.
         """
-        if not isinstance(runs, int) or not isinstance(warmup, int) or runs < 1 or warmup < 0:
-            raise InvalidArgumentError("`runs` is positive and `warmup` not negative.", received=f"{runs}, {warmup}")
+        runs, warmup = as_count("runs", runs), as_whole("warmup", warmup, least=0)
         shapes = self._session.own_shapes if batch_size is None else self._shapes_of(batch_size)
         infer = self._session.ready(
             [random_sample(tensor, shape) for tensor, shape in zip(self.inputs, shapes, strict=True)]
@@ -235,7 +233,7 @@ class TFLiteModel:
         return Session(self.content, self.signature, self.num_threads, self._source)
 
     def _shapes_of(self, batch_size: int) -> list[tuple[int, ...]]:
-        _check_batch_size(batch_size)
+        batch_size = as_count("batch_size", batch_size)
         own = self._session.own_shapes
         if not self._is_free and batch_size != own[0][0]:
             raise InvalidArgumentError(
@@ -282,11 +280,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FileError("The .tflite file has to be readable.", received=f"'{path}': {error.strerror}") from error
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidArgumentError("`batch_size` is a positive int.", received=repr(batch_size))
 
 
 def _progress(starts: range, verbose: int) -> Iterable[int]:

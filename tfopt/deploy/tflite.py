@@ -20,10 +20,10 @@ from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
 from tfopt.core.models.graph import check_finite, check_model, walk_layers
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
-from tfopt.deploy.checks import check_comparison, check_options, check_shapes
+from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
 from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.flatbuffer.assembly import assemble
-from tfopt.deploy.flatbuffer.metadata import all_metadata, check_metadata
+from tfopt.deploy.flatbuffer.metadata import all_metadata, checked_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for
@@ -110,25 +110,21 @@ def export_tflite(
         ('none', True)
     """
     target = check_writable(path)
-    io_types = input_type, output_type
-    check_options(quantization, io_types, batch_size, sparse, tolerance)
-    check_metadata(metadata)
+    check_name(target)
+    options = Options.of(quantization, (input_type, output_type), batch_size, sparse, tolerance)
+    metadata = checked_metadata(metadata)
     models = _by_signature(model)
-    several = isinstance(model, Mapping)
-    check_comparison(compare_with, min_sqnr_db, list(models) if several else [])
-    of_each = partial(_of_signature, signatures=list(models) if several else [])
+    signatures = list(models) if isinstance(model, Mapping) else []
+    check_comparison(compare_with, min_sqnr_db, signatures)
+    of_each = partial(_of_signature, signatures=signatures)
     parts = [
-        _part(name, each, quantization, of_each(data, name), of_each(compare_with, name), tolerance, io_types)
-        for name, each in models.items()
+        _part(name, each, of_each(data, name), of_each(compare_with, name), options) for name, each in models.items()
     ]
-    files = {part.signature: _smallest(part, io_types, batch_size, sparse) for part in parts}
-    whole = {name: content for name, (content, _) in files.items()}
-    content = assemble(whole, all_metadata(metadata, {part.signature: (part.model, part.kind) for part in parts}))
-    checks, compared = zip(*(_verified(part, content, len(parts) > 1, io_types) for part in parts), strict=True)
+    content, encoded = _assembled(parts, options, metadata)
+    checks, compared = zip(*(_verified(part, content, len(parts) > 1, options) for part in parts), strict=True)
     comparison = tuple(difference for each in compared for difference in each)
     _check_noise(comparison, min_sqnr_db)
-    write_whole(target, content)
-    return Export(target, len(content), any(encoded for _, encoded in files.values()), checks, comparison)
+    return Export(write_whole(target, content), len(content), encoded, checks, comparison)
 
 
 @dataclass(frozen=True)
@@ -146,21 +142,21 @@ class _Part:
     fraction: float
 
 
-def _part(signature: str, model, quantization, data, compare_with, tolerance, io_types) -> _Part:
+def _part(signature: str, model: Any, data: Any, compare_with: Any, options: Options) -> _Part:
     legacy = tfmot.is_tf_keras_model(model)
     if not legacy:
         check_model(model)
         check_finite(model)
         check_shapes(model)
-    kind = _resolve(model, quantization, legacy)
-    if kind != "int8" and io_types != ("float32", "float32"):
+    kind = _resolve(model, options.quantization, legacy)
+    if kind != "int8" and options.io_types != ("float32", "float32"):
         raise InvalidArgumentError(
             "`input_type` and `output_type` can be integers only in an int8 file.", received=f"quantization='{kind}'"
         )
     samples = samples_for(model, data, legacy, SAMPLES if compare_with is None else COMPARED)
     expected = predictions(model, samples, legacy)
     other = {} if compare_with is None else _outputs_of(compare_with, samples, expected)
-    fraction = tolerance or TOLERANCES[_kind_of_difference(model, kind, legacy)]
+    fraction = options.tolerance or TOLERANCES[_kind_of_difference(model, kind, legacy)]
     return _Part(signature, model, kind, legacy, data, samples, expected, other, fraction)
 
 
@@ -181,7 +177,7 @@ def _of_signature(value: Any, name: str, signatures: list[str]) -> Any:
     return value.get(name)
 
 
-def _resolve(model, quantization: str, legacy: bool) -> str:
+def _resolve(model: Any, quantization: str, legacy: bool) -> str:
     """The kind of file, once it is clear that the model has what it takes."""
     if legacy:
         quantized = tfmot.is_quantized(model)
@@ -204,7 +200,7 @@ def _resolve(model, quantization: str, legacy: bool) -> str:
     return own if quantization == "auto" else quantization
 
 
-def _kind_of_difference(model, kind: str, legacy: bool) -> str:
+def _kind_of_difference(model: Any, kind: str, legacy: bool) -> str:
     """The key of the tolerance: what of the difference comes from the file, what from the model."""
     if legacy:
         return kind
@@ -237,20 +233,28 @@ def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -
     return outputs
 
 
-def _smallest(part: _Part, io_types, batch_size: int | None, sparse: bool | str) -> tuple[bytes, bool]:
+def _assembled(parts: list[_Part], options: Options, metadata: Mapping[str, Any] | None) -> tuple[bytes, bool]:
+    """The file of all models, and whether one of them is sparse-encoded."""
+    files = {part.signature: _smallest(part, options) for part in parts}
+    written = all_metadata(metadata, {part.signature: (part.model, part.kind) for part in parts})
+    content = assemble({name: content for name, (content, _) in files.items()}, written)
+    return content, any(encoded for _, encoded in files.values())
+
+
+def _smallest(part: _Part, options: Options) -> tuple[bytes, bool]:
     """The smallest file that runs, and whether it is sparse-encoded."""
     if part.legacy:
-        return tfmot.convert(part.model, part.kind, batch_size, io_types), False
-    converted = partial(convert, part.model, part.kind, part.data, io_types, batch_size)
-    if sparse is True:
+        return tfmot.convert(part.model, part.kind, options.batch_size, options.io_types), False
+    converted = partial(convert, part.model, part.kind, part.data, options.io_types, options.batch_size)
+    if options.sparse is True:
         return converted(encode=True), True
     dense = converted()
-    if sparse == "auto" and _zero_fraction(part.model) >= SPARSE_ABOVE:
+    if options.sparse == "auto" and _zero_fraction(part.model) >= SPARSE_ABOVE:
         encoded = converted(encode=True)
         if len(encoded) < len(dense):
             # LiteRT has no sparse version of some ops and refuses such a file; the dense one then is the answer.
             with contextlib.suppress(FileError, ExportError):
-                _verified(part, encoded, False, io_types)
+                _verified(part, encoded, False, options)
                 return encoded, True
     return dense, False
 
@@ -261,10 +265,10 @@ def _zero_fraction(model: keras.Model) -> float:
     return sum(int((a == 0).sum()) for a in arrays) / max(1, sum(a.size for a in arrays))
 
 
-def _verified(part: _Part, content: bytes, several: bool, io_types) -> tuple[Check, tuple[Difference, ...]]:
+def _verified(part: _Part, content: bytes, several: bool, options: Options) -> tuple[Check, tuple[Difference, ...]]:
     """Runs one signature of the file; what it was found to differ by."""
     file = TFLiteModel(content, signature=part.signature if several else None)
-    _check_types(file, io_types)
+    _check_types(file, options.io_types)
     outputs = file_predictions(file, part.samples)
     difference, allowed = checked(outputs, part.expected, file.output_steps(), part.fraction)
     count = len(next(iter(part.samples.values())))

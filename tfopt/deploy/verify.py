@@ -128,7 +128,7 @@ def _difference(signature: str, name: str, got: np.ndarray, want: np.ndarray) ->
     return Difference(signature, name, float(np.mean(np.abs(got - want))), agreement, sqnr)
 
 
-def _random_input(model, name: str, tensor, generator) -> np.ndarray:
+def _random_input(model: Any, name: str, tensor: Any, generator: np.random.Generator) -> np.ndarray:
     """Values within the range of the input where the model knows it, else within [0, 1); small integers for indices."""
     shape = (RANDOM_SAMPLES, *tensor.shape[1:])
     dtype = tf.as_dtype(tensor.dtype).as_numpy_dtype

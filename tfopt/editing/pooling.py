@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import layers as kl
 
+from tfopt.core.checks import as_choice, is_whole, plain
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import op_class, sublayers
 from tfopt.core.layers.registry import layers_named, register_layer
@@ -46,25 +47,26 @@ class AdaptivePooling(kl.Layer):
     reduction: Any
     rank: int
 
-    def __init__(self, output_size, data_format=None, **kwargs):
+    def __init__(self, output_size: Any, data_format: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.output_size = (output_size,) * self.rank if isinstance(output_size, int) else tuple(output_size)
-        if len(self.output_size) != self.rank or any(bins < 1 for bins in self.output_size):
+        sizes = tuple(map(plain, [output_size] * self.rank if is_whole(output_size) else output_size))
+        if len(sizes) != self.rank or any(bins < 1 for bins in sizes):
             raise InvalidArgumentError(
-                "`output_size` has a number of bins for each spatial axis, 1 or more.", received=repr(output_size)
+                "`output_size` must hold a number of bins for each spatial axis, 1 or more.", received=repr(output_size)
             )
+        self.output_size = sizes
         self.data_format = data_format or keras.config.image_data_format()
 
     def _axes(self) -> range:
         first = 2 if self.data_format == "channels_first" else 1
         return range(first, first + self.rank)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         """Raises if a length is not known."""
         if None in [input_shape[axis] for axis in self._axes()]:
             raise InvalidArgumentError("Adaptive pooling needs known lengths.", received=f"inputs {tuple(input_shape)}")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         for axis, bins in zip(self._axes(), self.output_size, strict=True):
             length = inputs.shape[axis]
             edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
@@ -72,13 +74,13 @@ class AdaptivePooling(kl.Layer):
             inputs = keras.ops.concatenate([self.reduction(part, axis=axis, keepdims=True) for part in parts], axis)
         return inputs
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         shape = list(input_shape)
         for axis, bins in zip(self._axes(), self.output_size, strict=True):
             shape[axis] = bins
         return tuple(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "output_size": self.output_size, "data_format": self.data_format}
 
 
@@ -115,8 +117,7 @@ _OPS = {op_class("MaxPool"): "Max", op_class("AveragePool"): "Average"}
 
 def plan_pooling(model: keras.Model, places: list[Place], to: str) -> tuple[Plan, Outcome]:
     """What to put where, and what is said of it and of the rest."""
-    if to not in (*KINDS, "adaptive"):
-        raise InvalidArgumentError("`to` is 'max', 'average' or 'adaptive'.", received=repr(to))
+    to = as_choice("to", to, (*KINDS, "adaptive"))
     outcome = Outcome("swap_pooling")
     plan: Plan = {}
     for place in places:

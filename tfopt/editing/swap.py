@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import keras
 
-from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.checks import as_count
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.kernels import plan_kernels
 from tfopt.editing.places import Where, carried_out, places_of
@@ -83,8 +83,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
         >>> swap_kernel_size(model, 5).get_layer("conv").kernel_size
         (5, 5)
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise InvalidArgumentError("`size` is a whole number of at least 1.", received=repr(size))
+    size = as_count("size", size)
     places = places_of(model, where, "swap_kernel_size")
     plan, outcome = plan_kernels(model, places, size)
     fix = "Name layers with kernels of size 1 in `where` to enlarge them."

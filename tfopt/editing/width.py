@@ -6,11 +6,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers as kl
 
+from tfopt.core.checks import POSITIVE, as_count, as_number, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
 from tfopt.core.models.graph import (
     Call,
@@ -22,7 +24,7 @@ from tfopt.core.models.graph import (
     trace_back,
     walk_layers,
 )
-from tfopt.core.models.rewrite import rewrite
+from tfopt.core.models.rewrite import Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
 _WIDTH_KEYS: dict[type, str] = {
@@ -81,7 +83,8 @@ def scale_width(
         [32, 10]
     """
     check_model(model)
-    _check_arguments(factor, round_to)
+    factor = as_number("factor", factor, POSITIVE, fix="0.5 halves the width of each layer.")
+    round_to = as_count("round_to", round_to)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
     check_patterns(model, included, "include")
     check_patterns(model, excluded, "exclude")
@@ -95,17 +98,9 @@ def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
     return _rebuilt(model, {}, seed)
 
 
-def _check_arguments(factor: object, round_to: object) -> None:
-    number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-    if not number or not math.isfinite(factor) or factor <= 0:  # type: ignore[arg-type, operator]
-        raise InvalidArgumentError(
-            "`factor` is a finite number above 0.", received=repr(factor), fix="0.5 halves the width of each layer."
-        )
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise InvalidArgumentError("`round_to` is a whole number of at least 1.", received=repr(round_to))
-
-
-def _new_widths(model, factor, included, excluded, round_to) -> dict[int, int]:
+def _new_widths(
+    model: keras.Model, factor: float, included: list[str], excluded: list[str], round_to: int
+) -> dict[int, int]:
     """Id of each layer whose width changes -> its new width."""
     heads = _heads(model)
     widths = {}
@@ -150,10 +145,10 @@ def _sets_width(op: keras.Operation) -> bool:
 
 def _rebuilt(model: keras.Model, widths: dict[int, int], seed: int | None) -> keras.Model:
     input_widths = _nested_input_widths(model, widths)
-    seeds = None if seed is None else itertools.count(seed)
+    seeds = None if seed is None else itertools.count(as_whole("seed", seed))
     reached = model.name
 
-    def replace(op, state):
+    def replace(op: keras.Operation, state: Rewrite) -> Any:
         nonlocal reached
         reached = state.path
         if isinstance(op, (keras.Model, kl.Normalization)) or not isinstance(op, keras.layers.Layer):
@@ -225,7 +220,7 @@ def _following_shape(reshape: kl.Reshape) -> tuple[int, ...]:
     return shape
 
 
-def _seeded(config, seeds: Iterator[int]):
+def _seeded(config: Any, seeds: Iterator[int]) -> Any:
     """The config with a seed of its own for each initializer that has none."""
     if isinstance(config, list):
         return [_seeded(item, seeds) for item in config]

@@ -131,9 +131,6 @@ class FeatureRanking(Report):
         axes.grid(axis="x", alpha=0.25)
         return figure
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     def _notes(self) -> tuple[str, ...]:
         measured = f"On {count(self.samples)} samples." if self.samples is not None else ""
         score = f"All features as they are: {decimal(self.baseline)}." if self.baseline is not None else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,11 @@ from tfopt.core.data.goals import as_goal, drop
 from tfopt.core.data.metrics import score
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
+from tfopt.core.keras_internals import compiled_loss
 from tfopt.core.models.rewrite import in_float32
 from tfopt.core.reporting.progress import progress
-from tfopt.features.channels import Features, Place
+from tfopt.core.types import Data, Loss, Metric
+from tfopt.features.inputs import Features, Place
 
 
 @dataclass(frozen=True)
@@ -32,29 +34,31 @@ class Importances:
     samples: int | None = None
 
 
-def by_permutation(
-    model: keras.Model,
-    features: Features,
-    places: list[Place],
-    data: Any,
-    *,
-    metric: Any,
-    mode: str,
-    repeats: int,
-    seed: int,
-    batch_size: int,
-    verbose: int,
-) -> Importances:
+@dataclass(frozen=True)
+class Options:
+    """How importances are measured; see `rank_features`."""
+
+    data: Data
+    metric: Metric
+    mode: str
+    loss: Loss
+    repeats: int
+    seed: int
+    batch_size: int
+    verbose: int
+
+
+def by_permutation(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
     """Mean and standard deviation of the drops of the score when a feature is shuffled among the samples."""
-    samples = labelled(model, data)
-    evaluator = Evaluator(model, batch_size)
+    samples = labelled(model, options.data)
+    evaluator = Evaluator(model, options.batch_size)
     before = evaluator.predict(samples.x)
-    goal = as_goal(_default_metric(samples, before) if metric is None else metric, mode)
+    goal = as_goal(_default_metric(samples, before) if options.metric is None else options.metric, options.mode)
     baseline = goal(samples.y, before)
-    generator = np.random.default_rng(seed)
-    orders = [generator.permutation(len(samples)) for _ in range(repeats)]
+    generator = np.random.default_rng(options.seed)
+    orders = [generator.permutation(len(samples)) for _ in range(options.repeats)]
     drops = {}
-    with progress("permutation importance", len(places), verbose) as step:
+    with progress("permutation importance", len(places), options.verbose) as step:
         for name, index in places:
             variants = _shuffled(samples.x, features.inputs.index(name), index, orders)
             scores = [goal(samples.y, evaluator.predict(x)) for x in variants]
@@ -89,7 +93,7 @@ def _shuffled(x: Any, which: int, index: int, orders: list[np.ndarray]) -> Itera
         yield keras.tree.pack_sequence_as(x, [*arrays[:which], changed, *arrays[which + 1 :]])
 
 
-def by_weights(features: Features, places: list[Place]) -> Importances:
+def by_weights(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
     """Sum of the magnitudes of the weights that read each feature."""
     graph = features.graph
     sums: dict[int, float] = defaultdict(float)
@@ -102,20 +106,15 @@ def by_weights(features: Features, places: list[Place]) -> Importances:
     return Importances(values, "sum of |w| of the weights that read it")
 
 
-def by_gradients(
-    model: keras.Model,
-    features: Features,
-    places: list[Place],
-    data: Any,
-    loss: Mapping[str, Any],
-    *,
-    batch_size: int,
-    verbose: int,
-) -> Importances:
+def by_gradients(model: keras.Model, features: Features, places: list[Place], options: Options) -> Importances:
     """Mean over samples of `|sum over positions of x * dL/dx|`."""
+    loss = {"loss": options.loss} if options.loss is not None else compiled_loss(model)
+    batches = input_gradients(
+        in_float32(model), options.data, loss, batch_size=options.batch_size, verbose=options.verbose
+    )
     totals = {name: np.zeros(features.width(name)) for name, _ in places}
     samples = 0
-    for inputs, gradients in input_gradients(in_float32(model), data, loss, batch_size=batch_size, verbose=verbose):
+    for inputs, gradients in batches:
         for name, x, gradient in zip(features.inputs, inputs, gradients, strict=True):
             if name in totals:
                 _check_gradient(gradient, name)
@@ -139,3 +138,6 @@ def _check_gradient(gradient: np.ndarray | None, name: str) -> None:
             received=f"NaN or infinity for input '{name}'",
             fix="Check the labels and the scale of the data.",
         )
+
+
+MEASURES = {"permutation": by_permutation, "weights": by_weights, "taylor": by_gradients}

@@ -10,7 +10,6 @@ from tfopt.core.checks import FRACTION, NOT_NEGATIVE, Range, as_choice, as_numbe
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.types import Data, Loss
 from tfopt.pruning.budget import Budget
-from tfopt.pruning.patterns import ZerosInGroups
 from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import check_schedule
 
@@ -67,8 +66,8 @@ def check_request(request: Request) -> None:
     _check_values(sparsity, threshold)
     if scope == "global":
         _check_global(rule, sparsity, threshold)
-    if isinstance(rule.pattern, ZerosInGroups):
-        _check_fixed(rule.pattern, rule.min_kept, sparsity, threshold)
+    if rule.pattern.fixed_sparsity is not None:
+        _check_fixed(rule, sparsity, threshold)
     elif sparsity == KEEP:
         _check_keep(rule, scope)
     elif any(fraction + rule.min_kept > 1 + 1e-9 for fraction in _values(sparsity, "sparsity")):
@@ -161,9 +160,9 @@ def _check_one_amount(request: Request) -> None:
 
 
 def _check_global(rule: Rule, sparsity: Any, threshold: Any) -> None:
-    if isinstance(rule.pattern, ZerosInGroups):
+    if rule.pattern.fixed_sparsity is not None:
         raise InvalidArgumentError(
-            "The scope 'global' lets kernels become differently sparse; n:m makes all equally sparse.",
+            f"The scope 'global' lets kernels become differently sparse; {rule.pattern} makes all equally sparse.",
             received=f"pattern={rule.pattern}, scope='global'",
             fix="Leave `scope` out.",
         )
@@ -181,14 +180,15 @@ def _check_global(rule: Rule, sparsity: Any, threshold: Any) -> None:
         )
 
 
-def _check_fixed(pattern: ZerosInGroups, min_kept: float, sparsity: Any, threshold: Any) -> None:
-    """n:m says alone how many weights stay."""
-    fits = sparsity != KEEP and all(fraction == pattern.sparsity for fraction in _values(sparsity, "sparsity"))
-    if fits and threshold is None and not min_kept:
+def _check_fixed(rule: Rule, sparsity: Any, threshold: Any) -> None:
+    """A pattern such as n:m says alone how many weights stay."""
+    fixed = rule.pattern.fixed_sparsity
+    fits = sparsity != KEEP and all(fraction == fixed for fraction in _values(sparsity, "sparsity"))
+    if fits and threshold is None and not rule.min_kept:
         return
-    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": min_kept or None}
+    given = {"sparsity": sparsity, "threshold": threshold, "min_kept": rule.min_kept or None}
     raise InvalidArgumentError(
-        f"The pattern {pattern.zeros}:{pattern.size} fixes the sparsity of each kernel at {pattern.sparsity:g}.",
+        f"The pattern {rule.pattern} fixes the sparsity of each kernel at {fixed:g}.",
         received=", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None),
         fix="Leave these arguments out.",
     )

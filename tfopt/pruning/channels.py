@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfopt.core.channels.graph import INPUT_STAYS, OUTPUT_STAYS, ChannelGraph
 from tfopt.core.channels.scores import channel_sums, ranked_kernels
 from tfopt.core.channels.slicing import without_channels
-from tfopt.core.errors import NothingToDoError
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.layers.channels import Group
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import matches
@@ -23,10 +23,10 @@ from tfopt.core.models.selection import Selection
 from tfopt.pruning.arguments import KEEP, Request, Scoring
 from tfopt.pruning.budget import Budget, sparsity_within
 from tfopt.pruning.channel_masks import ChannelMask, ChannelPool, Cut
-from tfopt.pruning.criteria import Criterion
+from tfopt.pruning.criteria import MAGNITUDE, Criterion
 from tfopt.pruning.ranking import Ranking
 from tfopt.pruning.schedules import evaluate
-from tfopt.pruning.scoring import check_scoring, score_kernels
+from tfopt.pruning.scoring import check_in_graph, check_scoring, score_kernels
 
 FILL_TRIES = 16
 
@@ -37,9 +37,7 @@ def prune_channels(model: keras.Model, request: Request, selection: Selection) -
     chosen = _chosen(model, graph, selection, amount)
     groups = [graph.groups[index] for index in chosen]
     _warn_kept(graph)
-    fixed = None
-    if not rule.criterion.dynamic and amount != KEEP:
-        fixed = np.concatenate(channel_scores(model, groups, rule.criterion, request.scoring))
+    fixed = None if amount == KEEP else _fixed_scores(model, groups, rule.criterion, request.scoring)
     pool = ChannelPool(rule, _ranking(groups, request), fixed)
     pruned = rewrite(model)
     _attach(pool, ChannelGraph(pruned), list(chosen), _kernels(pruned))
@@ -208,6 +206,19 @@ def _removed(groups: Sequence[Group], mask: np.ndarray) -> np.ndarray:
     return np.concatenate([group.channels for group in groups])[~mask]
 
 
+def _fixed_scores(
+    model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
+) -> np.ndarray | None:
+    """The scores of all channels, taken once; None where they follow the weights."""
+    if criterion is MAGNITUDE:
+        return None
+    if criterion.dynamic:
+        for kernel in ranked_kernels(model):
+            check_in_graph(criterion, kernel)
+        return None
+    return np.concatenate(channel_scores(model, groups, criterion, scoring))
+
+
 def channel_scores(
     model: keras.Model, groups: Sequence[Group], criterion: Criterion, scoring: Scoring
 ) -> list[np.ndarray]:
@@ -217,7 +228,7 @@ def channel_scores(
     """
     check_scoring(criterion, scoring.get("data"), scoring.get("seed", 0))
     if criterion.of_channels is not None:
-        return criterion.of_channels(model, groups, scoring.get("seed", 0))
+        return _checked(criterion.of_channels(model, groups, scoring.get("seed", 0)), groups, criterion)
     kernels = _kernels(model)
     slots = {
         (id(slot.variable), slot.axis): slot
@@ -230,6 +241,18 @@ def channel_scores(
     count = 1 + max(int(group.channels.max()) for group in groups)
     totals = channel_sums(slots.values(), arrays, count, mean=criterion.per_unit)
     return [totals[group.channels] for group in groups]
+
+
+def _checked(scores: Sequence, groups: Sequence[Group], criterion: Criterion) -> list[np.ndarray]:
+    """What `Criterion.of_channels` gave, if it is a finite score for each channel."""
+    arrays = [np.asarray(each) for each in scores]
+    shapes = [(len(group.channels),) for group in groups]
+    if [array.shape for array in arrays] != shapes or not all(np.isfinite(array).all() for array in arrays):
+        raise InvalidArgumentError(
+            f"`of_channels` of '{criterion.name}' must give a finite score for each channel of each group.",
+            received=f"arrays of the shapes {[array.shape for array in arrays]} for {shapes}",
+        )
+    return arrays
 
 
 def _kernels(model: keras.Model) -> set[int]:

@@ -37,6 +37,11 @@ def kept_count(size: int, sparsity: Tensor) -> tf.Tensor:
 class Pattern:
     """Base of the patterns whose units are ranked by their scores. A pattern says what its units are."""
 
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The sparsity that the pattern gives each kernel; None where it is to be chosen."""
+        return None
+
     def units(self, shape: Sequence[int]) -> int:
         """How many units a kernel of that shape has."""
         raise NotImplementedError
@@ -195,8 +200,11 @@ class ZerosInGroups(Element):
         object.__setattr__(self, "size", int(self.size))
 
     @property
-    def sparsity(self) -> float:
+    def fixed_sparsity(self) -> float:
         return self.zeros / self.size
+
+    def __str__(self) -> str:
+        return f"{self.zeros}:{self.size}"
 
     def mask(self, scores: Tensor, kept: Tensor = None) -> tf.Tensor:
         """True at the weights of highest score in each group; of equals the first stay. `kept` is of no account."""

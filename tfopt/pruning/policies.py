@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import keras
+from keras import activations
 from keras import layers as kl
 
 from tfopt.core.errors import UnsupportedModelError
@@ -14,7 +15,7 @@ from tfopt.core.models.graph import Call, Graph
 
 ARITHMETIC = (kl.Add, kl.Multiply, *map(op_class, ("Add", "Subtract", "Multiply")))
 ELEMENTWISE = (kl.ZeroPadding2D, kl.ReLU, kl.LeakyReLU, kl.ELU, kl.Dropout)
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "sigmoid")
+ACTIVATIONS = (activations.relu, activations.relu6, activations.leaky_relu, activations.elu, activations.sigmoid)
 
 
 def xnnpack_layers(model: keras.Model) -> list[str]:
@@ -60,7 +61,7 @@ def xnnpack_layers(model: keras.Model) -> list[str]:
             received=f"'{model.name}' without one on every path",
         )
     between = _between(starts, ends, graph)
-    names = {call.op.name for call in between if isinstance(call.op, kl.Conv2D)}
+    names = {call.op.name for call in between if type(call.op) is kl.Conv2D}
     if not names:
         raise UnsupportedModelError(
             "1x1 convolutions are what XNNPACK computes sparsely.", received=f"'{model.name}' without any"
@@ -123,7 +124,7 @@ def _readers(graph: Graph, tensors: Iterable[keras.KerasTensor]) -> list[Call]:
 def _is_start(call: Call, graph: Graph) -> bool:
     op = call.op
     return (
-        isinstance(op, kl.Conv2D)
+        type(op) is kl.Conv2D
         and tuple(op.kernel.shape[:3]) == (3, 3, 3)
         and tuple(op.strides) == (2, 2)
         and op.padding == "valid"
@@ -132,13 +133,13 @@ def _is_start(call: Call, graph: Graph) -> bool:
 
 
 def _is_end(call: Call) -> bool:
-    return isinstance(call.op, kl.GlobalAveragePooling2D)
+    return type(call.op) is kl.GlobalAveragePooling2D
 
 
 def _padded_by(call: Call, graph: Graph) -> int | None:
     """The width of the border that a ZeroPadding2D puts around the input of a call; None where it is uneven or none."""
     producer = graph.producer(call.inputs[0])
-    if producer is None or not isinstance(producer.op, kl.ZeroPadding2D):
+    if producer is None or type(producer.op) is not kl.ZeroPadding2D:
         return None
     sides = {side for pair in producer.op.padding for side in pair}
     return sides.pop() if len(sides) == 1 else None
@@ -146,18 +147,18 @@ def _padded_by(call: Call, graph: Graph) -> int | None:
 
 def _is_supported(call: Call, graph: Graph) -> bool:
     op = call.op
-    if isinstance(op, kl.DepthwiseConv2D):
+    if type(op) is kl.DepthwiseConv2D:
         return _is_supported_depthwise(call, graph)
-    if isinstance(op, kl.Conv2D):
+    if type(op) is kl.Conv2D:
         one = (1, 1)
         return (tuple(op.kernel_size), tuple(op.strides), tuple(op.dilation_rate), op.groups) == (one, one, one, 1)
-    if isinstance(op, kl.BatchNormalization):
+    if type(op) is kl.BatchNormalization:
         return op.axis in (3, -1)
-    if isinstance(op, kl.UpSampling2D):
+    if type(op) is kl.UpSampling2D:
         return op.interpolation == "bilinear"
-    if isinstance(op, kl.Activation):
-        return getattr(op.activation, "__name__", None) in ACTIVATIONS
-    return isinstance(op, (*ARITHMETIC, *ELEMENTWISE))
+    if type(op) is kl.Activation:
+        return any(op.activation is known for known in ACTIVATIONS)
+    return type(op) in (*ARITHMETIC, *ELEMENTWISE)
 
 
 def _is_supported_depthwise(call: Call, graph: Graph) -> bool:

@@ -61,9 +61,9 @@ def prune(
         threshold: instead of a sparsity: weights (blocks) whose score is below become zero; at least one of each
             kernel stays. A number of at least 0, or a dict as for `sparsity`.
         criterion: the scores; the lowest go first. `"magnitude"`, `"gradient"`, `"taylor"`, `"random"`, `"entropy"`,
-            `"neuron"`, `"bn_scale"`, `"wanda"`, or a function from a weight tensor to scores of its shape. What the
-            weights alone do not tell is scored once, now, and these scores stay while a mask grows. Weights that are
-            zero already go before all others.
+            `"neuron"`, `"bn_scale"`, `"wanda"`, a function from a weight tensor to scores of its shape, or a
+            `tfopt.pruning.criteria.Criterion`. Criteria that need data are scored once, at this call. Their scores are
+            reused while the mask grows. Weights that are zero already go before all others.
         pattern: what goes together. `"element"`: single weights. `(m, n)` or `"m:n"`: m zeros in each n consecutive
             weights along the input axis, as TFMOT's `sparsity_m_by_n`; `(2, 4)` is the 2:4 sparsity of the field. It
             fixes the sparsity; a schedule then only says when. `"4x1"` or `tfopt.Block(4, 1)`: blocks of 4 rows and
@@ -144,17 +144,25 @@ def prune(
 def _by_tfmot(model: Any, request: Request, include: Names, exclude: Names) -> Any:
     """TFMOT's pruning of a tf_keras model."""
     rule, pattern = request.rule, request.rule.pattern
-    if request.by_channel or request.scope != "layer" or request.is_threshold or not rule.by_magnitude or rule.min_kept:
+    options = _tfmot_options(pattern)
+    by_kernel = request.scope == "layer" and not request.by_channel and not request.is_threshold and not rule.min_kept
+    if not by_kernel or not rule.by_magnitude or options is None:
         raise InvalidArgumentError(
             "TFMOT prunes the kernels of a tf_keras model one by one, by magnitude and to a sparsity.",
             received=f"scope='{request.scope}', threshold={request.threshold!r}, criterion='{rule.criterion.name}', "
-            f"min_kept={rule.min_kept}" + (", pattern='channel'" if request.by_channel else ""),
+            f"min_kept={rule.min_kept}, pattern={'channel' if request.by_channel else pattern}",
             fix="Port the model to Keras 3, where tfopt does the work itself.",
         )
-    options: dict[str, Any] = {}
-    if isinstance(pattern, ZerosInGroups):
-        options["sparsity_m_by_n"] = (pattern.zeros, pattern.size)
-    elif isinstance(pattern, Block):
-        options["block_size"] = (pattern.height, pattern.width)
-        options["block_pooling_type"] = {"average": "AVG", "max": "MAX"}[pattern.pooling]
     return tfmot.prune(model, rule.schedule, sparsity=request.amount, include=include, exclude=exclude, options=options)
+
+
+def _tfmot_options(pattern: Pattern) -> dict[str, Any] | None:
+    """The pattern as options of `prune_low_magnitude`; None for one that TFMOT does not have."""
+    if type(pattern) is Element:
+        return {}
+    if type(pattern) is ZerosInGroups:
+        return {"sparsity_m_by_n": (pattern.zeros, pattern.size)}
+    if type(pattern) is Block:
+        pooling = {"average": "AVG", "max": "MAX"}[pattern.pooling]
+        return {"block_size": (pattern.height, pattern.width), "block_pooling_type": pooling}
+    return None

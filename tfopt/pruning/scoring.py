@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfopt.core.checks import as_seed
 from tfopt.core.data.gathering import batch_gradients, counterparts, observe
-from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
+from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError, first_line
 from tfopt.core.keras_internals import compiled_loss
 from tfopt.core.layers.registry import channel_axis
 from tfopt.core.models.rewrite import in_float32
@@ -88,6 +89,29 @@ def check_scoring(criterion: Criterion, data: Data, seed: Any) -> None:
         )
     if "seed" in criterion.needs:
         as_seed(seed)
+
+
+def check_in_graph(criterion: Criterion, kernel: keras.Variable) -> None:
+    """Raises unless the criterion scores the kernel's weights inside a compiled training step."""
+    try:
+        scores = tf.function(criterion.score, autograph=False)(tf.constant(kernel.numpy()))
+        shape = tuple(scores.shape)
+    except (TypeError, ValueError, NotImplementedError, AttributeError, tf.errors.OpError) as error:
+        raise InvalidArgumentError(
+            "A criterion that scores weights anew while they are trained must run inside a compiled training step.",
+            received=f"{type(error).__name__}: {first_line(error)}",
+            fix="Write it with TensorFlow or `keras.ops` operations.",
+        ) from error
+    if shape != tuple(kernel.shape):
+        raise InvalidArgumentError(
+            "A criterion must give a score for each weight.",
+            received=f"shape {shape} for '{kernel.path}' of shape {tuple(kernel.shape)}",
+        )
+    if not np.isfinite(scores).all():
+        raise NonFiniteError(
+            "The scores of a criterion must be finite.",
+            received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
+        )
 
 
 def _check_meaning(criterion: Criterion, sites: list[Site]) -> None:

@@ -10,18 +10,18 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.data.gathering import counterparts
-from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, first_line
+from tfopt.core.errors import NothingToDoError
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import walk_layers
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.selection import Selection, select_kernels
 from tfopt.pruning.arguments import KEEP, Request, Scoring
-from tfopt.pruning.criteria import MAGNITUDE, Criterion
+from tfopt.pruning.criteria import MAGNITUDE
 from tfopt.pruning.masks import PruningMask, WeightPool
-from tfopt.pruning.patterns import Pattern, ZerosInGroups
+from tfopt.pruning.patterns import Pattern
 from tfopt.pruning.ranking import Rule
 from tfopt.pruning.schedules import evaluate
-from tfopt.pruning.scoring import score_kernels
+from tfopt.pruning.scoring import check_in_graph, score_kernels
 
 Target = tuple[keras.Variable, Any]  # a kernel and the amount wanted for it
 
@@ -48,31 +48,8 @@ def _scores(model: keras.Model, kernels: list[keras.Variable], rule: Rule, scori
     if rule.criterion.needs or rule.schedule is None:
         return score_kernels(model, kernels, rule.criterion, **scoring)
     for kernel in kernels:
-        _check_in_graph(rule.criterion, kernel)
+        check_in_graph(rule.criterion, kernel)
     return {}
-
-
-def _check_in_graph(criterion: Criterion, kernel: keras.Variable) -> None:
-    """Raises unless the criterion scores the kernel's weights inside a compiled training step."""
-    try:
-        scores = tf.function(criterion.score, autograph=False)(tf.constant(kernel.numpy()))
-        shape = tuple(scores.shape)
-    except (TypeError, ValueError, NotImplementedError, AttributeError, tf.errors.OpError) as error:
-        raise InvalidArgumentError(
-            "With a schedule, a criterion is a function of a weight tensor that runs inside a compiled training step.",
-            received=f"{type(error).__name__}: {first_line(error)}",
-            fix="Write it with TensorFlow or `keras.ops` operations.",
-        ) from error
-    if shape != tuple(kernel.shape):
-        raise InvalidArgumentError(
-            "A criterion gives a score for each weight.",
-            received=f"shape {shape} for '{kernel.path}' of shape {tuple(kernel.shape)}",
-        )
-    if not np.isfinite(scores).all():
-        raise NonFiniteError(
-            "The scores of a criterion have to be finite.",
-            received=f"NaN or infinity from '{criterion.name}' for '{kernel.path}'",
-        )
 
 
 def _pools(
@@ -153,10 +130,8 @@ def _settle(model: keras.Model, masks: list[PruningMask], pattern: Pattern) -> N
             received=f"'{model.name}', no weight below the threshold or kernels too small for sparsity and pattern",
             fix="Pass a higher `sparsity` or `threshold`.",
         )
-    if dense and isinstance(pattern, ZerosInGroups):
+    if dense and pattern.fixed_sparsity is not None:
         warnings.warn(
-            f"Left dense, as {pattern.zeros}:{pattern.size} takes more weights along the input axis: "
-            + ", ".join(dense)
-            + ".",
+            f"Left dense, as {pattern} takes more weights along the input axis: " + ", ".join(dense) + ".",
             stacklevel=4,
         )

@@ -99,9 +99,6 @@ class QuantizationErrors(Report):
         axes.legend(frameon=False, labelcolor=INK, fontsize=8)
         return figure
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

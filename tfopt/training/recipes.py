@@ -69,9 +69,7 @@ class Recipe:
         Raises:
             InvalidArgumentError: batches instead of arrays with a growing batch size.
         """
-        in_arrays = hasattr(x, "shape") or isinstance(x, (list, tuple, dict))
-        if len(self.batch_sizes) > 1 and not in_arrays:
-            raise InvalidArgumentError("A growing batch size needs arrays of samples.", received=type(x).__name__)
+        in_arrays = self._in_arrays(x)
         before = before or {}
         model.compile(type(self.optimizer).from_config(self.optimizer.get_config()), self.loss, metrics=metrics)
         model.optimizer.build(model.trainable_variables)
@@ -89,6 +87,13 @@ class Recipe:
             if model.stop_training:
                 break
         return whole
+
+    def _in_arrays(self, x: Any) -> bool:
+        """True unless `x` comes in batches; raises where the batch size is to grow then."""
+        in_arrays = hasattr(x, "shape") or isinstance(x, (list, tuple, dict))
+        if len(self.batch_sizes) > 1 and not in_arrays:
+            raise InvalidArgumentError("A growing batch size needs arrays of samples.", received=type(x).__name__)
+        return in_arrays
 
 
 def recipe(

@@ -10,14 +10,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.checks import as_choice, is_whole
+from tfopt.core.checks import is_whole
 from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compile_options
 from tfopt.core.models.fingerprints import architecture_fingerprint, fingerprint, model_fingerprint
 from tfopt.tuner.code import code_fingerprint
-from tfopt.tuner.oracles import IN_STORAGE
+from tfopt.tuner.methods import METHODS
+from tfopt.tuner.objective import Objective
 from tfopt.tuner.packages import load
+from tfopt.tuner.proposers import Proposer
+from tfopt.tuner.sources import Budget
 from tfopt.tuner.space import SearchSpace
 
 
@@ -43,17 +46,17 @@ def as_hypermodel(model_or_builder: Any, space: Any, inherit: bool) -> Any:
         made.build = model_or_builder
         return made
     raise InvalidArgumentError(
-        "A model, a function `hp -> model` or a `keras_tuner.HyperModel` is searched.",
+        "`model_or_builder` must be a model, a function `hp -> model` or a `keras_tuner.HyperModel`.",
         received=type(model_or_builder).__name__,
     )
 
 
-def check(hypermodel: Any, train: Any, val: Any, objectives: Any, cv: int | None, seed: int) -> None:
-    """Raises for arguments that do not go together."""
+def check_data(hypermodel: Any, train: Any, val: Any, objectives: Sequence[Objective], cv: Any) -> None:
+    """Raises for data that do not go together, or not with the space or the objectives."""
     arrays = isinstance(train, tuple) and len(train) in (2, 3)
     if not arrays and not isinstance(train, (tf.data.Dataset, keras.utils.PyDataset)):
         raise InvalidArgumentError(
-            "`train` is `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
+            "`train` must be `(x, y)`, `(x, y, sample_weights)` or a dataset of batches.", received=type(train).__name__
         )
     if cv is not None and (val is not None or not arrays):
         raise InvalidArgumentError(
@@ -68,7 +71,7 @@ def check(hypermodel: Any, train: Any, val: Any, objectives: Any, cv: int | None
         )
 
 
-def check_where(workers: int, storage: Any, name: Any, method: str) -> None:
+def check_place(workers: int, storage: Any, name: Any, proposer: Proposer) -> None:
     """Raises for a storage that the search cannot run on."""
     if storage is None:
         if name is not None:
@@ -80,7 +83,13 @@ def check_where(workers: int, storage: Any, name: Any, method: str) -> None:
             received=f"{type(storage).__name__} and {name!r}",
             fix="Such as storage='postgresql://user@host/searches', name='first'.",
         )
-    as_choice("method", method, IN_STORAGE, fix="The other methods search without a `storage`.")
+    if proposer.method.sampler is None:
+        able = ", ".join(name for name, method in METHODS.items() if method.sampler is not None)
+        raise InvalidArgumentError(
+            f"In a `storage` `method` must be one of {able}, or a sampler of Optuna.",
+            received=proposer.name,
+            fix="Search with `workers=` on one machine, where all methods work.",
+        )
     if workers > 1:
         raise InvalidArgumentError(
             "`workers` are those of one call, and calls share a `storage`.",
@@ -89,17 +98,17 @@ def check_where(workers: int, storage: Any, name: Any, method: str) -> None:
         )
 
 
-def as_budget(budget: Any) -> tuple[int | None, float | None]:
-    """The number of trials or the seconds; the other is None."""
+def as_budget(budget: Any) -> Budget:
+    """The budget that a number of trials, or a text such as `"600s"`, stands for."""
     if is_whole(budget) and budget >= 1:
-        return int(budget), None
+        return Budget(int(budget), None)
     if isinstance(budget, str) and budget.endswith("s"):
         try:
             seconds = float(budget[:-1])
         except ValueError:
             seconds = math.nan
         if 0 < seconds < math.inf:
-            return None, seconds
+            return Budget(None, seconds)
     raise InvalidArgumentError("`budget` must be a number of trials, or seconds such as '600s'.", received=repr(budget))
 
 

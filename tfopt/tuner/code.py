@@ -10,7 +10,7 @@ import keras
 
 from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint
 
-_LIBRARIES = ("builtins", "keras", "keras_tuner", "tfopt")
+_LIBRARIES = ("builtins", "keras", "keras_tuner", "optuna", "tfopt")
 
 
 def code_fingerprint(builder: Any) -> str:

@@ -64,7 +64,7 @@ class Costs:
         if None not in macs:
             figures["macs"] = sum(macs)  # type: ignore[arg-type]
         elif "macs" in self._wanted:
-            raise InvalidArgumentError("The MACs of each layer have to be known.", received=f"'{model.name}'")
+            raise InvalidArgumentError("The MACs of each layer must be known.", received=f"'{model.name}'")
         upper = [constraint for constraint in self._constraints if constraint.operator[0] == "<"]
         broken = _broken(self._constraints, figures) or _broken(upper, {"tflite_bytes": least_bytes(model)})
         if broken is None and self._wanted & {*_OF_A_FILE}:

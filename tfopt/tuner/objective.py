@@ -76,11 +76,11 @@ def as_objectives(objectives: Any) -> tuple[Objective, ...]:
     """
     given = [objectives] if isinstance(objectives, str) or _is_pair(objectives) else objectives
     if not isinstance(given, (list, tuple)) or not given:
-        raise InvalidArgumentError("`objectives` holds at least one name.", received=repr(objectives))
+        raise InvalidArgumentError("`objectives` must hold at least one name.", received=repr(objectives))
     found = tuple(map(_as_objective, given))
     names = [objective.name for objective in found]
     if len(set(names)) < len(names):
-        raise InvalidArgumentError("Each objective is named once.", received=", ".join(names))
+        raise InvalidArgumentError("Each objective must be named once.", received=", ".join(names))
     return found
 
 
@@ -188,7 +188,7 @@ def _as_objective(given: Any) -> Objective:
     if plain in _HIGHER or plain.endswith("_accuracy"):
         return Objective(given, "max")
     raise InvalidArgumentError(
-        "The direction of an objective has to be known.", received=repr(given), fix=f"Pass ({given!r}, 'max') or 'min'."
+        "The direction of an objective must be known.", received=repr(given), fix=f"Pass ({given!r}, 'max') or 'min'."
     )
 
 

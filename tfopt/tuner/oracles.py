@@ -1,76 +1,30 @@
-"""What proposes the next trial: Keras Tuner's oracles, a shuffled grid, and Optuna's samplers inside an Oracle."""
+"""Oracles of Keras Tuner: a shuffled grid, and Optuna's samplers in the shape of one."""
 
 from __future__ import annotations
 
 import math
 import random
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tfopt.core.checks import as_choice
-from tfopt.core.errors import InvalidArgumentError
 from tfopt.tuner.objective import Objective
 from tfopt.tuner.packages import load
+from tfopt.tuner.samplers import as_params, ask, new_study, suggested
 
 keras_tuner: Any = load("keras_tuner")
 Oracle: Any = keras_tuner.Oracle
-METHODS = ("random", "grid", "bayesian", "hyperband", "tpe", "nsga2")
-SEVERAL = ("random", "grid", "tpe", "nsga2")  # that take several objectives
-IN_STORAGE = ("tpe", "nsga2", "random")  # that work over a database
 VIOLATION = "violation"  # the metric that holds by how much a trial breaks its constraints
 _GRID = 100_000  # at most so many points of a grid are visited
-_POPULATION = 10  # of NSGA-II: trainings are dear, and the first generation is random
 _COLLISIONS = 20  # proposals that were there before, until a random one is taken instead
-
-
-def make_oracle(
-    method: str, objectives: Sequence[Objective], *, seed: int = 0, epochs: int = 10, constrained: bool = False
-) -> Any:
-    """The Keras Tuner Oracle of that name; it proposes trials without end unless its space is exhausted.
-
-    Args:
-        method: one of `METHODS`.
-        objectives: one for `"bayesian"` and `"hyperband"`.
-        epochs: the most that Hyperband gives to a trial.
-        constrained: trials report the metric `VIOLATION`; TPE and NSGA-II then go for trials without.
-
-    Raises:
-        InvalidArgumentError: another method, or more objectives than it takes.
-    """
-    method = as_choice("method", method, METHODS)
-    if len(objectives) > 1 and method not in SEVERAL:
-        raise InvalidArgumentError(
-            f"`method={method!r}` takes one objective.",
-            received=", ".join(objective.name for objective in objectives),
-            fix="Use 'tpe' or 'nsga2', or make all but one a constraint.",
-        )
-    if method in ("tpe", "nsga2"):
-        return OptunaOracle(objectives, sampler=method, seed=seed, constrained=constrained)
-    options = {
-        "objective": keras_tuner.Objective(objectives[0].name, objectives[0].direction),
-        "seed": seed + 1,  # 0 would be none
-        "max_consecutive_failed_trials": sys.maxsize,
-    }
-    if method == "hyperband":
-        oracle = keras_tuner.oracles.HyperbandOracle(max_epochs=epochs, hyperband_iterations=None, **options)
-    else:
-        classes = {
-            "random": keras_tuner.oracles.RandomSearchOracle,
-            "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
-            "grid": ShuffledGridOracle,
-        }
-        oracle = classes[method](max_trials=None, **options)
-    oracle.verbose = 0
-    return oracle
 
 
 def proposed_again(oracle: Any, values: dict[str, Any], tuner: str = "tuner") -> Any:
     """The next trial, for a tuner of that name, with the values that it had in an earlier session.
 
-    With the same trials before it the oracle proposes them by itself. Keras Tuner's Bayesian oracle is spared the fit
-    of its model, which takes seconds; it goes on with other random numbers then.
+    With the same trials before it a seeded oracle proposes them by itself. One without a seed proposes others, or
+    nothing; its proposal is replaced. Keras Tuner's Bayesian oracle is spared the fit of its model, which takes
+    seconds; it goes on with other random numbers then.
     """
     if isinstance(oracle, keras_tuner.oracles.BayesianOptimizationOracle):
         initial, oracle.num_initial_points = oracle.num_initial_points, sys.maxsize
@@ -78,7 +32,14 @@ def proposed_again(oracle: Any, values: dict[str, Any], tuner: str = "tuner") ->
         oracle.num_initial_points = initial
     else:
         trial = oracle.create_trial(tuner)
+    if trial.status != "RUNNING":
+        oracle.populate_space = lambda trial_id: {"status": "RUNNING", "values": dict(values)}
+        trial = oracle.create_trial(tuner)
+        del oracle.populate_space  # that of its class again
+    is_another = any(values.get(name) != value for name, value in trial.hyperparameters.values.items())
     trial.hyperparameters.values = dict(values)
+    if is_another:
+        oracle._record_values(trial)  # what it proposed instead may be proposed again
     return trial
 
 
@@ -116,22 +77,20 @@ class ShuffledGridOracle(Oracle):
 
 
 class OptunaOracle(Oracle):
-    """Optuna's TPE or NSGA-II as an Oracle of Keras Tuner, for one objective or several, with constraints.
+    """A sampler of Optuna as an Oracle of Keras Tuner, for one objective or several, with constraints.
 
     Args:
         objectives: as `tfopt.tuner.objective` has them; trials report each as a metric.
-        sampler: `"tpe"` or `"nsga2"`.
-        seed: of the sampler.
+        sampler: of Optuna; None is its TPE.
+        seed: of the random points that are taken where the sampler only repeats itself.
         constrained: trials report the metric `"violation"`, above 0 where a constraint is broken.
         max_trials: as other oracles have it; None for no end.
-
-    Source: TPE, Bergstra et al. 2011; NSGA-II, Deb et al. 2002, https://doi.org/10.1109/4235.996017.
     """
 
     def __init__(
         self,
         objectives: Sequence[Objective],
-        sampler: str = "tpe",
+        sampler: Any = None,
         seed: int = 0,
         constrained: bool = False,
         max_trials: int | None = None,
@@ -141,16 +100,19 @@ class OptunaOracle(Oracle):
         super().__init__(first, max_trials=max_trials, seed=seed + 1, max_consecutive_failed_trials=failures)
         self.verbose = 0
         self.objectives, self.constrained = tuple(objectives), constrained
-        made = make_sampler(sampler, seed)
-        self._study = load("optuna").create_study(directions=directions(self.objectives), sampler=made)
-        self._asked: dict[str, Any] = {}  # id of a running trial -> Optuna's
+        chosen = load("optuna").samplers.TPESampler(seed=seed) if sampler is None else sampler
+        self._study = new_study(self.objectives, chosen, self._end)
+        self._asked: dict[str, tuple[Any, dict[str, Any]]] = {}  # id of a running trial -> Optuna's, and its values
+        self._is_exhausted = False
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
+        if self._is_exhausted:
+            return {"status": "STOPPED", "values": None}
         for _ in range(_COLLISIONS):
-            trial = self._study.ask()
-            values = suggested(trial, self.get_space().space).values
+            trial = ask(self._study)
+            values = suggested(self._study, trial, self.get_space().space).values
             if self._compute_values_hash(values) not in self._tried_so_far:
-                self._asked[trial_id] = trial
+                self._asked[trial_id] = trial, values
                 return {"status": "RUNNING", "values": values}
             self._study.tell(trial, state=load("optuna").trial.TrialState.FAIL)
         values = self._random_values()
@@ -160,13 +122,13 @@ class OptunaOracle(Oracle):
         """Ends the trial for Keras Tuner, and tells the sampler."""
         super().end_trial(trial)
         ended = self.trials[trial.trial_id]
-        asked = self._asked.pop(trial.trial_id, None)
+        asked, proposed = self._asked.pop(trial.trial_id, (None, {}))
         values = ended.hyperparameters.values
-        if asked is None or any(values.get(name) != value for name, value in asked.params.items()):
+        if asked is None or any(values.get(name) != value for name, value in proposed.items()):
             self._fail(asked)
-            self._study.enqueue_trial(values)
-            asked = self._study.ask()
-            suggested(asked, self.get_space().space)
+            self._study.enqueue_trial(as_params(self.get_space().space, values))
+            asked = ask(self._study)
+            suggested(self._study, asked, self.get_space().space)
         if ended.status != "COMPLETED":
             self._fail(asked)
             return
@@ -174,53 +136,9 @@ class OptunaOracle(Oracle):
             asked.set_constraint(VIOLATION, ended.metrics.get_best_value(VIOLATION))
         self._study.tell(asked, [ended.metrics.get_best_value(objective.name) for objective in self.objectives])
 
+    def _end(self) -> None:
+        self._is_exhausted = True
+
     def _fail(self, trial: Any) -> None:
         if trial is not None:
             self._study.tell(trial, state=load("optuna").trial.TrialState.FAIL)
-
-
-def make_sampler(method: str, seed: int | None) -> Any:
-    """Optuna's sampler of that name, one of `IN_STORAGE`; without a seed it is another in each process."""
-    optuna = load("optuna")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if method == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if method == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    parts = optuna.samplers.nsgaii
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        operators = {"crossover": parts.SBXCrossover(), "mutation": parts.PolynomialMutation()}  # those of the paper
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION, **operators)
-
-
-def directions(objectives: Sequence[Objective]) -> list[str]:
-    """The directions of objectives as Optuna has them."""
-    return ["maximize" if objective.direction == "max" else "minimize" for objective in objectives]
-
-
-def suggested(trial: Any, space: Sequence[Any]) -> Any:
-    """`HyperParameters` with a value of an Optuna trial for each choice of a space whose condition holds."""
-    hps = keras_tuner.HyperParameters()
-    for hp in space:
-        hps.merge([hp])
-        if hps.is_active(hp):
-            hps.values[hp.name] = _suggest(trial, hp)
-    return hps
-
-
-def _suggest(trial: Any, hp: Any) -> Any:
-    """A value of a Keras Tuner hyperparameter from Optuna."""
-    parts = keras_tuner.engine.hyperparameters
-    if isinstance(hp, parts.Fixed):
-        return hp.value
-    if isinstance(hp, parts.Boolean):
-        return trial.suggest_categorical(hp.name, [False, True])
-    if isinstance(hp, parts.Choice):
-        return trial.suggest_categorical(hp.name, list(hp.values))
-    if hp.sampling == "linear" and hp.step is not None:
-        suggest = trial.suggest_int if isinstance(hp, parts.Int) else trial.suggest_float
-        return suggest(hp.name, hp.min_value, hp.max_value, step=hp.step)
-    if isinstance(hp, parts.Float) and hp.step is None and hp.sampling != "reverse_log":
-        return trial.suggest_float(hp.name, hp.min_value, hp.max_value, log=hp.sampling == "log")
-    return hp.prob_to_value(trial.suggest_float(f"{hp.name} (quantile)", 0.0, 1.0))

@@ -188,7 +188,7 @@ class SearchResult(Report):
             InvalidArgumentError: there is one objective only.
         """
         if len(self.objectives) < 2:
-            raise InvalidArgumentError("A front has two objectives.", received=self.objectives[0].name)
+            raise InvalidArgumentError("A front must have two objectives.", received=self.objectives[0].name)
         second, first = self.objectives[1], self.objectives[0]
         figure = new_figure(8, 4.6)
         axes = figure.subplots()
@@ -228,9 +228,6 @@ class SearchResult(Report):
             "trials": [asdict(trial) for trial in self.trials],
         }
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     @property
     def _trained(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.is_trained]
@@ -263,7 +260,7 @@ class SearchResult(Report):
         else:
             received = "; ".join(self._notes()[1:])
         return TargetNotMetError(
-            "At least one trial has to be trained and keep to the constraints.",
+            "At least one trial must be trained and keep to the constraints.",
             received=received,
             fix="Loosen the constraints, let the space hold smaller models, or search longer.",
         )

@@ -66,7 +66,7 @@ class SearchSpace(HyperModel):
         per: str = "model",
         inherit: bool = True,
     ) -> SearchSpace:
-        """Returns the space of what can be changed about a model. Only what is named here is searched.
+        """Returns the space of what can be changed about a model. Only what is named here varies.
 
         Each edit is tried on the model once, so that what cannot be built is not in the space: a kernel larger than
         its input, a width that leaves branches of different widths to be added. `missed` says what was left out, why.
@@ -78,7 +78,7 @@ class SearchSpace(HyperModel):
             pooling: of `"max"`, `"average"`, `"adaptive"`, as `swap_pooling` takes them.
             width: factors of all widths, as `scale_width` takes them.
             depth: fractions of the blocks that can be dropped which stay, in [0, 1]; spread evenly over the model.
-            lr: learning rates; a pair of lowest and highest is a range, searched on a logarithmic scale.
+            lr: learning rates; a pair of lowest and highest is a range on a logarithmic scale.
             batch_size: in samples.
             decay: of None and the names that `recipe` takes: "step", "exponential", "cosine", "plateau".
             clipnorm: bounds of the norm of the gradient of each weight variable; None is no clipping.
@@ -107,15 +107,12 @@ class SearchSpace(HyperModel):
         depth = as_numbers("depth", depth, Range(least=0, most=1))
         training = _training(lr, batch_size, decay, clipnorm)
         missed: dict[str, str] = {}
-        axes = [*(depth_axes(model, depth, missed) if depth else [])]
+        axes = depth_axes(model, depth, missed) if depth else []
         for swap, values in ((KERNEL_SIZE, kernel_size), (POOLING, pooling), (ACTIVATION, activation)):
             axes += swap_axes(model, swap, values, per, missed) if values else []
         axes += width_axes(model, width, missed) if width else []
-        if not axes and not training:
-            reasons = "; ".join(f"{choice}: {reason}" for choice, reason in missed.items())
-            raise InvalidArgumentError("The space has to hold a choice.", received=reasons or "none")
         space = cls(model, axes, training, inherit=inherit, missed=missed)
-        space._check_together()
+        space._check()
         return space
 
     def build(self, hp: Any) -> keras.Model:
@@ -170,8 +167,11 @@ class SearchSpace(HyperModel):
             options["clipnorm"] = hp.Choice("clipnorm", list(self.training["clipnorm"])) or None
         return options
 
-    def _check_together(self) -> None:
-        """Builds the model with the first and with the last value of every axis."""
+    def _check(self) -> None:
+        """Raises without a choice; builds the model with the first and with the last value of every axis."""
+        if not self.axes and not self.training:
+            reasons = "; ".join(f"{choice}: {reason}" for choice, reason in self.missed.items())
+            raise InvalidArgumentError("The space must hold a choice.", received=reasons or "none")
         for place in (0, -1):
             values = {axis.name: axis.values[place] for axis in self.axes}
             try:
@@ -180,7 +180,7 @@ class SearchSpace(HyperModel):
             except (TfoptError, ValueError) as error:
                 listed = ", ".join(f"{name}={value}" for name, value in values.items())
                 raise InvalidArgumentError(
-                    "The choices of a space go together.", received=f"{listed}: {first_line(error)}"
+                    "The choices of a space must go together.", received=f"{listed}: {first_line(error)}"
                 ) from error
 
 
@@ -195,7 +195,7 @@ def _sliced(narrow: keras.Model, wide: keras.Model) -> keras.Model:
 def _check_compiled(model: keras.Model) -> None:
     if not model.compiled or model.loss is None:
         raise InvalidArgumentError(
-            "Trials are compiled as the model is, which therefore has to be compiled.",
+            "The model must be compiled: trials are compiled as it is.",
             received=f"'{model.name}'",
             fix="Call `model.compile(optimizer, loss, metrics)` first.",
         )

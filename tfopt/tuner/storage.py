@@ -1,4 +1,4 @@
-"""A search whose trials are in a database, for several processes or machines that run the same call."""
+"""Trials in a database, for several processes or machines that run the same call."""
 
 from __future__ import annotations
 
@@ -6,114 +6,158 @@ import dataclasses
 import os
 import socket
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from tfopt.core.reporting.progress import progress
 from tfopt.tuner import journal as states
 from tfopt.tuner import studies
 from tfopt.tuner.journal import Trial
-from tfopt.tuner.loop import choices, is_hopeless, told
-from tfopt.tuner.oracles import VIOLATION, make_sampler, suggested
+from tfopt.tuner.loop import Alone, run_trials
+from tfopt.tuner.oracles import VIOLATION
 from tfopt.tuner.packages import load
-from tfopt.tuner.studies import NUMBER, RECORD, begin_again, clear_errors, fail_stale, open_study, record_of
+from tfopt.tuner.samplers import ask, new_study, suggested
+from tfopt.tuner.sources import Budget, choices, told
+from tfopt.tuner.studies import (
+    NUMBER,
+    RECORD,
+    Address,
+    SignsOfLife,
+    begin_again,
+    clear_errors,
+    fail_stale,
+    open_storage,
+    open_study,
+    record_of,
+)
 from tfopt.tuner.trainer import Trainer
 
-_POLL = 1.0  # seconds between two looks at the trials of others
 _COLLISIONS = 5  # proposals in a row that were there before, until a random one is taken instead
 _DRAWS = 200  # for that, until the space counts as exhausted
 _WORKER, _UNTIL = "tfopt worker", "tfopt until"  # attributes of a trial: who has it since when, and when it was over
 
 
-def search_in_storage(
-    trainer: Trainer,
-    url: str,
-    name: str,
-    method: str,
-    settings: Mapping[str, str],
-    budget: tuple[int | None, float | None],
-    verbose: int,
-) -> list[Trial]:
-    """All trials of the study of that name, once the budget is used up and no worker has one under way.
+def search_in_storage(trainer: Trainer, address: Address, sampler: Any, budget: Budget, verbose: int) -> list[Trial]:
+    """All trials of a study, once the budget of all workers is used up and none of them has one under way.
 
     Args:
-        url: of a database, as SQLAlchemy has it.
-        budget: number of trials, or seconds; of all workers together.
+        sampler: of Optuna.
 
     Raises:
         InvalidArgumentError: the study has other settings, or the driver of the database is not installed.
         TfoptError: the database is out of reach.
     """
-    with clear_errors(url):
-        study = open_study(url, name, trainer.objectives, make_sampler(method, None), settings)
-        shared = _SharedSearch(trainer, study, *budget)
-        shared.run(verbose)
-        return shared.trials()
+    with clear_errors(address.url):
+        trials = StoredTrials(trainer, address, sampler)
+        run_trials(trials, Alone(trainer, trials.over), budget, verbose)
+        return trials.over()
 
 
-class _Withdrawn(Exception):
-    """Ends a trial of Optuna that has no value to tell."""
+class StoredTrials:
+    """A source of trials that several processes work on, each with one trial at a time."""
 
-
-class _SharedSearch:
-    """What one worker does for a search that others work on, too.
-
-    Args:
-        study: of Optuna, in a storage with heartbeat.
-        most: trials of all workers.
-        seconds: during which at least one worker has a trial.
-    """
-
-    def __init__(self, trainer: Trainer, study: Any, most: int | None, seconds: float | None):
-        self._trainer, self._study, self._most, self._seconds = trainer, study, most, seconds
+    def __init__(self, trainer: Trainer, address: Address, sampler: Any):
+        self._trainer = trainer
         self._hp = choices(trainer.space, trainer.seed)
+        self._budget = Budget(None, None)
         self._collisions, self._is_exhausted = 0, False
-        self._is_lost = False
         self._without_worker: dict[int, float] = {}  # number -> when it was first seen
+        self._asked: Any = None  # the trial under way here, as Optuna has it
+        self._signs: SignsOfLife | None = None
+        self._storage = open_storage(address)
+        self._study = open_study(self._storage, address, trainer.objectives, sampler, self._end)
 
-    def trials(self) -> list[Trial]:
+    @contextmanager
+    def opened(self, budget: Budget, size: int) -> Iterator[None]:
+        assert size == 1
+        self._budget = budget
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if self._asked is not None:
+                begin_again(self._study, self._asked, has_died=False)
+            raise
+        finally:
+            self._release()
+
+    def over(self) -> list[Trial]:
         """The trials of all workers that are over, in order."""
-        found = [record for trial in self._asked() if (record := record_of(trial)) is not None]
+        found = [record for trial in self._all() if (record := record_of(trial)) is not None]
         return list({trial.number: trial for trial in sorted(found, key=lambda trial: trial.number)}.values())
 
-    def run(self, verbose: int) -> None:
-        """Runs trials until the budget is used up and the last worker is done."""
-        total = self._most if self._most is not None else round(self._seconds or 0)
-        with progress("search", total, verbose) as step:
-            shown = 0
-            while True:
-                fail_stale(self._study)
-                asked = self._asked()
-                self._take_from_nobody(asked)
-                waiting = any(trial.state.name == "WAITING" for trial in asked) and not self._is_out_of_time()
-                if waiting or not self._is_over(asked):
-                    self._run_one()
-                elif any(trial.state.name == "RUNNING" for trial in asked):
-                    time.sleep(_POLL)
-                else:
-                    break
-                done = sum(map(_counts, self._asked())) if self._most is not None else round(self._spent())
-                for _ in range(min(total, done) - shown):
-                    step()
-                shown = max(shown, min(total, done))
+    def under_way(self) -> int:
+        return sum(map(_is_running, self._all()))
 
-    def _asked(self) -> list[Any]:
+    def deadline(self) -> float:
+        """Seconds count during which at least one worker has a trial, not those in which all of them are dead."""
+        seconds = self._budget.seconds
+        return float("inf") if seconds is None else time.monotonic() + seconds - self._spent()
+
+    def next(self) -> tuple[Trial, Any] | None:
+        self._take_over()
+        while not self._is_exhausted:
+            hp = self._proposed()
+            if NUMBER in self._asked.user_attrs:
+                return self._taken_up(self._asked, dict(hp.values)), hp
+            others = [t for t in self._all() if t.number < self._asked.number or NUMBER in t.user_attrs]
+            is_full = self._budget.trials is not None and sum(map(_counts, others)) >= self._budget.trials
+            if not is_full and self._is_new(self._asked, others):
+                return self._taken_up(self._asked, dict(hp.values)), hp
+            self._release()
+            if is_full and not any(trial.state.name == "WAITING" for trial in others):
+                break
+        return None
+
+    def report(self, trial: Trial, hp: Any) -> None:
+        self._hp.merge(hp.space)  # a builder may have asked for more
+        self._trainer.journal.write(trial)
+        known = told(trial, self.over(), self._trainer.objectives)
+        try:
+            if self._trainer.constraints:
+                self._asked.set_constraint(VIOLATION, trial.violation)
+            self._asked.set_user_attr(_UNTIL, time.time())
+            self._asked.set_user_attr(RECORD, dataclasses.asdict(trial))
+        except load("optuna").exceptions.UpdateFinishedTrialError:  # another worker has taken it over
+            known = None
+        self._release(None if known is None else [known[part.name] for part in self._trainer.objectives])
+
+    def is_waiting(self) -> bool:
+        others_run = self.under_way() > 0
+        self._take_over()
+        return others_run
+
+    def _all(self) -> list[Any]:
         return self._study.get_trials(deepcopy=False)
 
-    def _is_over(self, asked: list[Any]) -> bool:
-        if self._is_exhausted or is_hopeless(self.trials()):
-            return True
-        return sum(map(_counts, asked)) >= self._most if self._most is not None else self._is_out_of_time()
+    def _end(self) -> None:
+        self._is_exhausted = True
 
-    def _is_out_of_time(self) -> bool:
-        return self._seconds is not None and self._spent() >= self._seconds
+    def _proposed(self) -> Any:
+        """The hyperparameters of the trial that is under way here from now on."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Heartbeat of storage")  # comes from `SignsOfLife`
+            self._asked = ask(self._study)
+        self._signs = SignsOfLife(self._storage, self._study.study_name, self._asked.number)
+        self._asked.set_user_attr(_WORKER, [f"{socket.gethostname()} {os.getpid()}", time.time()])
+        return suggested(self._study, self._asked, self._hp.space)
+
+    def _release(self, values: Sequence[float] | None = None) -> None:
+        """Ends the trial that is under way here, if there is one; without values it has failed for the sampler."""
+        asked, self._asked = self._asked, None
+        if self._signs is not None:
+            self._signs.end()
+            self._signs = None
+        if asked is not None:
+            state = load("optuna").trial.TrialState.FAIL if values is None else None
+            self._study.tell(asked, values, state, skip_if_finished=True)
 
     def _spent(self) -> float:
         """The seconds during which at least one worker had a trial, those apart in which all of them died."""
         spans = []
-        for trial in self._asked():
+        for trial in self._all():
             since, until = trial.user_attrs.get(_WORKER), trial.user_attrs.get(_UNTIL)
-            if since is not None and (until is not None or trial.state.name == "RUNNING"):
+            if since is not None and (until is not None or _is_running(trial)):
                 spans.append((since[1], time.time() if until is None else until))
         spent, end = 0.0, 0.0
         for first, last in sorted(spans):
@@ -121,64 +165,38 @@ class _SharedSearch:
             end = max(end, last)
         return spent
 
-    def _take_from_nobody(self, asked: list[Any]) -> None:
-        """Takes over trials whose worker died before its first sign of life."""
-        running = [trial for trial in asked if trial.state.name == "RUNNING" and _WORKER not in trial.user_attrs]
-        for trial in running:
+    def _take_over(self) -> None:
+        """Queues the trials of workers that are gone, those too that died before their first sign of life."""
+        fail_stale(self._study)
+        for trial in self._all():
+            if not _is_running(trial) or _WORKER in trial.user_attrs:
+                continue
             since = self._without_worker.setdefault(trial.number, time.monotonic())
             if time.monotonic() - since > studies.GRACE:
                 self._study.tell(trial.number, state=load("optuna").trial.TrialState.FAIL, skip_if_finished=True)
                 begin_again(self._study, trial)
 
-    def _run_one(self) -> None:
-        self._is_lost = False
-        try:
-            self._study.optimize(self._run, n_trials=1, catch=(_Withdrawn,))
-        except ValueError:  # of Optuna, for a trial that another worker has taken over
-            if not self._is_lost:
-                raise
-
-    def _run(self, asked: Any) -> list[float]:
-        """Runs the trial that Optuna asks for; gives its objectives."""
-        asked.set_user_attr(_WORKER, [f"{socket.gethostname()} {os.getpid()}", time.time()])
-        hp = suggested(asked, self._hp.space)
-        if NUMBER not in asked.user_attrs:
-            self._check_new(asked)
-        trial = self._taken_up(asked, dict(hp.values))
-        if trial.state == states.RUNNING:
-            deadline = time.monotonic() + (self._seconds - self._spent() if self._seconds is not None else float("inf"))
-            try:
-                trial = self._trainer(trial, hp, self.trials, deadline)
-            except KeyboardInterrupt:
-                begin_again(self._study, asked, has_died=False)
-                raise
-            self._hp.merge(hp.space)  # a builder may have asked for more
-            self._trainer.journal.write(trial)
-        return self._told(asked, trial)
-
-    def _check_new(self, asked: Any) -> None:
-        """Withdraws a trial that others have left no room for, and one that was there before."""
-        others = [trial for trial in self._asked() if trial.number < asked.number or NUMBER in trial.user_attrs]
-        if self._most is not None and sum(map(_counts, others)) >= self._most:
-            raise _Withdrawn
+    def _is_new(self, asked: Any, others: Sequence[Any]) -> bool:
+        """False for a trial that was there before; after several of them another one is queued."""
         known = [
             trial.params
             for trial in others
             if trial.state.name in ("RUNNING", "WAITING") or record_of(trial) is not None
         ]
-        if asked.params in known:
-            self._collisions += 1
-            if self._collisions >= _COLLISIONS:
-                self._queue_untried(known)
-            raise _Withdrawn
-        self._collisions = 0
+        if asked.params not in known:
+            self._collisions = 0
+            return True
+        self._collisions += 1
+        if self._collisions >= _COLLISIONS:
+            self._queue_untried(known)
+        return False
 
     def _queue_untried(self, known: list[dict[str, Any]]) -> None:
         """Queues values that were not there before; without any left the search ends."""
-        chance = load("optuna").create_study(sampler=make_sampler("random", None))
+        chance = new_study(self._trainer.objectives, load("optuna").samplers.RandomSampler(), self._end)
         for _ in range(_DRAWS):
             drawn = chance.ask()
-            suggested(drawn, self._hp.space)
+            suggested(chance, drawn, self._hp.space)
             if drawn.params not in known:
                 self._study.enqueue_trial(drawn.params)
                 return
@@ -195,19 +213,9 @@ class _SharedSearch:
         journal.write(trial)
         return trial
 
-    def _told(self, asked: Any, trial: Trial) -> list[float]:
-        known = told(trial, self.trials(), self._trainer.objectives)
-        try:
-            if self._trainer.constraints:
-                asked.set_constraint(VIOLATION, trial.violation)
-            asked.set_user_attr(_UNTIL, time.time())
-            asked.set_user_attr(RECORD, dataclasses.asdict(trial))
-        except load("optuna").exceptions.UpdateFinishedTrialError:
-            self._is_lost = True
-            raise _Withdrawn from None
-        if known is None:
-            raise _Withdrawn
-        return [known[objective.name] for objective in self._trainer.objectives]
+
+def _is_running(asked: Any) -> bool:
+    return asked.state.name == "RUNNING"
 
 
 def _counts(asked: Any) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +15,8 @@ from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
 from tfopt.core.journal import check_settings
 from tfopt.tuner.journal import DEATHS, FAILED, Run, Trial
 from tfopt.tuner.objective import Objective
-from tfopt.tuner.oracles import directions
 from tfopt.tuner.packages import load
+from tfopt.tuner.samplers import new_study
 
 HEARTBEAT = 30  # seconds between two signs of life of a worker
 GRACE = 120  # seconds without one, until the trial of a worker is begun again
@@ -24,28 +26,77 @@ _CONNECT = 10  # seconds to wait for a database
 _ATTEMPTS = 5  # to make the tables, which another worker may be making, too
 
 
-def open_study(url: str, name: str, objectives: Sequence[Objective], sampler: Any, settings: Mapping[str, str]) -> Any:
-    """The study of that name, made if it is not there, in a storage with heartbeat.
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a search in a storage is.
+
+    Args:
+        url: of a database, as SQLAlchemy has it.
+        name: of the study.
+        settings: `{name: fingerprint}` of all that the trials depend on.
+    """
+
+    url: str
+    name: str
+    settings: Mapping[str, str]
+
+
+def open_storage(address: Address) -> Any:
+    """Optuna's storage in a database, in which workers give signs of life.
 
     Raises:
-        InvalidArgumentError: it has other settings, or the driver of the database is not installed.
-        TfoptError: the database is out of reach.
+        InvalidArgumentError: the driver of the database is not installed.
     """
-    optuna = load("optuna")
-    study = optuna.create_study(
-        storage=_storage(_address(url)),
-        study_name=name,
-        sampler=sampler,
-        directions=directions(objectives),
-        load_if_exists=True,
-    )
+    return _storage(_address(address.url))
+
+
+def open_study(
+    storage: Any, address: Address, objectives: Sequence[Objective], sampler: Any, end: Callable[[], None]
+) -> Any:
+    """The study of that name, made if it is not there.
+
+    Args:
+        end: called once the sampler has nothing left to propose.
+
+    Raises:
+        InvalidArgumentError: it has other settings.
+    """
+    name, settings = address.name, address.settings
+    study = new_study(objectives, sampler, end, storage=storage, study_name=name, load_if_exists=True)
     has_begun = bool(study.get_trials(deepcopy=False))  # looked at first: another worker may begin the search now
     if _SETTINGS not in study.user_attrs:
         if has_begun:
-            raise InvalidArgumentError("`name` is free, or that of an earlier search.", received=repr(name))
+            raise InvalidArgumentError("`name` must be free, or that of an earlier search.", received=repr(name))
         study.set_user_attr(_SETTINGS, dict(settings))
     check_settings(study.user_attrs[_SETTINGS], settings, "name", f"'{name}'")
     return study
+
+
+class SignsOfLife:
+    """Tells a storage every `HEARTBEAT` seconds that a trial is under way, until its `end`.
+
+    Args:
+        name: of the study.
+        number: of the trial in it.
+    """
+
+    def __init__(self, storage: Any, name: str, number: int):
+        study = storage.get_study_id_from_name(name)
+        self._storage, self._trial = storage, storage.get_trial_id_from_study_id_trial_number(study, number)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._storage.record_heartbeat(self._trial)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _repeat(self) -> None:
+        failures = load("sqlalchemy").exc.SQLAlchemyError, load("optuna").exceptions.StorageInternalError
+        while not self._is_over.wait(self._storage.get_heartbeat_interval()):
+            with contextlib.suppress(*failures):  # the next sign may come through
+                self._storage.record_heartbeat(self._trial)
 
 
 def record_of(trial: Any) -> Trial | None:
@@ -91,7 +142,7 @@ def clear_errors(url: str) -> Iterator[None]:
             reason = reason.replace(str(secret), "***") if secret else reason
         where = address.set(query={}).render_as_string(hide_password=True)
         raise TfoptError(
-            "The database of `storage` has to be within reach.",
+            "The database of `storage` must be within reach.",
             received=f"{where}: {reason}",
             fix="Check address, user and password; the same call goes on.",
         ) from None
@@ -105,7 +156,8 @@ def _address(url: str) -> Any:
         address = None
     if address is None:  # without the error, which may quote a password
         raise InvalidArgumentError(
-            "`storage` is the address of a database.", fix="Such as 'postgresql://user:password@host:5432/database'."
+            "`storage` must be the address of a database.",
+            fix="Such as 'postgresql://user:password@host:5432/database'.",
         )
     if address.drivername in ("postgres", "postgresql"):
         return address.set(drivername="postgresql+psycopg")
@@ -118,12 +170,14 @@ def _storage(address: Any, attempts: int = _ATTEMPTS) -> Any:
         return _opened(address)
     except ImportError as error:
         raise InvalidArgumentError(
-            f"The driver of '{address.drivername}' has to be installed.",
+            f"The driver of '{address.drivername}' must be installed.",
             received=first_line(error.__cause__ or error),
             fix="pip install tfopt[distributed] has that of PostgreSQL.",
         ) from error
     except alchemy.exc.NoSuchModuleError as error:
-        raise InvalidArgumentError("`storage` is a database of SQLAlchemy's.", received=first_line(error)) from None
+        raise InvalidArgumentError(
+            "`storage` must be a database that SQLAlchemy knows.", received=first_line(error)
+        ) from None
     except alchemy.exc.SQLAlchemyError as error:
         another_makes_tables = isinstance(error, alchemy.exc.IntegrityError) or "already exists" in str(error)
         if not another_makes_tables or attempts == 1:

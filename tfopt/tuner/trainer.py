@@ -15,18 +15,42 @@ import tensorflow as tf
 
 from tfopt.core.data.splits import Split
 from tfopt.core.errors import InvalidArgumentError, first_line
+from tfopt.core.keras_internals import name_counts
 from tfopt.tuner import journal as states
 from tfopt.tuner.arguments import parts
 from tfopt.tuner.costs import Costs
 from tfopt.tuner.journal import Run, SearchJournal, Trial
+from tfopt.tuner.names import names_made_since
 from tfopt.tuner.objective import COSTS, Constraint, Objective, violation
-from tfopt.tuner.training import Keeper, Stopper, train
+from tfopt.tuner.packages import load
+from tfopt.tuner.training import Fit, Keeper, Stopper, train
+
+keras_tuner: Any = load("keras_tuner")
 
 # What code of a user, Keras or TensorFlow raises when one trial cannot be built or trained.
 _FAILURES = (
     *(ValueError, TypeError, ArithmeticError, AttributeError, AssertionError, LookupError, MemoryError),
     *(NameError, NotImplementedError, OSError, RuntimeError, tf.errors.OpError),
+    keras_tuner.errors.FailedTrialError,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One call of a `Trainer`: what it is given beside the trial, and when it began."""
+
+    hp: Any
+    others: Callable[[], Sequence[Trial]]
+    deadline: float
+    started: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    """A new model, and the names that Keras made when it was built."""
+
+    model: keras.Model
+    made: dict[str, str]
 
 
 @dataclasses.dataclass
@@ -63,9 +87,9 @@ class Trainer:
             others: gives the trials so far, to compare with.
             deadline: on the clock of `time.monotonic`.
         """
-        started = time.monotonic()
-        ended = self._run(trial, hp, others, deadline)
-        return dataclasses.replace(ended, seconds=trial.seconds + time.monotonic() - started)
+        task = _Task(hp, others, deadline, time.monotonic())
+        ended = self._run(trial, task)
+        return dataclasses.replace(ended, seconds=trial.seconds + time.monotonic() - task.started)
 
     @functools.cached_property
     def data(self) -> list[tuple]:
@@ -77,38 +101,49 @@ class Trainer:
         samples = self.train[0] if isinstance(self.train, tuple) else self.train
         return Costs([goal.name for goal in self.objectives if goal.is_cost], self.constraints, samples)
 
-    def _run(self, trial: Trial, hp: Any, others: Callable[[], Sequence[Trial]], deadline: float) -> Trial:
-        started, before = time.monotonic(), trial.seconds
+    def _run(self, trial: Trial, task: _Task) -> Trial:
         try:
-            keras.utils.set_random_seed(self._seed(trial, 0))
-            model = self.space.build(hp)
-            trial = dataclasses.replace(trial, values=dict(hp.values))
-            figures, broken, excess = self.costs(model)
+            built = self._built(trial, 0, task.hp)
+            trial = dataclasses.replace(trial, values=dict(task.hp.values))
+            figures, broken, excess = self.costs(built.model)
         except _FAILURES as error:
             return _failed(trial, error)
         trial = dataclasses.replace(trial, figures=figures, violation=excess)
         if broken is not None:
             known = f" ({broken.name} = {figures[broken.name]:,.6g})" if broken.name in figures else ""
             return dataclasses.replace(trial, state=states.INFEASIBLE, reason=f"breaks {broken}{known}")
+        return self._trained(trial, task, built)
+
+    def _trained(self, trial: Trial, task: _Task, built: _Built) -> Trial:
+        """The trial after all of its trainings; each is recorded once it is over.
+
+        Args:
+            built: the model of the first training.
+        """
+        before = trial.seconds
         for number in range(len(trial.runs), len(self.data)):
             try:
                 if number:
-                    keras.utils.set_random_seed(self._seed(trial, number))
-                    model = self.space.build(hp)
-                run = self._train(trial, number, hp, model, others, deadline)
+                    built = self._built(trial, number, task.hp)
+                run = self._train(trial, number, task, built)
             except _FAILURES as error:
                 return _failed(trial, error)
             self._check_logged(run)
             if any(not math.isfinite(run.figures.get(part.name, math.nan)) for part in self._logged):
-                return dataclasses.replace(
-                    trial, state=states.FAILED, reason="its objective is not finite at any epoch"
-                )
+                reason = "its objective is not finite at any epoch"
+                return dataclasses.replace(trial, state=states.FAILED, reason=reason)
             if self._is_best_run(trial, run):
-                self.journal.save_model(trial.number, model)
-            trial = dataclasses.replace(trial, runs=(*trial.runs, run), seconds=before + time.monotonic() - started)
+                self.journal.save_model(trial.number, built.model)
+            seconds = before + time.monotonic() - task.started
+            trial = dataclasses.replace(trial, runs=(*trial.runs, run), seconds=seconds)
             if number + 1 < len(self.data):
                 self.journal.write(trial)
         return self._judged(trial)
+
+    def _built(self, trial: Trial, run: int, hp: Any) -> _Built:
+        keras.utils.set_random_seed(self._seed(trial, run))
+        before = name_counts()
+        return _Built(self.space.build(hp), names_made_since(before))
 
     @property
     def _logged(self) -> list[Objective]:
@@ -117,40 +152,21 @@ class Trainer:
     def _seed(self, trial: Trial, run: int) -> int:
         return self.seed + 1009 * trial.number + 100_003 * run + 1
 
-    def _train(
-        self,
-        trial: Trial,
-        number: int,
-        hp: Any,
-        model: keras.Model,
-        others: Callable[[], Sequence[Trial]],
-        deadline: float,
-    ) -> Run:
-        epochs, first = self.epochs, 0
-        earlier = hp.values.get("tuner/trial_id")  # Hyperband goes on with a trial of its last round
-        if "tuner/epochs" in hp.values:
-            epochs, first = hp.values["tuner/epochs"], hp.values["tuner/initial_epoch"]
+    def _train(self, trial: Trial, number: int, task: _Task, built: _Built) -> Run:
+        values, model = task.hp.values, built.model
+        epochs, first = values.get("tuner/epochs", self.epochs), values.get("tuner/initial_epoch", 0)
+        earlier = values.get("tuner/trial_id")  # Hyperband goes on with a trial of its last round
         if earlier is not None and self.journal.model_path(int(earlier)).exists():
             model.optimizer.build(model.trainable_variables)
             model.load_weights(self.journal.model_path(int(earlier)))
         guide = next(iter(self._logged), None)
-        keeper = Keeper(self.journal, trial.number, number, guide)
+        keeper = Keeper(self.journal, trial.number, number, guide, built.made)
         compares = self.stop_early and number == 0
-        rivals = self._rivals(trial, others()) if compares else []
-        stopper = Stopper(keeper, guide if compares else None, rivals, deadline)
+        rivals = self._rivals(trial, task.others()) if compares else []
+        stopper = Stopper(keeper, guide if compares else None, rivals, task.deadline)
         training, validation = self.data[number]
-        return train(
-            self.space,
-            hp,
-            model,
-            keeper=keeper,
-            stopper=stopper,
-            train=training,
-            val=validation,
-            epochs=epochs,
-            initial_epoch=first,
-            batch_size=self.batch_size,
-        )
+        fit = Fit(training, validation, epochs, first, self.batch_size)
+        return train(self.space, task.hp, model, fit, keeper, stopper)
 
     def _rivals(self, trial: Trial, others: Sequence[Trial]) -> list[list[dict[str, float]]]:
         """The first training of those trials that are at least as good in each objective known before training."""
@@ -193,5 +209,8 @@ class Trainer:
         )
 
 
-def _failed(trial: Trial, error: BaseException) -> Trial:
+def _failed(trial: Trial, error: Exception) -> Trial:
+    """The trial as failed. Errors that Keras Tuner calls fatal end the search."""
+    if isinstance(error, keras_tuner.errors.FatalError):
+        raise error
     return dataclasses.replace(trial, state=states.FAILED, reason=f"{type(error).__name__}: {first_line(error)}")

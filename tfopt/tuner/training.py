@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfopt.tuner.journal import Backup, Run, SearchJournal
+from tfopt.tuner.names import Figures
 from tfopt.tuner.objective import Objective
 
 _RIVALS = 5  # trainings to compare with, before one is called hopeless
@@ -23,10 +25,14 @@ class Keeper(keras.callbacks.Callback):
     Args:
         journal, number, run: where, for which trial and which training of it.
         objective: decides which epoch is best; None is the last.
+        made: the names that Keras made when the model was built, as `names_made_since` gives them.
     """
 
-    def __init__(self, journal: SearchJournal, number: int, run: int, objective: Objective | None):
+    def __init__(
+        self, journal: SearchJournal, number: int, run: int, objective: Objective | None, made: Mapping[str, str]
+    ):
         super().__init__()
+        self._made = made
         kept = journal.backup(number)
         self._kept = kept if kept is not None and kept.run == run else None
         self._journal, self._number, self._run, self._objective = journal, number, run, objective
@@ -40,6 +46,7 @@ class Keeper(keras.callbacks.Callback):
         return len(self.history)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._figures = Figures(self.model, self._made)
         self.model.optimizer.build(self.model.trainable_variables)
         if self._kept is not None:
             for variable, value in zip(self._variables(), self._kept.weights, strict=True):
@@ -47,7 +54,7 @@ class Keeper(keras.callbacks.Callback):
         self._kept = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.history.append({name: float(value) for name, value in (logs or {}).items()})
+        self.history.append(self._figures(logs or {}))
         if self._is_best():
             self._best_epoch = len(self.history) - 1
             self._best_weights = [variable.numpy() for variable in self.model.variables]
@@ -117,33 +124,38 @@ def _best_loss(history: Sequence[dict[str, float]], objective: Objective) -> flo
     return min((value for value in values if not math.isnan(value)), default=math.inf)
 
 
-def train(
-    space: Any,
-    hp: Any,
-    model: keras.Model,
-    *,
-    keeper: Keeper,
-    stopper: Stopper,
-    train: Any,
-    val: Any,
-    epochs: int,
-    initial_epoch: int,
-    batch_size: int,
-) -> Run:
+@dataclass(frozen=True)
+class Fit:
+    """On what and how long to train.
+
+    Args:
+        train, val: `(x, y)`, `(x, y, sample_weights)` or a dataset; `val` may be None.
+        initial_epoch: the first one of a training that goes on with the weights of another.
+        batch_size: in samples, for arrays.
+    """
+
+    train: Any
+    val: Any
+    epochs: int
+    initial_epoch: int
+    batch_size: int
+
+
+def train(space: Any, hp: Any, model: keras.Model, fit: Fit, keeper: Keeper, stopper: Stopper) -> Run:
     """Trains a model through the `fit` of its space."""
-    arrays = isinstance(train, tuple)
-    options: dict[str, Any] = {"batch_size": batch_size} if arrays else {"shuffle": False}
-    if arrays and len(train) == 3:
-        options["sample_weight"] = train[2]
-    x, y = (train[0], train[1]) if arrays else (train, None)
+    arrays = isinstance(fit.train, tuple)
+    options: dict[str, Any] = {"batch_size": fit.batch_size} if arrays else {"shuffle": False}
+    if arrays and len(fit.train) == 3:
+        options["sample_weight"] = fit.train[2]
+    x, y = (fit.train[0], fit.train[1]) if arrays else (fit.train, None)
     space.fit(
         hp,
         model,
         x,
         y,
-        validation_data=val,
-        epochs=epochs,
-        initial_epoch=min(epochs, initial_epoch + keeper.epochs),
+        validation_data=fit.val,
+        epochs=fit.epochs,
+        initial_epoch=min(fit.epochs, fit.initial_epoch + keeper.epochs),
         callbacks=[keeper, stopper],
         verbose=0,
         **options,

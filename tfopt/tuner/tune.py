@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from tfopt.core.checks import as_count, as_seed, plain
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.tuner.arguments import as_budget, as_folds, as_hypermodel, check, check_where, fingerprints
+from tfopt.tuner.arguments import as_budget, as_folds, as_hypermodel, check_data, check_place, fingerprints
+from tfopt.tuner.folder import search_in_folder
 from tfopt.tuner.journal import SearchJournal
-from tfopt.tuner.loop import Alone, Search
 from tfopt.tuner.objective import as_constraints, as_objectives
-from tfopt.tuner.oracles import make_oracle
+from tfopt.tuner.proposers import as_proposer
 from tfopt.tuner.result import SearchResult
 from tfopt.tuner.space import SearchSpace
 from tfopt.tuner.storage import search_in_storage
+from tfopt.tuner.studies import Address
 from tfopt.tuner.trainer import Trainer
-from tfopt.tuner.workers import Workers
 
 
 def search(
@@ -29,7 +29,7 @@ def search(
     *,
     train: Any,
     val: Any = None,
-    method: str = "tpe",
+    method: str | Any = "tpe",
     objectives: Any = ("val_accuracy",),
     constraints: Any = (),
     budget: int | str = 20,
@@ -63,7 +63,9 @@ def search(
         train: `(x, y)` or `(x, y, sample_weights)` of arrays, or a `tf.data.Dataset` of batches.
         val: the same, to choose by; not with `cv`.
         method: `"tpe"` and `"nsga2"` (samplers of Optuna), `"random"`, `"grid"` (in random order), `"bayesian"`,
-            `"hyperband"` (of Keras Tuner; the last two for one objective).
+            `"hyperband"` (of Keras Tuner; the last two for one objective). Or a sampler of Optuna, such as
+            `optuna.samplers.TPESampler(n_startup_trials=20)`, or a new oracle of Keras Tuner with the same objectives.
+            The search works on a copy of it; `budget` takes the place of the oracle's `max_trials`.
         objectives: one name or several: a cost, or what `fit` logs, such as `"val_accuracy"` or `"val_loss"`. For
             others the direction goes with it: `("val_iou", "max")`. The first that `fit` logs chooses the epoch.
         constraints: such as `"tflite_bytes <= 100_000"`, `"latency_ms <= 2"`, `"val_accuracy >= 0.9"`.
@@ -79,14 +81,14 @@ def search(
             compared with those trials only that cost no more. Not with `"hyperband"`.
         directory: where trials are recorded, made if it is not there; None keeps them until the result is deleted. With
             `storage` it holds models and trainings under way, and is best one that all machines share.
-        workers: number of processes that run trials, each a new interpreter with its share of the processors. What is
-            searched has to be picklable; a `tf.data.Dataset` is written to `directory` once, with what it draws then. A
+        workers: number of processes that run trials, each a new interpreter with its share of the processors. The
+            space must be picklable; a `tf.data.Dataset` is written to `directory` once, with what it draws then. A
             worker that dies is replaced and its trial goes on from its last epoch; after three deaths the trial has
             failed. Files are measured by one process at a time, while other workers may train: with `"latency_ms"`
             leave processors free. Needs `cloudpickle`, of `tfopt[search]`.
         storage: address of a database, such as `"postgresql://user:password@host/database"`: every process that makes
             this call, on any machine, is a worker of one search. The trial of a worker that dies is taken over. For
-            `"tpe"`, `"nsga2"` and `"random"`, whose `seed` is then another in each process. PostgreSQL needs
+            `"tpe"`, `"nsga2"`, `"random"` and samplers, whose seed is then another in each process. PostgreSQL needs
             `pip install tfopt[distributed]`; SQLite (`"sqlite:///path"`) does for one machine.
         name: of the search in `storage`.
         seed: of the method and of each trial.
@@ -100,7 +102,7 @@ def search(
         InvalidArgumentError: options that do not fit, an objective that is not logged, a missing package, or a
             `directory` or `storage` with a search of other settings.
         FileError: `directory` cannot be written, or holds something else.
-        TfoptError: the database cannot be reached, or workers cannot load what is searched.
+        TfoptError: the database cannot be reached, or workers cannot load the space and the data.
 
     Example:
         >>> import numpy as np
@@ -113,24 +115,25 @@ def search(
         >>> found.best.figures["macs"] <= 60, len(found.best_models(1))
         (True, 1)
     """
-    chosen = as_objectives(objectives)
-    limits = as_constraints(constraints)
+    goals, limits = as_objectives(objectives), as_constraints(constraints)
     hypermodel = as_hypermodel(model_or_builder, space, inherit)
     epochs, batch_size = as_count("epochs", epochs), as_count("batch_size", batch_size)
     executions, workers, seed = as_count("executions", executions), as_count("workers", workers), as_seed(seed)
     cv, verbose = plain(cv), plain(verbose)
-    check(hypermodel, train, val, chosen, cv, seed)
+    check_data(hypermodel, train, val, goals, cv)
     folds = as_folds(cv, train, seed)
-    check_where(workers, storage, name, method)
-    trials, seconds = as_budget(budget)
-    oracle = make_oracle(method, chosen, seed=seed, epochs=epochs, constrained=bool(limits))
+    proposer = as_proposer(method, goals)
+    check_place(workers, storage, name, proposer)
+    amount = as_budget(budget)
     settings = fingerprints(hypermodel, train, val)
-    goals, splits = [str(part) for part in (*chosen, *limits)], [[fold.train, fold.held_out] for fold in folds]
-    settings["settings"] = fingerprint([method, goals, epochs, batch_size, executions, splits, stop_early, seed])
+    asked, splits = [str(part) for part in (*goals, *limits)], [[fold.train, fold.held_out] for fold in folds]
+    options = [proposer.identity, asked, epochs, batch_size, executions, splits, stop_early, seed]
+    settings["settings"] = fingerprint(options)
+    folder = None if directory is None else Path(directory).absolute()  # the working directory may change
     trainer = Trainer(
         space=hypermodel,
-        journal=SearchJournal(directory, settings, shared=storage is not None),
-        objectives=chosen,
+        journal=SearchJournal(folder, settings, shared=storage is not None),
+        objectives=goals,
         constraints=limits,
         train=train,
         val=val,
@@ -138,17 +141,13 @@ def search(
         executions=executions,
         epochs=epochs,
         batch_size=batch_size,
-        stop_early=stop_early and method != "hyperband",
+        stop_early=stop_early and not proposer.method.sets_epochs,
         seed=seed,
     )
-    if storage is not None:
-        found = search_in_storage(trainer, storage, str(name), method, settings, (trials, seconds), verbose)
+    if storage is None:
+        oracle = proposer.oracle(goals, seed=seed, epochs=epochs, constrained=bool(limits))
+        found = search_in_folder(trainer, oracle, workers, amount, verbose)
     else:
-        study = Search(hypermodel, oracle, trainer.journal, chosen, seed)
-        with ExitStack() as stack:
-            team = (
-                stack.enter_context(Workers(trainer, workers)) if workers > 1 else Alone(trainer, lambda: study.trials)
-            )
-            study.run(team, trials, seconds, verbose)
-        found = sorted(study.trials, key=lambda trial: trial.number)
-    return SearchResult(hypermodel.name or "builder", method, chosen, limits, tuple(found), trainer.journal)
+        address = Address(storage, str(name), settings)
+        found = search_in_storage(trainer, address, proposer.shared_sampler(), amount, verbose)
+    return SearchResult(hypermodel.name or "builder", proposer.name, goals, limits, tuple(found), trainer.journal)

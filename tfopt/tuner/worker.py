@@ -122,7 +122,7 @@ def _pickled(value: Any) -> bytes:
         return load("cloudpickle").dumps(value)
     except (pickle.PicklingError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise InvalidArgumentError(
-            "What is searched goes to the workers pickled.",
+            "The space of a search with workers must be picklable.",
             received=f"{type(error).__name__}: {first_line(error)}",
             fix="Open files, locks and sessions inside of the builder, not around it, or search with `workers=1`.",
         ) from error
@@ -132,7 +132,7 @@ def _saved(data: Any, path: Path) -> Any:
     """The data with files in place of arrays and datasets."""
     if isinstance(data, tf.data.Dataset):
         if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise InvalidArgumentError("A dataset for workers has an end.", received="one that repeats for ever")
+            raise InvalidArgumentError("A dataset for workers must have an end.", received="one that repeats for ever")
         data.save(str(path))
         return _Dataset(path)
     if not isinstance(data, tuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -23,9 +22,10 @@ from tfopt.tuner.worker import RAISED, STARTED, UNUSABLE, hand_over
 
 _FAREWELL = 10  # seconds that a worker takes at most to end
 _START = (
-    "import json, signal, sys\n"
+    "import sys\n"
+    "sys.path[:] = sys.argv[3:]\n"  # first: it still begins with the current directory, whatever lies there
+    "import signal\n"
     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # a Ctrl-C goes to the whole group; the search ends its workers
-    "sys.path[:] = json.loads(sys.argv[3])\n"
     "from tfopt.tuner.worker import main\n"
     "main(sys.argv[1], int(sys.argv[2]))\n"
 )
@@ -92,9 +92,9 @@ class Workers:
                     raise what
                 if said == UNUSABLE:
                     raise TfoptError(
-                        "A worker has to be able to load what is searched.",
+                        "A worker must be able to load the space and the data.",
                         received=what,
-                        fix="Functions and classes come from modules that a new process finds, or from the script.",
+                        fix="Define functions and classes in the script, or in modules that a new process finds.",
                     )
                 if said == STARTED:
                     worker.has_started = True
@@ -115,7 +115,7 @@ class Workers:
             self.give(trial, hp, deadline)
             return []
         if not worker.has_started:
-            raise TfoptError("Workers have to start.", received=f"{deaths} that ended before, {how}")
+            raise TfoptError("Workers must start.", received=f"{deaths} that ended before, {how}")
         return [(dataclasses.replace(trial, state=FAILED, reason=f"{deaths} workers died in it, {how}"), hp)]
 
 
@@ -127,7 +127,7 @@ class _Worker:
     def __init__(self, folder: str, size: int):
         self.has_started = False
         self.connection, other = Pipe()
-        command = [sys.executable, "-c", _START, folder, str(other.fileno()), json.dumps(sys.path)]
+        command = [sys.executable, "-c", _START, folder, str(other.fileno()), *map(str, sys.path)]
         with other:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, pass_fds=[other.fileno()], env=_environment(size)

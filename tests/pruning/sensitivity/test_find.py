@@ -304,7 +304,7 @@ WRONG = {
     "`cv` must be": {"cv": True},
     "`finetune` must be a number of epochs": {"finetune": 0},
     "`finetune` must be a number of epochs of at least 1": {"finetune": 0.5},
-    "`validation_split` must be a number above 0": {"finetune": 1, "validation_split": 1.0},
+    "`validation_split` must be a fraction above 0": {"finetune": 1, "validation_split": 1.0},
     "must leave a sample each.*Received: 0.0001 of 600 samples": {"finetune": 1, "validation_split": 0.0001},
     "leaves out. Received: validation_split=0.2 without `finetune`": {"validation_split": 0.2},
     "leaves out. Received: validation_split=0.2 with `cv`": {"validation_split": 0.2, "finetune": 1, "cv": 2},

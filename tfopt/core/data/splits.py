@@ -81,7 +81,7 @@ def k_fold(y: Any, samples: int, k: int, seed: int, argument: str = "folds") -> 
         k,
         least=2,
         most=samples,
-        what="a number of folds, from 2 to the number of samples",
+        what=f"a number of folds, from 2 to the number of samples ({samples})",
         fix=f"Pass a number, such as `{argument}=5`, a splitter, or pairs (train, held out) of sample numbers.",
     )
     order = stratified_order(y, samples, seed)
@@ -91,7 +91,9 @@ def k_fold(y: Any, samples: int, k: int, seed: int, argument: str = "folds") -> 
 
 def hold_out(y: Any, samples: int, fraction: float, seed: int) -> Split:
     """One split that holds out a fraction of the samples, classes spread evenly."""
-    fraction = as_number("validation_split", fraction, FRACTION, fix="Such as 0.2.")
+    fraction = as_number(
+        "validation_split", fraction, FRACTION, what="a fraction above 0 and below 1", fix="Such as 0.2."
+    )
     counts = np.floor(np.arange(samples + 1) * fraction + 1e-9)
     taken = np.diff(counts) > 0
     if not taken.any() or taken.all():

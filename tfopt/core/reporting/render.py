@@ -67,12 +67,14 @@ class Report:
         return "\n\n".join(as_markdown(table) for table in self.tables()) + "\n"
 
     def _repr_html_(self) -> str:
-        return f"<style>{_STYLE}</style><div class='tfopt'>{''.join(map(as_html, self.tables()))}</div>"
+        return f"<style>{_STYLE}</style><div class='tfopt'>{self._body()}</div>"
 
     def to_html(self) -> str:
         """One page that needs no other file: tables and plots."""
-        body = "".join(map(as_html, self.tables())) + self.plots_as_html()
-        return _PAGE.format(title=html.escape(self.title), style=_STYLE, body=body)
+        return _PAGE.format(title=html.escape(self.title), style=_STYLE, body=self._body())
+
+    def _body(self) -> str:
+        return "".join(map(as_html, self.tables())) + self.plots_as_html()
 
     def plots_as_html(self) -> str:
         """The figures with their captions, to put into a page."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.checks import plain, shown
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.version import VERSION
 from tfopt.deploy.verify import input_ranges
@@ -16,30 +17,47 @@ TEXTS = ("name", "description", "version", "author", "license")
 OWN = "tfopt"  # key of what tfopt adds
 
 
-def check_metadata(metadata: Any) -> None:
-    """Raises unless `metadata` is None or a dict that can be written as JSON."""
+def checked_metadata(metadata: Any) -> dict[str, Any] | None:
+    """The metadata as JSON holds it, numbers of numpy as Python's own; None stays None.
+
+    Raises:
+        InvalidArgumentError: anything but a dict that can be written as JSON.
+    """
     if metadata is None:
-        return
+        return None
     if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
-        raise InvalidArgumentError("`metadata` is a dict with texts as keys.", received=f"{metadata!r:.100}")
+        raise InvalidArgumentError("`metadata` must be a dict with texts as keys.", received=f"{metadata!r:.100}")
     if OWN in metadata:
         raise InvalidArgumentError(f"The key '{OWN}' of `metadata` is for what tfopt adds.", received=f"'{OWN}'")
-    for key in TEXTS:
-        if key in metadata and not isinstance(metadata[key], str):
-            raise InvalidArgumentError(f"`metadata['{key}']` is a text.", received=f"{metadata[key]!r:.100}")
-    labels = metadata.get("labels", [])
-    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
-        raise InvalidArgumentError(
-            "`metadata['labels']` is a list of texts, in the order of the outputs.", received=f"{labels!r:.100}"
-        )
+    _check_known(metadata)
     try:
-        json.dumps(dict(metadata), allow_nan=False)
+        return json.loads(json.dumps(dict(metadata), allow_nan=False, default=_plain))
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
-            "`metadata` holds what JSON can: texts, numbers, lists and dicts.",
+            "`metadata` must hold what JSON can: texts, numbers, lists and dicts.",
             received=str(error),
             fix="Turn arrays into lists.",
         ) from error
+
+
+def _check_known(metadata: Mapping[str, Any]) -> None:
+    """Raises where a key that has a meaning holds something else."""
+    for key in TEXTS:
+        if key in metadata and not isinstance(metadata[key], str):
+            raise InvalidArgumentError(f"`metadata['{key}']` must be a text.", received=shown(metadata[key]))
+    labels = metadata.get("labels", [])
+    if not isinstance(labels, (list, tuple)) or not all(isinstance(label, str) for label in labels):
+        raise InvalidArgumentError(
+            "`metadata['labels']` must be a list of texts, in the order of the outputs.", received=shown(labels)
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A number or flag of numpy as JSON takes it; raises for what JSON cannot hold."""
+    found = plain(value)
+    if found is value:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return found
 
 
 def all_metadata(metadata: Mapping[str, Any] | None, parts: Mapping[str, tuple[Any, str]]) -> dict[str, Any] | None:

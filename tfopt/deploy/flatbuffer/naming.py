@@ -7,6 +7,8 @@ from typing import Any
 
 import flatbuffers
 
+from tfopt.deploy.flatbuffer.read import schema
+
 BUFFER_ALIGNMENT = 16  # `force_align` of `Buffer.data` in LiteRT's schema
 HIGHEST_SIZE = 2**31  # of a FlatBuffer; the weights of a larger file lie behind it, at fixed places
 
@@ -23,9 +25,7 @@ def compacted(content: bytes) -> bytes:
     """
     if len(content) >= HIGHEST_SIZE:
         return content
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    model = schema().ModelT.InitFromPackedBuf(content, 0)
     shorten_names(model)
     return packed(model, len(content))
 
@@ -88,13 +88,13 @@ class _SharingBuilder(flatbuffers.Builder):
         super().__init__(size)
         self._places: dict[tuple[str, bytes], int] = {}
 
-    def CreateString(self, s, *options):
+    def CreateString(self, s: str | bytes, *options: Any) -> int:
         key = "name", s if isinstance(s, bytes) else s.encode()
         if key not in self._places:
             self._places[key] = super().CreateString(s, *options)
         return self._places[key]
 
-    def CreateNumpyVector(self, x):
+    def CreateNumpyVector(self, x: Any) -> int:
         if x.itemsize == 1:
             return super().CreateNumpyVector(x)
         key = x.dtype.str, x.tobytes()
@@ -102,5 +102,5 @@ class _SharingBuilder(flatbuffers.Builder):
             self._places[key] = super().CreateNumpyVector(x)
         return self._places[key]
 
-    def StartVector(self, elemSize, numElems, alignment):
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
         return super().StartVector(elemSize, numElems, BUFFER_ALIGNMENT if elemSize == 1 else alignment)

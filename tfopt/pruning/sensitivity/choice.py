@@ -144,9 +144,6 @@ class SparsityChoice(Report):
         trials = [trial.to_dict() for trial in self.trials]
         return {"model": self.model.name, **{name: getattr(self, name) for name in names}, "trials": trials}
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     @property
     def _highest(self) -> float:
         return self.trials[-1].sparsity

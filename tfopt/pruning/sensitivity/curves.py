@@ -127,9 +127,6 @@ class Sensitivity(Report):
         figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=8, title=title)
         return figure
 
-    def _repr_html_(self) -> str:
-        return f"{super()._repr_html_()}<div class='tfopt'>{self.plots_as_html()}</div>"
-
     def _draw(self, axes: Any, curve: LayerCurve, place: int) -> None:
         sparsities, scores = zip((0.0, self.baseline), *curve.points, strict=True)
         look = {"color": "#8a93a3", "linewidth": 0.6, "alpha": 0.5}

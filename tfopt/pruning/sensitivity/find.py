@@ -20,6 +20,7 @@ from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.graph import check_finite, check_model
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
+from tfopt.core.types import Data, Metric
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.sensitivity.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.sensitivity.finetuning import FineTuning
@@ -32,15 +33,15 @@ TOLERANCE = 0.01
 
 def find_sparsity(
     model: keras.Model,
-    data: Any,
+    data: Data,
     max_drop: float = 0.01,
     *,
-    metric: Any = "accuracy",
+    metric: Metric = "accuracy",
     mode: str = "auto",
     sparsities: Sequence[float] | None = None,
     cv: Any = None,
     finetune: int | None = None,
-    validation_data: Any = None,
+    validation_data: Data = None,
     validation_split: float | None = None,
     seed: int = 0,
     resume: str | os.PathLike | None = None,
@@ -101,13 +102,7 @@ def find_sparsity(
         (0.75, 14)
     """
     check_model(model)
-    max_drop = as_number(
-        "max_drop",
-        max_drop,
-        NOT_NEGATIVE,
-        what="a number of at least 0, in the units of the metric",
-        fix="0.01 is one point of accuracy in a hundred.",
-    )
+    max_drop = _checked_drop(max_drop)
     check_prune_options(prune_options)
     wanted = GRID if sparsities is None else checked_sparsities(sparsities)
     goal = as_goal(metric, mode)
@@ -118,9 +113,8 @@ def find_sparsity(
         folds = _folds(samples, cv, validation_split, training is not None, seed)
     else:
         _check_held_out(cv, validation_split, training)
-        held_out = labelled(model, validation_data, "validation_data")
-        folds = [Split(final, len(final) + np.arange(len(held_out)))]
-        samples = samples.and_more(held_out)
+        samples = samples.and_more(labelled(model, validation_data, "validation_data"))
+        folds = [Split(final, np.arange(len(final), len(samples)))]
     check_finite(model)
     scoring = [seed, [[split.train, split.held_out] for split in folds], training and training.settings]
     settings = {**fingerprints(model, samples, goal, prune_options), "way of scoring": fingerprint(scoring)}
@@ -131,6 +125,11 @@ def find_sparsity(
     if chosen is None:
         raise _out_of_reach(tried, max_drop, goal, training)
     return _choice(trials, tried, chosen, max_drop, samples.rows(final))
+
+
+def _checked_drop(max_drop: Any) -> float:
+    what, fix = "a number of at least 0, in the units of the metric", "0.01 is one point of accuracy in a hundred."
+    return as_number("max_drop", max_drop, NOT_NEGATIVE, what=what, fix=fix)
 
 
 def _folds(samples: Labelled, cv: Any, fraction: float | None, train: bool, seed: int) -> list[Split]:

@@ -19,6 +19,7 @@ from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import as_patterns, check_model, is_selected, walk_layers
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Data, Metric, Names
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.masks import PruningMask
 from tfopt.pruning.prune import prune
@@ -30,13 +31,13 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def sensitivity(
     model: keras.Model,
-    data: Any,
-    metric: Any = "accuracy",
+    data: Data,
+    metric: Metric = "accuracy",
     *,
     mode: str = "auto",
     sparsities: Sequence[float] = SPARSITIES,
-    include: str | list[str] | None = None,
-    exclude: str | list[str] | None = None,
+    include: Names = None,
+    exclude: Names = None,
     resume: str | os.PathLike | None = None,
     batch_size: int = 32,
     verbose: int = 1,

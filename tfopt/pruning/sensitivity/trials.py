@@ -20,6 +20,7 @@ from tfopt.core.models.graph import walk_layers
 from tfopt.core.models.rewrite import rewrite
 from tfopt.pruning.criteria import as_criterion, magnitude
 from tfopt.pruning.prune import prune
+from tfopt.pruning.ranking import ELEMENT
 from tfopt.pruning.sensitivity.choice import Trial
 from tfopt.pruning.sensitivity.finetuning import FineTuning
 from tfopt.pruning.sensitivity.validation import with_data
@@ -82,7 +83,7 @@ class Trials:
     def _thresholds(self, variant: keras.Model) -> dict[str, float]:
         """The largest magnitude that was cut in each layer, where magnitude decides weight by weight."""
         by_magnitude = as_criterion(self.options.get("criterion", "magnitude")).score is magnitude
-        if not by_magnitude or self.options.get("pattern", "element") != "element":
+        if not by_magnitude or self.options.get("pattern", "element") not in ("element", ELEMENT):
             return {}
         after = dict(walk_layers(variant))
         found = {}

@@ -12,6 +12,8 @@ from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, UnsupportedModelError
 from tfopt.core.keras_internals import input_names
 from tfopt.core.layers.channels import FIXED
+from tfopt.core.models.fake_quantized import check_not_quantized
+from tfopt.core.models.graph import check_finite, check_model
 
 Place = tuple[str, int]  # name of an input, index of a feature
 
@@ -140,6 +142,13 @@ class Features:
                 f"`{argument}` names each feature once.", received=f"{_listed(unique[counts > 1])} more than once"
             )
         return unique
+
+
+def check_readable(model: keras.Model, verb: str) -> None:
+    """Raises for a model whose features cannot be read: not built, quantized, or with NaN in its weights."""
+    check_model(model)
+    check_not_quantized(model, verb)
+    check_finite(model)
 
 
 def _listed(indices: np.ndarray) -> str:

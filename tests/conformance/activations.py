@@ -1,0 +1,118 @@
+"""Activations, and functions of single values."""
+
+from conformance.rows import SIXTEEN, Row, all_between, floats, layer, no
+from keras import layers as kl
+from keras import ops
+
+from tfopt.core.keras_internals import op_class
+
+
+def functions(names, **cells):
+    parts = tuple(layer(kl.Activation, name) for name in names.split())
+    return Row((kl.Activation,), parts, name=f"Activation: {', '.join(names.split())}", **cells)
+
+
+def op(names, *calls, **cells):
+    return Row(tuple(map(op_class, names)), all_between(*calls), name="ops." + ", ".join(names), **cells)
+
+
+NO_INTEGERS = "LiteRT has no integer version"
+MIXES = no("softmax mixes them")
+ROWS = [
+    functions("linear relu relu6 leaky_relu silu sigmoid tanh"),
+    functions("softmax", channels=MIXES),
+    functions("elu gelu hard_silu hard_sigmoid hard_tanh exponential", int16x8=floats("", SIXTEEN)),
+    functions("log_softmax", channels=MIXES, int16x8=floats("", SIXTEEN)),
+    functions(
+        "selu celu softplus softsign squareplus mish", int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)
+    ),
+    functions(
+        "log_sigmoid tanh_shrink hard_shrink soft_shrink threshold",
+        int8=floats("", NO_INTEGERS),
+        int16x8=floats("", NO_INTEGERS),
+    ),
+    functions("sparse_plus sparse_sigmoid sparsemax", int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)),
+    functions("glu", int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)),
+    Row((kl.ReLU, kl.LeakyReLU), (layer(kl.ReLU), layer(kl.LeakyReLU, 0.2))),
+    Row(
+        (kl.ReLU,),
+        (layer(kl.ReLU, 1.0), layer(kl.ReLU, negative_slope=0.1), layer(kl.ReLU, threshold=0.5)),
+        int16x8=floats("", SIXTEEN),
+        name="ReLU with a highest value, a slope or a threshold",
+    ),
+    Row((kl.PReLU,), layer(kl.PReLU, "uniform", shared_axes=[1, 2]), int16x8=floats("", SIXTEEN)),
+    Row((kl.ELU,), layer(kl.ELU), int16x8=floats("ELU", SIXTEEN)),
+    Row(
+        (kl.ELU,),
+        layer(kl.ELU, 2.0),
+        int8=floats("ELU MUL SELECT", "LiteRT has no integer ELU whose `alpha` is not 1"),
+        int16x8=floats("ELU MUL SELECT", "LiteRT has no integer ELU whose `alpha` is not 1"),
+        name="ELU with another alpha",
+    ),
+    Row((kl.Softmax,), layer(kl.Softmax), channels=MIXES),
+    op(
+        ("Relu", "Relu6", "LeakyRelu", "Silu", "Sigmoid", "Tanh"),
+        ops.relu,
+        ops.relu6,
+        ops.leaky_relu,
+        ops.silu,
+        ops.sigmoid,
+        ops.tanh,
+    ),
+    op(("Softmax",), ops.softmax, channels=MIXES),
+    op(
+        ("HardSilu", "Gelu", "Absolute", "Exp"),
+        ops.hard_silu,
+        ops.gelu,
+        ops.absolute,
+        ops.exp,
+        int16x8=floats("", SIXTEEN),
+    ),
+    op(
+        ("Sqrt", "Rsqrt", "Clip"),
+        lambda x: ops.sqrt(ops.relu(x)),
+        lambda x: ops.rsqrt(ops.relu(x) + 1.0),
+        lambda x: ops.clip(x, -0.5, 0.5),
+        int16x8=floats("", SIXTEEN),
+    ),
+    op(
+        ("HardSigmoid", "Elu", "Negative", "Square"),
+        ops.hard_sigmoid,
+        ops.elu,
+        ops.negative,
+        ops.square,
+        int8=floats("", "LiteRT's converter leaves it in float"),
+        int16x8=floats("", "LiteRT's converter leaves it in float"),
+    ),
+    op(
+        ("Selu", "Celu", "Softplus", "Softsign"),
+        ops.selu,
+        ops.celu,
+        ops.softplus,
+        ops.softsign,
+        int8=floats("", NO_INTEGERS),
+        int16x8=floats("", NO_INTEGERS),
+    ),
+    op(
+        ("Log",),
+        lambda x: ops.log(ops.relu(x) + 1.0),
+        int8=floats("LOG", "the logarithm of an 8-bit value"),
+        int16x8=floats("LOG", "the logarithm of an 8-bit value"),
+    ),
+    op(("Mean",), lambda x: ops.mean(x, axis=(1, 2))),
+    op(("Sum",), lambda x: ops.sum(x, axis=(1, 2)), int16x8=floats("SUM", SIXTEEN)),
+    op(
+        ("Var", "Std"),
+        lambda x: ops.var(x, axis=(1, 2)),
+        lambda x: ops.std(x, axis=(1, 2)),
+        int8=floats("", NO_INTEGERS),
+        int16x8=floats("", NO_INTEGERS),
+    ),
+    op(("Normalize",), ops.normalize, int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)),
+    Row(
+        (kl.Lambda,),
+        layer(kl.Lambda, lambda x: x * 2.0),
+        int8=floats("", "what its function does cannot be seen"),
+        int16x8=floats("", "what its function does cannot be seen"),
+    ),
+]

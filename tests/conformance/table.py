@@ -1,0 +1,56 @@
+"""The table: every layer class and op that tfopt knows, and what each verb makes of it."""
+
+from __future__ import annotations
+
+from conformance import (
+    activations,
+    attention,
+    kernels,
+    merging,
+    normalization,
+    own,
+    pooling,
+    preprocessing,
+    recurrent,
+    shaping,
+)
+from conformance.rows import Row
+from keras import layers as kl
+
+from tfopt.core.layers import registry
+from tfopt.core.layers.registry import layers_named
+
+FAMILIES = {
+    "Kernels": kernels,
+    "Recurrent layers and wrappers": recurrent,
+    "Attention": attention,
+    "Normalization": normalization,
+    "Pooling, cropping, padding": pooling,
+    "Moving and selecting values": shaping,
+    "Merging": merging,
+    "Activations and functions": activations,
+    "Preprocessing": preprocessing,
+    "Layers of tfopt": own,
+}
+ROWS: list[Row] = [row for family in FAMILIES.values() for row in family.ROWS]
+
+# Classes without a row, and why.
+WITHOUT: dict[str, list[type]] = {
+    "bases of other layers": layers_named("Layer", "Wrapper", "Pipeline"),
+    "they run code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    "it takes bounding boxes, not tensors that a layer reads": layers_named("MaxNumBoundingBoxes"),
+}
+
+
+def registered() -> set[type]:
+    """The classes of Keras and tfopt that tfopt holds facts of; not those that tests register."""
+    known = set(registry._RECORDS)
+    return {cls for cls in known if cls.__module__.partition(".")[0] in ("keras", "tfopt")}
+
+
+def of_keras() -> set[type]:
+    return {cls for cls in vars(kl).values() if isinstance(cls, type) and issubclass(cls, kl.Layer)}
+
+
+def covered() -> set[type]:
+    return {cls for row in ROWS for cls in row.covers}
