@@ -167,9 +167,7 @@ def test_files_of_others_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     in_folder(tmp_path)
     os.remove(tmp_path / "stack.json")
-    with pytest.raises(
-        FileError, match="no 'stack.json'. Pass a folder of its own, such as '.*/stack'"
-    ):
+    with pytest.raises(FileError, match="no 'stack.json'. Pass a folder of its own, such as '.*/stack'"):
         in_folder(tmp_path)
     assert set(os.listdir(tmp_path)) == hidden | {"a.json", "notes.txt"}
     assert (tmp_path / ".work.tmp" / "thesis.txt").read_text() == "precious"
