@@ -108,7 +108,7 @@ def test_summary(folder, capsys):
         (["shrink", "{}/model.keras", "{}/out.keras"], "zero in all weights"),
         (["cluster", "{}/model.keras", "{}/out.keras", "--clusters", "1"], "at least 2"),
         (["prune", "{}/model.keras", "{}/out.h5"], ".keras"),
-        (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "has to exist"),
+        (["prune", "{}/model.keras", "{}/no/folder/out.keras"], "must exist"),
         (["prune", "{}/model.keras", "{}/model.keras"], "another file than it is read from"),
         (["shrink", "{}/model.keras", "{}/./model.keras"], "another file than it is read from"),
         (["cluster", "{}/model.keras", "{}/model.keras"], "another file than it is read from"),

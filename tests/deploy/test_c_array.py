@@ -87,7 +87,7 @@ def test_faults_leave_nothing(path, tmp_path):
         ((path, tmp_path / "m.h"), {"name": "9lives"}, "name in C"),
         ((path, tmp_path / "m.h"), {"name": "größe"}, "name in C"),
         ((path, tmp_path / "m.txt"), {}, "written as"),
-        ((path, tmp_path / "none" / "m.h"), {}, "has to exist"),
+        ((path, tmp_path / "none" / "m.h"), {}, "must exist"),
         ((path, tmp_path), {}, "name a file"),
         ((broken, tmp_path / "m.h"), {}, "able to read"),
         ((tmp_path / "none.tflite", tmp_path / "m.h"), {}, "readable"),

@@ -12,7 +12,7 @@ from keras import layers as kl
 import tfopt
 from tfopt.core.models.fake_quantized import mode
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.timedistributed import QuantizedTimeDistributed
+from tfopt.quantization.wrappers.timedistributed import QuantizedTimeDistributed
 
 STEPS, FEATURES, UNITS = 4, 3, 4
 

@@ -1,7 +1,7 @@
 """Layers that compute in several steps, as an LSTM does: each class has a wrapper class that computes them in 8 bits.
 
 A wrapper repeats the maths of its layer on rounded kernels, with a range at each inner tensor that becomes integers in
-the file. The layer stays inside, whole, and owns the weights.
+the file. The layer stays inside, whole, and owns the weights. The wrapper classes stand in `wrappers/`.
 """
 
 from __future__ import annotations

@@ -15,25 +15,12 @@ from tfopt.core.models.graph import Graph, as_patterns, check_finite, read
 from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
-from tfopt.quantization import (  # noqa: F401 - they enter their wrapper classes
-    attention,
-    einsum,
-    normalization,
-    separable,
-    timedistributed,
-)
+from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
 from tfopt.quantization.floats import FloatLayer
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.lowering import masks_a_number
-from tfopt.quantization.recurrent import layers as _recurrent_layers  # noqa: F401 - they enter their wrapper classes
-from tfopt.quantization.scheme import (
-    CHOSEN,
-    WEIGHTS,
-    feeds_fusion,
-    treatment,
-    weight_treatment,
-)
+from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, treatment, weight_treatment
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
 from tfopt.quantization.treatment import Treatment

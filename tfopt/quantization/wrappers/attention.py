@@ -18,7 +18,7 @@ from tfopt.core.keras_internals import children
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite
-from tfopt.quantization.einsum import DenseEquation, dense_equation, einsum_dense, shape_of
+from tfopt.quantization.wrappers.einsum import DenseEquation, dense_equation, einsum_dense, shape_of
 
 SOFTMAX_STEPS = 256  # of the int8 softmax, from 0 to 1
 SOFTMAX_RANGE = 0.0, 1.0 - 1.0 / SOFTMAX_STEPS

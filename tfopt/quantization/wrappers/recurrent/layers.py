@@ -16,7 +16,7 @@ from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite, composite_for
 from tfopt.quantization.ranges import ActivationRange
-from tfopt.quantization.recurrent import cells
+from tfopt.quantization.wrappers.recurrent import cells
 
 
 class Recurrence:
