@@ -225,7 +225,7 @@ def test_no_candidate_says_why_by_kind():
         ({"sparsity": True}, "Received: True"),
         ({"sparsity": "keep"}, "Received: 'keep'"),
         ({"to_macs": 1.0}, "`to_macs` must be the fraction that is left, above 0 and below 1"),
-        ({"to_params": 0}, "`to_params` is the fraction that is left"),
+        ({"to_params": 0}, "`to_params` must be the fraction that is left"),
         ({"to_params": 0.5, "sparsity": 0.5}, "exclude each other.*sparsity=0.5, to_params=0.5"),
         ({"criterion": "loudness"}, "`criterion` must be one of"),
     ],
