@@ -9,7 +9,7 @@ from keras import layers as kl
 
 import tfopt
 
-INT, FLOAT = np.int64, np.float32
+WHOLE, REAL = np.int64, np.float32
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
 Y = np.arange(24) % 3
 
@@ -31,32 +31,28 @@ def residual():
 
 
 CALLS = {
-    "prune sparsity": lambda net: tfopt.prune(net, sparsity=FLOAT(0.5), min_kept=FLOAT(0.125), seed=INT(1)),
+    "prune sparsity": lambda net: tfopt.prune(net, sparsity=REAL(0.5), min_kept=REAL(0.125), seed=WHOLE(1)),
     "prune dict": lambda net: tfopt.prune(net, sparsity={"hidden": np.array(0.5)}),
-    "prune threshold": lambda net: tfopt.prune(net, threshold=FLOAT(0.1)),
-    "prune channels": lambda net: tfopt.prune(net, pattern="channel", sparsity=FLOAT(0.5), round_to=INT(8)),
-    "prune to_macs": lambda net: tfopt.prune(net, pattern="channel", to_macs=FLOAT(0.5)),
-    "prune blocks": lambda net: tfopt.prune(net, pattern=tfopt.Block(INT(2), np.int32(1)), sparsity=FLOAT(0.5)),
-    "prune n:m": lambda net: tfopt.prune(net, pattern=(INT(2), INT(4))),
-    "cluster": lambda net: tfopt.cluster(net, INT(4), per_channel=np.False_, seed=INT(1)),
+    "prune threshold": lambda net: tfopt.prune(net, threshold=REAL(0.1)),
+    "prune channels": lambda net: tfopt.prune(net, pattern="channel", sparsity=REAL(0.5), round_to=WHOLE(8)),
+    "prune to_macs": lambda net: tfopt.prune(net, pattern="channel", to_macs=REAL(0.5)),
+    "prune blocks": lambda net: tfopt.prune(net, pattern=tfopt.Block(WHOLE(2), np.int32(1)), sparsity=REAL(0.5)),
+    "prune n:m": lambda net: tfopt.prune(net, pattern=(WHOLE(2), WHOLE(4))),
+    "cluster": lambda net: tfopt.cluster(net, WHOLE(4), per_channel=np.False_, seed=WHOLE(1)),
     "cluster dict": lambda net: tfopt.cluster(net, {"hidden": np.array(4)}),
-    "quantize": lambda net: tfopt.quantize(net, freeze_ranges_after=INT(3), freeze_batch_norm_after=INT(2)),
+    "quantize": lambda net: tfopt.quantize(net, freeze_ranges_after=WHOLE(3), freeze_batch_norm_after=WHOLE(2)),
     "quantize, learned": lambda net: tfopt.quantize(net, learn_ranges=np.True_),
     "calibrate": lambda net: tfopt.calibrate(
-        tfopt.quantize(net), X, method="percentile", percentile=FLOAT(99), samples=INT(8), batch_size=INT(4)
+        tfopt.quantize(net), X, method="percentile", percentile=REAL(99), samples=WHOLE(8), batch_size=WHOLE(4)
     ),
-    "scale_width": lambda net: tfopt.scale_width(net, FLOAT(0.5), round_to=INT(2), seed=INT(1)),
+    "scale_width": lambda net: tfopt.scale_width(net, REAL(0.5), round_to=WHOLE(2), seed=WHOLE(1)),
     "fine_tune": lambda net: tfopt.fine_tune(
-        net, X, Y, mode="partial", layers=INT(1), stages=INT(1), verbose=0, how=tfopt.recipe(epochs=INT(1))
+        net, X, Y, mode="partial", layers=WHOLE(1), stages=WHOLE(1), verbose=0, how=tfopt.recipe(epochs=WHOLE(1))
     ),
     "Distiller": lambda net: tfopt.Distiller(
-        tfopt.scale_width(net, 0.5),
-        [net, net],
-        alpha=FLOAT(0.5),
-        temperature=FLOAT(2),
-        teacher_weights=np.array([1, 3]),
+        tfopt.scale_width(net, 0.5), [net, net], alpha=REAL(0.5), temperature=REAL(2), teacher_weights=np.array([1, 3])
     ),
-    "fuse": lambda net: tfopt.fuse([net, tfopt.scale_width(net, 0.5)], "cascade", thresholds=[FLOAT(0.5)]),
+    "fuse": lambda net: tfopt.fuse([net, tfopt.scale_width(net, 0.5)], "cascade", thresholds=[REAL(0.5)]),
 }
 
 
@@ -75,38 +71,48 @@ def test_saved_and_loaded(net, tmp_path):
 
 
 def test_blocks_of_layers(residual):
-    assert len(tfopt.prune(residual, pattern="layer", sparsity=FLOAT(1)).layers) < len(residual.layers)
+    assert len(tfopt.prune(residual, pattern="layer", sparsity=REAL(1)).layers) < len(residual.layers)
 
 
 def test_records_hold_numbers_of_python(net):
-    sensitivity = tfopt.sensitivity(net, (X, Y), sparsities=(FLOAT(0.5), FLOAT(0.75)), batch_size=INT(8), verbose=0)
-    assert set(sensitivity.sparsities(FLOAT(0.4))) == {"hidden", net.layers[-1].name}
-    ranking = tfopt.rank_features(net, (X, Y), repeats=INT(2), seed=INT(1), batch_size=INT(8))
-    assert len(ranking.lowest(INT(2))) == len(ranking.lowest(fraction=FLOAT(0.34))) == 2
+    sensitivity = tfopt.sensitivity(net, (X, Y), sparsities=(REAL(0.5), REAL(0.75)), batch_size=WHOLE(8), verbose=0)
+    assert set(sensitivity.sparsities(REAL(0.4))) == {"hidden", net.layers[-1].name}
+    ranking = tfopt.rank_features(net, (X, Y), repeats=WHOLE(2), seed=WHOLE(1), batch_size=WHOLE(8))
+    assert len(ranking.lowest(WHOLE(2))) == len(ranking.lowest(fraction=REAL(0.34))) == 2
     for report in (sensitivity, ranking):
         json.loads(report.to_json())
 
 
 def test_recipes():
     plan = tfopt.recipe(
-        epochs=INT(6),
-        samples=INT(100),
-        batch_size=INT(10),
-        learning_rate=FLOAT(0.125),
+        epochs=WHOLE(6),
+        samples=WHOLE(100),
+        batch_size=WHOLE(10),
+        learning_rate=REAL(0.125),
         decay="step",
-        decay_factor=FLOAT(0.5),
-        decay_epochs=INT(2),
-        clipnorm=FLOAT(1),
+        decay_factor=REAL(0.5),
+        decay_epochs=WHOLE(2),
+        clipnorm=REAL(1),
     )
     assert [plan.learning_rate(step) for step in (0, 19, 20, 40)] == [0.125, 0.125, 0.0625, 0.03125]
     json.dumps(keras.optimizers.serialize(plan.optimizer))
     assert (type(plan.epochs), {type(size) for size in plan.batch_sizes.values()}) == (int, {int})
     warm = tfopt.recipe(
-        epochs=INT(4), samples=INT(8), decay="cosine", warmup_epochs=INT(1), label_smoothing=FLOAT(0), ema=FLOAT(0.5)
+        epochs=WHOLE(4),
+        samples=WHOLE(8),
+        decay="cosine",
+        warmup_epochs=WHOLE(1),
+        label_smoothing=REAL(0),
+        ema=REAL(0.5),
     )
     assert warm.optimizer.ema_momentum == 0.5
-    assert tfopt.recipe(epochs=INT(4), batch_growth=(INT(2), INT(1))).batch_sizes == {0: 32, 1: 64, 2: 128, 3: 256}
-    json.dumps(keras.optimizers.serialize(tfopt.recipe(epochs=INT(1), adaptive_clip=FLOAT(0.5)).optimizer))
+    assert tfopt.recipe(epochs=WHOLE(4), batch_growth=(WHOLE(2), WHOLE(1))).batch_sizes == {
+        0: 32,
+        1: 64,
+        2: 128,
+        3: 256,
+    }
+    json.dumps(keras.optimizers.serialize(tfopt.recipe(epochs=WHOLE(1), adaptive_clip=REAL(0.5)).optimizer))
 
 
 REFUSED = {

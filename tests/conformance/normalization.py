@@ -1,14 +1,16 @@
 """Normalization, and layers that scale channels."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, floats, layer
+from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, floats, layer, no
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
 
-LayerScale, StochasticDepth, CustomScaleLayer = map(
-    application_layer, ("LayerScale", "StochasticDepth", "CustomScaleLayer")
-)
+LayerScale, StochasticDepth = map(application_layer, ("LayerScale", "StochasticDepth"))
+CustomScaleLayer = application_layer("CustomScaleLayer")
+
 INSIDE = "mean and variance in 8 bits would cost accuracy, so its inside runs in float"
+IN_8_BITS = floats("ADD*2 MUL*4 RSQRT SQUARED_DIFFERENCE SUB SUM*2", INSIDE)
+IN_16_BITS = floats("ADD*3 MEAN*2 MUL*3 NEG RSQRT SQUARED_DIFFERENCE", SIXTEEN)
 
 
 def folded(x):
@@ -22,13 +24,25 @@ def alone(x):
 
 ROWS = [
     Row((kl.BatchNormalization,), all_between(folded, alone), ("kernel",)),
-    Row((kl.LayerNormalization,), layer(kl.LayerNormalization, shape=SEQUENCE), int8=floats("", INSIDE)),
-    Row((kl.RMSNormalization,), layer(kl.RMSNormalization, shape=SEQUENCE), int8=floats("", INSIDE)),
-    Row((kl.GroupNormalization,), layer(kl.GroupNormalization, 2, shape=SEQUENCE), int8=floats("", INSIDE)),
+    Row((kl.LayerNormalization,), layer(kl.LayerNormalization, shape=SEQUENCE), int8=IN_8_BITS, int16x8=IN_16_BITS),
+    Row(
+        (kl.RMSNormalization,),
+        layer(kl.RMSNormalization, shape=SEQUENCE),
+        int8=floats("ADD MEAN MUL*2 RSQRT SQUARE", INSIDE),
+        int16x8=floats("ADD MEAN MUL*2 RSQRT SQUARE", SIXTEEN),
+    ),
+    Row(
+        (kl.GroupNormalization,),
+        layer(kl.GroupNormalization, 2, shape=SEQUENCE),
+        channels=no("GroupNormalization normalizes channels together"),
+        int8=IN_8_BITS,
+        int16x8=IN_16_BITS,
+    ),
     Row(
         (kl.GroupNormalization,),
         layer(kl.GroupNormalization, -1, shape=SEQUENCE),
-        int8=floats("", INSIDE),
+        int8=IN_8_BITS,
+        int16x8=IN_16_BITS,
         name="GroupNormalization of each channel",
     ),
     Row((kl.UnitNormalization,), layer(kl.UnitNormalization, shape=SEQUENCE)),

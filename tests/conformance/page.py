@@ -1,12 +1,13 @@
-"""Makes `docs/layers.md` from the table: `python tests/conformance/page.py`."""
+"""Makes `docs/layers.md` from the table: `PYTHONPATH=tests python -m conformance.page`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-PAGE = TESTS.parent / "docs" / "layers.md"
+from conformance.rows import NOTHING, SIXTEEN, No
+from conformance.table import FAMILIES, WITHOUT
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "layers.md"
 
 HEAD = """\
 # Layers
@@ -46,8 +47,6 @@ COLUMNS = "| layer | prune, cluster | channels | int8 | int16x8 | notes |\n|---|
 
 def cell_of(cell) -> str:
     """How a file computes the layer, in a word or by its operations."""
-    from conformance.rows import No
-
     if isinstance(cell, No):
         return "no"
     ops = [op.replace("*", " x ") for op in cell.floats.split()]
@@ -56,12 +55,10 @@ def cell_of(cell) -> str:
 
 def notes_of(row) -> str:
     """The reasons of a row, each once, with the verb that gives it."""
-    from conformance.rows import SIXTEEN
-
     cells = {"channels": row.channels, "int8": row.int8, "int16x8": row.int16x8, "training": row.trains}
     reasons: dict[str, list[str]] = {}
     for name, cell in cells.items():
-        if cell is not None and cell.reason and cell.reason != SIXTEEN:
+        if cell is not None and cell.reason and cell.reason not in (SIXTEEN, NOTHING):
             reasons.setdefault(cell.reason, []).append(name)
     notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return "; ".join([*notes, row.note] if row.note else notes).replace("|", "\\|")
@@ -69,15 +66,13 @@ def notes_of(row) -> str:
 
 def line_of(row) -> str:
     kernels = ", ".join(row.kernels) or "-"
-    channels = "yes" if row.channels is None else "no"
+    channels = "yes" if row.channels is None else "-" if row.channels.reason == NOTHING else "no"
     cells = [row.title, kernels, channels, cell_of(row.int8), cell_of(row.int16x8), notes_of(row)]
     return f"| {' | '.join(cells)} |"
 
 
 def text() -> str:
     """The page."""
-    from conformance.table import FAMILIES, WITHOUT
-
     parts = [HEAD]
     for title, family in FAMILIES.items():
         parts.append("\n".join([f"## {title}", "", COLUMNS, *map(line_of, family.ROWS), ""]))
@@ -87,5 +82,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS))
     PAGE.write_text(text(), encoding="utf-8")

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers as kl
 
 IMAGE, SEQUENCE, VECTOR, VOLUME = (6, 6, 4), (8, 4), (4,), (4, 4, 4, 4)
+NOTHING = "its layers give its outputs"  # said of a model that has no channels which could go
 SIXTEEN = "LiteRT has no integer operation for it with 16-bit activations"
 
 

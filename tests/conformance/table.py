@@ -5,6 +5,7 @@ from __future__ import annotations
 from conformance import (
     activations,
     attention,
+    functions,
     kernels,
     merging,
     normalization,
@@ -19,6 +20,7 @@ from keras import layers as kl
 
 from tfopt.core.layers import registry
 from tfopt.core.layers.registry import layers_named
+from tfopt.core.models.opening import ComposedLayer
 
 FAMILIES = {
     "Kernels": kernels,
@@ -28,7 +30,8 @@ FAMILIES = {
     "Pooling, cropping, padding": pooling,
     "Moving and selecting values": shaping,
     "Merging": merging,
-    "Activations and functions": activations,
+    "Activations and functions of single values": activations,
+    "Other functions": functions,
     "Preprocessing": preprocessing,
     "Layers of tfopt": own,
 }
@@ -36,7 +39,7 @@ ROWS: list[Row] = [row for family in FAMILIES.values() for row in family.ROWS]
 
 # Classes without a row, and why.
 WITHOUT: dict[str, list[type]] = {
-    "bases of other layers": layers_named("Layer", "Wrapper", "Pipeline"),
+    "bases of other layers": [*layers_named("Layer", "Wrapper", "Pipeline"), ComposedLayer],
     "they run code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
     "it takes bounding boxes, not tensors that a layer reads": layers_named("MaxNumBoundingBoxes"),
 }
@@ -44,11 +47,11 @@ WITHOUT: dict[str, list[type]] = {
 
 def registered() -> set[type]:
     """The classes of Keras and tfopt that tfopt holds facts of; not those that tests register."""
-    known = set(registry._RECORDS)
-    return {cls for cls in known if cls.__module__.partition(".")[0] in ("keras", "tfopt")}
+    return {cls for cls in registry._RECORDS if cls.__module__.partition(".")[0] in ("keras", "tfopt")}
 
 
 def of_keras() -> set[type]:
+    """Keras' layers."""
     return {cls for cls in vars(kl).values() if isinstance(cls, type) and issubclass(cls, kl.Layer)}
 
 

@@ -28,7 +28,7 @@ def test_keras_is_the_version_that_is_meant():
 def test_every_class_is_in_the_table():
     classes = registered() | of_keras()
     assert len(classes) > 180
-    assert classes == covered() | {cls for group in WITHOUT.values() for cls in group}
+    assert not classes - covered() - {cls for group in WITHOUT.values() for cls in group}
     assert len({row.title for row in ROWS}) == len(ROWS)
 
 

@@ -6,7 +6,7 @@ from keras import layers as kl
 
 
 def test_the_page_is_made_from_the_table():
-    assert page.PAGE.read_text(encoding="utf-8") == page.text(), "run python tests/conformance/page.py"
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(), "run `PYTHONPATH=tests python -m conformance.page`"
 
 
 def test_a_line_of_the_page():

@@ -234,5 +234,5 @@ def test_unknown_patterns(pattern):
 
 
 def test_unknown_pooling():
-    with pytest.raises(tfopt.InvalidArgumentError, match="average, max"):
+    with pytest.raises(tfopt.InvalidArgumentError, match="must be 'average' or 'max'"):
         Block(2, 2, "AVG")

@@ -419,7 +419,7 @@ def test_a_pool_is_built_again_after_a_resume(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"scope": "all"}, "layer, global"),
+        ({"scope": "all"}, "must be 'layer' or 'global'"),
         ({"threshold": -0.1}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
         ({"threshold": float("inf")}, "threshold"),

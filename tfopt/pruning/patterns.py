@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tfopt.core.checks import as_choice, as_count, is_whole
+from tfopt.core.checks import as_choice, as_whole, is_whole
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.types import Tensor
 
@@ -134,7 +134,8 @@ class Block(Pattern):
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            object.__setattr__(self, name, as_count(name, getattr(self, name)))
+            what = "a whole number of at least 1, in elements of the block"
+            object.__setattr__(self, name, as_whole(name, getattr(self, name), least=1, what=what))
         object.__setattr__(self, "pooling", as_choice("pooling", self.pooling, POOLINGS))
 
     def units(self, shape: Sequence[int]) -> int:

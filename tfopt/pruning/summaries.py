@@ -50,9 +50,8 @@ class PruningSummaries(keras.callbacks.Callback):
 
     def __init__(self, log_dir: str | os.PathLike, update_freq: str | int = "epoch"):
         super().__init__()
-        each = None if update_freq == "epoch" else update_freq
-        if each is not None:
-            each = as_whole("update_freq", each, least=1, what="'epoch' or a number of batches of at least 1")
+        what = "'epoch' or a number of batches of at least 1"
+        each = None if update_freq == "epoch" else as_whole("update_freq", update_freq, least=1, what=what)
         self.log_dir = os.fspath(log_dir)
         self._each = each
         self._batches = 0

@@ -338,7 +338,7 @@ def test_errors_are_minimised():
 WRONG = {
     "`sparsities` must be fractions": {"sparsities": (0.5, 1.0)},
     "`sparsities` must be fractions of zeros": {"sparsities": ()},
-    "`sparsities` are": {"sparsities": 0.5},
+    "`sparsities` must be": {"sparsities": 0.5},
     "`mode` must be one of 'auto', 'max', 'min'": {"mode": "up"},
     "threshold=0.1, .*these are not|these are not. Received: threshold=0.1": {"threshold": 0.1},
     "these are not. Received: schedule": {"schedule": None},

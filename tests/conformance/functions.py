@@ -1,0 +1,77 @@
+"""Ops that `keras.ops` functions of several values leave in a graph: reductions, products, convolutions."""
+
+import numpy as np
+from conformance.rows import IMAGE, SEQUENCE, SIXTEEN, Row, all_between, floats, no
+from keras import ops
+
+from tfopt.core.keras_internals import op_class
+
+NO_INTEGERS = "LiteRT has no integer version"
+UNKNOWN = "unknown to the catalog"
+KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 4)).astype("float32")
+MATRIX = KERNEL[0, 0]
+
+
+def op(names, *calls, shape=IMAGE, **cells):
+    return Row(tuple(map(op_class, names)), all_between(*calls, shape=shape), name="ops." + ", ".join(names), **cells)
+
+
+def unknown(name):
+    return no(f"tfopt does not know {name}")
+
+
+def heads(x):
+    return ops.reshape(x, (-1, 8, 2, 2))
+
+
+def not_empty(x):
+    return x * ops.cast(ops.any(ops.not_equal(x, 0.0), axis=-1, keepdims=True), "float32")
+
+
+ROWS = [
+    op(("Mean",), lambda x: ops.mean(x, axis=(1, 2))),
+    op(("Sum",), lambda x: ops.sum(x, axis=(1, 2)), int16x8=floats("SUM", SIXTEEN)),
+    op(
+        ("Var", "Std"),
+        lambda x: ops.var(x, axis=(1, 2)),
+        lambda x: ops.std(x, axis=(1, 2)),
+        int8=floats("", NO_INTEGERS),
+        int16x8=floats("", NO_INTEGERS),
+    ),
+    op(("Normalize",), ops.normalize, int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)),
+    op(("Sign",), ops.sign, int8=floats("SIGN", UNKNOWN), int16x8=floats("SIGN", UNKNOWN)),
+    op(("NotEqual", "Any"), not_empty, int8=floats("NOT_EQUAL"), int16x8=floats("NOT_EQUAL")),
+    op(
+        ("Dot", "Inner", "Tensordot"),
+        lambda x: ops.dot(x, MATRIX),
+        lambda x: ops.inner(x, MATRIX),
+        lambda x: ops.tensordot(x, MATRIX, 1),
+        channels=unknown("Dot"),
+        int8=floats("FULLY_CONNECTED*3", UNKNOWN),
+        int16x8=floats("FULLY_CONNECTED*3", UNKNOWN),
+    ),
+    op(
+        ("Conv", "ConvTranspose"),
+        lambda x: ops.conv(x, KERNEL),
+        lambda x: ops.conv_transpose(x, KERNEL, 2),
+        channels=unknown("Conv"),
+        int8=floats("CONV_2D TRANSPOSE_CONV", UNKNOWN),
+        int16x8=floats("CONV_2D TRANSPOSE_CONV", UNKNOWN),
+    ),
+    op(
+        ("DepthwiseConv", "SeparableConv"),
+        lambda x: ops.depthwise_conv(x, KERNEL[..., :1]),
+        lambda x: ops.separable_conv(x, KERNEL[..., :1], KERNEL[:1, :1]),
+        channels=unknown("DepthwiseConv"),
+        int8=floats("CONV_2D DEPTHWISE_CONV_2D*2", UNKNOWN),
+        int16x8=floats("CONV_2D DEPTHWISE_CONV_2D*2", UNKNOWN),
+    ),
+    op(
+        ("DotProductAttention",),
+        lambda x: ops.reshape(ops.dot_product_attention(heads(x), heads(x), heads(x)), (-1, 8, 4)),
+        shape=SEQUENCE,
+        channels=unknown("DotProductAttention"),
+        int8=floats("", UNKNOWN),
+        int16x8=floats("", UNKNOWN),
+    ),
+]
