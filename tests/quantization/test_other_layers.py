@@ -142,3 +142,31 @@ def test_unit_normalization_of_many_features_stays_float():
     model = chain((200,), kl.UnitNormalization, lambda: kl.Dense(3))()
     with pytest.warns(UserWarning, match="too coarse for more than 128 features"):
         tfopt.quantize(model)
+
+
+# name: (what TimeDistributed holds, what does the same on the whole sequence)
+INSIDE = {
+    "layer_normalization": (kl.LayerNormalization, kl.LayerNormalization),
+    "rms_normalization": (kl.RMSNormalization, kl.RMSNormalization),
+    "einsum": (lambda: kl.EinsumDense("ab,bc->ac", 3), lambda: kl.Dense(3, use_bias=False)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_time_distributed_around_layers_with_arithmetic_of_their_own(name):
+    x = np.random.default_rng(0).normal(size=(32, 5, 4)).astype("float32")
+    models = []
+    for last in (kl.TimeDistributed(INSIDE[name][0]()), INSIDE[name][1]()):
+        model = randomize(keras.Sequential([keras.Input((5, 4)), kl.Dense(4), last]))
+        models.append(tfopt.calibrate(quietly(model), x, bias_correction=False))
+    inside, whole = (outputs_of(model, x)[0] for model in models)
+    np.testing.assert_allclose(inside, whole, atol=1e-6)
+    assert len(np.unique(inside)) <= 256
+    plain = tfopt.strip(models[0]).layers[-1]
+    assert type(plain) is kl.TimeDistributed
+
+
+def test_unit_normalization_inside_another_layer_stays_float_with_the_reason():
+    model = keras.Sequential([keras.Input((5, 4)), kl.Dense(4), kl.TimeDistributed(kl.UnitNormalization())])
+    with pytest.warns(UserWarning, match="UnitNormalization: inside another layer its number of features"):
+        tfopt.quantize(model)

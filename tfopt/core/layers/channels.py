@@ -186,7 +186,7 @@ def per_channel(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
 def shape_rule(channels: Channels, front: tuple = ()) -> Callable[[Callable[[np.ndarray], int]], tuple]:
     """How the shape of a tensor, `front` before it, follows from the channels that stay."""
 
-    def shape(count):
+    def shape(count: Any) -> tuple:
         sizes = list(channels.shape)
         for axis in channels.along():
             sizes[axis] = count(channels.labels.reshape(-1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import cast
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -28,7 +28,7 @@ MASKED = -1e9
 class _Attention(Composite):
     """What all attention layers share: from scores to the weights of the values."""
 
-    def _weights(self, scores, mask, training):
+    def _weights(self, scores: Any, mask: Any, training: Any) -> Any:
         """Softmax of the scores where the mask, if any, is True; float32, in the steps of the integer kernel.
 
         A mask must not stretch the range of the scores by the large number that stands for minus infinity, of which
@@ -43,7 +43,7 @@ class _Attention(Composite):
             return self._in_steps(tf.nn.softmax(tf.where(mask, self._masked(scores, mask, training), MASKED)))
         return self._in_steps(tf.nn.softmax(score_range(scores, training)))
 
-    def _masked(self, scores, mask, training):
+    def _masked(self, scores: Any, mask: Any, training: Any) -> Any:
         """The scores within a range that has room for masked ones below, in this batch or in a later one."""
         shown = tf.where(mask, scores, 0.0)
         keys = tf.cast(tf.shape(scores)[-1], tf.float32)
@@ -51,7 +51,7 @@ class _Attention(Composite):
         values = tf.concat([tf.reshape(shown, [-1]), tf.stop_gradient(room)[None]], 0)
         return tf.reshape(self.ranges()["scores"](values, training)[:-1], tf.shape(scores))
 
-    def _in_steps(self, weights):
+    def _in_steps(self, weights: Any) -> Any:
         """The softmax in its fixed steps, as soon as the ranges are set."""
         rounded = fakequant.fake_quantize(weights, *SOFTMAX_RANGE)
         if in_mode("export"):
@@ -70,7 +70,7 @@ class QuantizedMultiHeadAttention(_Attention):
         layer: a `MultiHeadAttention` or `GroupQueryAttention`, with any of their options.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.options = layer.get_config()
         gated = ("gate", "gated") if self.options["use_gate"] else ()
@@ -78,33 +78,33 @@ class QuantizedMultiHeadAttention(_Attention):
             self.add_range(name)
 
     @classmethod
-    def float_reason(cls, layer):
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
         if layer.get_config()["activity_regularizer"] is not None:
             return "its activity_regularizer acts on inner tensors; drop it"
         return ""
 
-    def build(self, query_shape, value_shape, key_shape=None):  # type: ignore[override]
+    def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:  # type: ignore[override]
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
         super().build(query_shape)
 
-    def compute_output_spec(self, query, value, key=None, **kwargs):
+    def compute_output_spec(self, query: Any, value: Any, key: Any = None, **kwargs: Any) -> Any:
         return self.layer.compute_output_spec(query, value, key, **kwargs)
 
     def call(
         self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-    ):
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: Any = False,
+        training: bool | None = None,
+        use_causal_mask: Any = False,
+    ) -> Any:
         lengths = shape_of(query)[1], shape_of(value)[1]
         window = self.options["sliding_window"]
         mask = _all_of(
@@ -124,10 +124,10 @@ class QuantizedMultiHeadAttention(_Attention):
         outputs = self._projected("output", outputs, training)
         return (outputs, weights) if return_attention_scores else outputs
 
-    def _gate(self, query, training):
+    def _gate(self, query: Any, training: Any) -> Any:
         return tf.sigmoid(self._projected("gate", query, training))
 
-    def _projected(self, name: str, inputs, training):
+    def _projected(self, name: str, inputs: Any, training: Any) -> Any:
         """Inputs through one of the layer's four or five dense layers, within its range."""
         sublayer = _child(self.layer, "attention_output" if name == "output" else name)
         dtype = self.layer.compute_dtype
@@ -137,7 +137,9 @@ class QuantizedMultiHeadAttention(_Attention):
         equation = cast(DenseEquation, dense_equation(sublayer.equation, len(inputs.shape)))
         return self.ranges()[name](einsum_dense(equation, tf.cast(inputs, dtype), kernel, bias), training)
 
-    def _attend(self, query, key, value, mask, return_attention_scores, training):
+    def _attend(
+        self, query: Any, key: Any, value: Any, mask: Any, return_attention_scores: Any, training: Any
+    ) -> tuple:
         """The context `(batch, ..., heads, value_dim)`, and the weights in the form that Keras gives them."""
         axes = getattr(self.layer, "attention_axes", (1,))
         order = _heads_first(len(query.shape), axes)
@@ -166,7 +168,7 @@ class QuantizedAttention(_Attention):
         layer: an `Attention` or `AdditiveAttention`, with any of their options.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.is_dot = layer.score_mode == "dot" and not isinstance(layer, kl.AdditiveAttention)
         self.scales_inputs = layer.use_scale and not isinstance(layer, kl.AdditiveAttention)
@@ -174,10 +176,17 @@ class QuantizedAttention(_Attention):
         for name in (*sums, *(("scaled",) if self.scales_inputs else ()), "scores", "output"):
             self.add_range(name)
 
-    def compute_output_spec(self, inputs, mask=None, **kwargs):
+    def compute_output_spec(self, inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
         return self.layer.compute_output_spec(inputs, mask, **kwargs)
 
-    def call(self, inputs, mask=None, training=None, return_attention_scores=False, use_causal_mask=False):
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        training: bool | None = None,
+        return_attention_scores: Any = False,
+        use_causal_mask: Any = False,
+    ) -> Any:
         dtype = self.layer.compute_dtype
         query, value, key = (tf.cast(part, dtype) for part in (*inputs, inputs[1])[:3])
         query_mask, value_mask = (mask[0], mask[1]) if mask else (None, None)
@@ -196,21 +205,21 @@ class QuantizedAttention(_Attention):
         outputs = self.ranges()["output"](outputs, training)
         return (outputs, tf.cast(weights, dtype)) if return_attention_scores else outputs
 
-    def _products(self, query, key, training):
+    def _products(self, query: Any, key: Any, training: Any) -> Any:
         return tf.matmul(self._scaled(query, training), key, transpose_b=True)
 
-    def _sums(self, query, key, training):
+    def _sums(self, query: Any, key: Any, training: Any) -> Any:
         """Scores `sum(weight * tanh(query + key))`, the sum as a product with the weight as kernel."""
         sums = self.ranges()["sum"](query[:, :, None] + key[:, None], training)
         kernel = self._sum_kernel(query.shape[-1])
         return tf.matmul(tf.tanh(self._scaled(sums, training)), tf.cast(kernel, sums.dtype)[:, None])[..., 0]
 
-    def _sum_kernel(self, size: int):
+    def _sum_kernel(self, size: int) -> Any:
         if isinstance(self.layer, kl.AdditiveAttention):
             return tf.ones((size,)) if self.layer.scale is None else self.rounded(self.layer.scale)
         return tf.fill([size], tf.convert_to_tensor(self.layer.concat_score_weight))
 
-    def _scaled(self, values, training):
+    def _scaled(self, values: Any, training: Any) -> Any:
         if not self.scales_inputs:
             return values
         return self.ranges()["scaled"](values * tf.cast(tf.convert_to_tensor(self.layer.scale), values.dtype), training)
@@ -221,17 +230,17 @@ def _child(layer: kl.Layer, wanted: str | type) -> kl.Layer:
     return next(child for child in children(layer) if wanted in (child.name, type(child)))
 
 
-def _all_of(*masks):
+def _all_of(*masks: Any) -> Any:
     """True where all masks are; None if there is none."""
     given = [mask for mask in masks if mask is not None]
     return functools.reduce(tf.logical_and, given) if given else None
 
 
-def _expanded(mask, axis: int):
+def _expanded(mask: Any, axis: int) -> Any:
     return None if mask is None else tf.expand_dims(tf.cast(mask, tf.bool), axis)
 
 
-def _distance(queries, keys):
+def _distance(queries: Any, keys: Any) -> Any:
     """How many steps each key lies before each query, shape `(1, queries, keys)`."""
     return tf.range(queries)[None, :, None] - tf.range(keys)[None, None, :]
 
@@ -241,7 +250,7 @@ def _heads_first(rank: int, axes: tuple[int, ...]) -> list[int]:
     return [axis for axis in range(rank - 1) if axis not in axes] + [*axes, rank - 1]
 
 
-def _flattened(values, count: int):
+def _flattened(values: Any, count: int) -> Any:
     """`count` axes before the last made one."""
     if count == 1:
         return values
@@ -249,7 +258,7 @@ def _flattened(values, count: int):
     return tf.reshape(values, [*sizes[: -count - 1], -1, sizes[-1]])
 
 
-def _by_group(left, right, transpose_b: bool = False):
+def _by_group(left: Any, right: Any, transpose_b: bool = False) -> Any:
     """Matrix product for each head; where heads of `left` share one of `right`, their rows go into one product."""
     heads, shared = left.shape[-3], right.shape[-3]
     if heads == shared:
@@ -259,7 +268,7 @@ def _by_group(left, right, transpose_b: bool = False):
     return tf.reshape(product, [*sizes[:-1], shape_of(product)[-1]])
 
 
-def _aligned(mask, leading: int, spans: tuple[list, list]):
+def _aligned(mask: Any, leading: int, spans: tuple[list, list]) -> Any:
     """A mask `(batch, [...,] queries, keys)` of the rank of the scores, each side's axes made one."""
     if mask is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import tensorflow as tf
 from keras import layers as kl
@@ -60,7 +60,7 @@ def dense_equation(equation: str, rank: int) -> DenseEquation | None:
     return dense if is_product and dense.summed else None
 
 
-def einsum_dense(equation: DenseEquation, inputs, kernel, bias=None):
+def einsum_dense(equation: DenseEquation, inputs: Any, kernel: Any, bias: Any = None) -> Any:
     """`einsum(inputs, kernel) + bias` as one matrix product.
 
     Args:
@@ -88,13 +88,13 @@ def einsum_dense(equation: DenseEquation, inputs, kernel, bias=None):
     return _ordered(outputs, free + equation.units, equation.outputs)
 
 
-def shape_of(values) -> list:
+def shape_of(values: Any) -> list:
     """The shape, with numbers where they are known and scalar tensors elsewhere."""
     dynamic = tf.shape(values)
     return [dynamic[axis] if size is None else size for axis, size in enumerate(values.shape)]
 
 
-def _flat_bias(equation: DenseEquation, units: dict, bias):
+def _flat_bias(equation: DenseEquation, units: dict, bias: Any) -> Any:
     """The bias as a vector, in the order of the product's columns."""
     bias = tf.reshape(bias, [1] * (len(equation.outputs) - len(bias.shape)) + list(bias.shape))
     kept = [axis for axis, letter in enumerate(equation.outputs) if letter in equation.units]
@@ -104,7 +104,7 @@ def _flat_bias(equation: DenseEquation, units: dict, bias):
     return tf.reshape(_ordered(bias, "".join(letters), equation.units), [-1])
 
 
-def _ordered(values, letters: str, wanted: str):
+def _ordered(values: Any, letters: str, wanted: str) -> Any:
     return values if letters == wanted else tf.transpose(values, [letters.index(letter) for letter in wanted])
 
 
@@ -112,13 +112,13 @@ def _ordered(values, letters: str, wanted: str):
 class QuantizedEinsumDense(QuantizedLayer):
     """An `EinsumDense` with one range for its kernel: one matrix product with its bias where the equation allows it."""
 
-    def __init__(self, layer, kernels=None, **kwargs):
+    def __init__(self, layer: kl.Layer, kernels: Any = None, **kwargs: Any):
         super().__init__(layer, kernels, **kwargs)
         self.is_dense = _is_dense(layer)
         if layer.bias_axes and not self.is_dense:
             self.add_range("product")
 
-    def run(self, inputs, training=None, **kwargs):
+    def run(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         layer, dtype = self.layer, self.layer.compute_dtype
         inputs = tf.cast(inputs, dtype)
         kernel = tf.cast(rounded_kernel(layer.kernel, ()), dtype)

@@ -8,6 +8,7 @@ where variances differ or few features are large, against 38 and 26 to 40 dB of 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import tensorflow as tf
 from keras import layers as kl
@@ -26,10 +27,10 @@ class FloatNormalization(QuantizedLayer):
     """A normalization in float with an 8-bit range behind it."""
 
     @classmethod
-    def float_inside(cls, layer):
+    def float_inside(cls, layer: kl.Layer) -> str:
         return "mean and variance in 8 bits would cost accuracy, so its inside runs in float"
 
-    def run(self, inputs, training=None, **kwargs):
+    def run(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         if in_mode("export") and isinstance(self.layer, kl.GroupNormalization):
             return _group_normalization(self.layer, inputs)
         if in_mode("export") and isinstance(self.layer, kl.LayerNormalization) and not self.layer.rms_scaling:
@@ -42,15 +43,18 @@ class QuantizedUnitNormalization(Composite):
     """L2 normalization of the last axis, whose output range LiteRT fixes."""
 
     @classmethod
-    def float_reason(cls, layer):
+    def float_reason(cls, layer: kl.Layer) -> str:
         axes = layer.axis if isinstance(layer.axis, list) else [layer.axis]
-        if axes not in ([-1], [len(layer.input.shape) - 1]):
+        inputs = getattr(layer, "input", None)
+        if inputs is None:
+            return "inside another layer its number of features is not known; apply it to the tensor itself"
+        if axes not in ([-1], [len(inputs.shape) - 1]):
             return "LiteRT normalizes the last axis only"
-        if layer.input.shape[-1] > UNIT_FEATURES:
+        if inputs.shape[-1] > UNIT_FEATURES:
             return f"LiteRT's fixed step of 1/128 is too coarse for more than {UNIT_FEATURES} features"
         return ""
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not in_mode("export"):
             outputs = self.layer(inputs)
             rounded = fakequant.fake_quantize(tf.cast(outputs, tf.float32), *UNIT_RANGE)
@@ -58,12 +62,12 @@ class QuantizedUnitNormalization(Composite):
         return fakequant.fake_quantize(tf.nn.l2_normalize(inputs, -1), *UNIT_RANGE)
 
 
-def _layer_normalization(layer, inputs):
+def _layer_normalization(layer: kl.Layer, inputs: Any) -> Any:
     shape = [size if axis in _positive(layer.axis, inputs) else 1 for axis, size in enumerate(inputs.shape)]
     return _normalized(inputs, _positive(layer.axis, inputs), shape, layer)
 
 
-def _group_normalization(layer, inputs):
+def _group_normalization(layer: kl.Layer, inputs: Any) -> Any:
     axis = layer.axis % len(inputs.shape)
     size = inputs.shape[axis]
     split = [layer.groups, size // layer.groups]
@@ -74,7 +78,7 @@ def _group_normalization(layer, inputs):
     return tf.reshape(_normalized(grouped, summed, shape, layer), inputs.shape)
 
 
-def _normalized(inputs, axes: list[int], shape: list[int], layer):
+def _normalized(inputs: Any, axes: list[int], shape: list[int], layer: kl.Layer) -> Any:
     """The inputs normalized over `axes`, scaled and shifted by the layer's weights in `shape`.
 
     By sums: of an integer tensor the converter would take the mean in integers, in steps as wide as the inputs' own.
@@ -88,5 +92,5 @@ def _normalized(inputs, axes: list[int], shape: list[int], layer):
     return outputs if layer.beta is None else outputs + tf.reshape(tf.convert_to_tensor(layer.beta), shape)
 
 
-def _positive(axes, inputs) -> list[int]:
+def _positive(axes: Any, inputs: Any) -> list[int]:
     return [axis % len(inputs.shape) for axis in axes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import layers as kl
@@ -14,11 +16,11 @@ from tfopt.quantization.layers import QuantizedLayer, rounded_kernel
 class QuantizedSeparableConv(QuantizedLayer):
     """A separable convolution as the two integer convolutions that LiteRT has."""
 
-    def __init__(self, layer, kernels=None, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, kernels: Any = None, **kwargs: Any):
         super().__init__(layer, kernels, **kwargs)
         self.add_range("depthwise")
 
-    def run(self, inputs, training=None, **kwargs):
+    def run(self, inputs: Any, training: bool | None = None, **kwargs: Any) -> Any:
         layer, dtype = self.layer, self.layer.compute_dtype
         depthwise, pointwise = (
             tf.cast(rounded_kernel(getattr(layer, name), self.kernels[name]), dtype)
@@ -36,5 +38,5 @@ class QuantizedSeparableConv(QuantizedLayer):
         return _channels_to(1, outputs) if first else outputs
 
 
-def _channels_to(axis: int, values):
+def _channels_to(axis: int, values: Any) -> Any:
     return keras.ops.moveaxis(values, -1 if axis == 1 else 1, axis)

@@ -7,6 +7,7 @@ with the state, additions, multiplications, sigmoid and tanh, all of them intege
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -47,7 +48,7 @@ class Cell:
 
     activated: tuple[str, ...] = ()  # ranges behind the activation function, where the runtime does not fix them
 
-    def project(self, sequences, training):
+    def project(self, sequences: Any, training: Any) -> Any:
         """(batch, time, features) -> (batch, time, gates * units): what each step adds to its state's product."""
         shape = tf.shape(sequences)
         if training and self.cell.dropout:
@@ -57,22 +58,22 @@ class Cell:
         rows = self.ranges["input"](rows, training)
         return tf.reshape(rows, [shape[0], sequences.shape[1] or shape[1], kernel.shape[1]])
 
-    def input_bias(self):
+    def input_bias(self) -> Any:
         return self.cell.bias if self.cell.use_bias else None
 
     def recurrent_kernels(self) -> list:
         """Rounded, to multiply the state with in each step."""
         return [self.owner.rounded(self.cell.recurrent_kernel)]
 
-    def state_dropout(self, batch, training):
+    def state_dropout(self, batch: Any, training: Any) -> Any:
         """What the state is multiplied with in all steps of one training batch, None without such dropout."""
         rate = self.cell.recurrent_dropout
         return self._dropout(tf.ones([batch, self.cell.units]), rate) if training and rate else None
 
-    def _dropout(self, ones, rate: float):
+    def _dropout(self, ones: Any, rate: float) -> Any:
         return keras.random.dropout(ones, rate, seed=self.cell.seed_generator)
 
-    def step(self, projected, states: list, kernels: list, dropout, rounding: Rounding) -> list:
+    def step(self, projected: Any, states: list, kernels: list, dropout: Any, rounding: Rounding) -> list:
         """The states after one step, the output first.
 
         What is zero in the first step is left out rather than computed: the converter would fold such constants, and
@@ -87,17 +88,17 @@ class Cell:
         """
         raise NotImplementedError
 
-    def product(self, state, kernel, dropout, rounding: Rounding, bias=None):
+    def product(self, state: Any, kernel: Any, dropout: Any, rounding: Rounding, bias: Any = None) -> Any:
         """The state times a recurrent kernel; None where both state and bias are zero."""
         if state is None:
             return None if bias is None else rounding("recurrent", tf.convert_to_tensor(bias)[None])
         return rounding("recurrent", _with_bias(tf.matmul(_dropped(state, dropout), kernel), bias))
 
-    def mixed(self, name: str, state, kept, added, rounding: Rounding):
+    def mixed(self, name: str, state: Any, kept: Any, added: Any, rounding: Rounding) -> Any:
         """`kept * state + added` with the range of `name`; None is a state of zeros."""
         return rounding(name, added if state is None else rounding("kept", kept * state) + rounding("added", added))
 
-    def activate(self, values, rounding: Rounding, name: str = ""):
+    def activate(self, values: Any, rounding: Rounding, name: str = "") -> Any:
         """The cell's activation function, with the range the runtime fixes or else that of `name`."""
         function = self.cell.activation
         if _known(function) in FIXED_RANGES:
@@ -109,7 +110,7 @@ class LSTM(Cell):
     names = ("recurrent", "gates", "kept", "added", "cell", "hidden")
     activated = ("candidate", "cell_activation")
 
-    def step(self, projected, states, kernels, dropout, rounding):
+    def step(self, projected: Any, states: Any, kernels: Any, dropout: Any, rounding: Any) -> list:
         hidden, cell = states
         product = self.product(hidden, kernels[0], dropout, rounding)
         gates = projected if product is None else rounding("gates", projected + product)
@@ -124,23 +125,23 @@ class LSTM(Cell):
 class GRU(Cell):
     activated = ("candidate_activation",)
 
-    def __init__(self, owner, cell, prefix=""):
+    def __init__(self, owner: Any, cell: Any, prefix: Any = ""):
         self.names = ("recurrent", "gates", "reset", "candidate", "kept", "complement", "added", "hidden")
         if not cell.reset_after:
             self.names += ("recurrent_candidate",)
         super().__init__(owner, cell, prefix)
 
-    def input_bias(self):
+    def input_bias(self) -> Any:
         bias = super().input_bias()
         return bias[0] if bias is not None and self.cell.reset_after else bias
 
-    def recurrent_kernels(self):
+    def recurrent_kernels(self) -> Any:
         if self.cell.reset_after:
             return super().recurrent_kernels()
         # Two matrix products in the file: each has a range of its own there.
         return self.owner.rounded_parts(self.cell.recurrent_kernel, 2 * self.cell.units)
 
-    def step(self, projected, states, kernels, dropout, rounding):
+    def step(self, projected: Any, states: Any, kernels: Any, dropout: Any, rounding: Any) -> list:
         (hidden,) = states
         bias = self.cell.bias[1] if self.cell.use_bias and self.cell.reset_after else None
         product = self.product(hidden, kernels[0], dropout, rounding, bias)
@@ -161,7 +162,7 @@ class GRU(Cell):
         added = rounding("complement", 1.0 - update) * candidate
         return [self.mixed("hidden", hidden, update, added, rounding)]
 
-    def _gates_and_candidate(self, values):
+    def _gates_and_candidate(self, values: Any) -> Any:
         return tf.split(values, [2 * self.cell.units, self.cell.units], axis=-1)
 
 
@@ -169,7 +170,7 @@ class SimpleRNN(Cell):
     names = ("recurrent", "sum")
     activated = ("hidden",)
 
-    def step(self, projected, states, kernels, dropout, rounding):
+    def step(self, projected: Any, states: Any, kernels: Any, dropout: Any, rounding: Any) -> list:
         product = self.product(states[0], kernels[0], dropout, rounding)
         total = projected if product is None else rounding("sum", projected + product)
         return [self.activate(total, rounding, "hidden")]
@@ -183,7 +184,7 @@ def cell_for(cell: keras.layers.Layer) -> type[Cell]:
     return _CELLS[known_class(type(cell))]
 
 
-def float_reason(cell) -> str:
+def float_reason(cell: Any) -> str:
     """Why a Keras cell cannot run as integers, empty if it can."""
     if isinstance(cell, kl.StackedRNNCells):
         return "several cells in one layer; use one LSTM, GRU or SimpleRNN layer for each"
@@ -197,7 +198,7 @@ def float_reason(cell) -> str:
     return ""
 
 
-def _fixed(function, values):
+def _fixed(function: Any, values: Any) -> Any:
     """Sigmoid or tanh, rounded as the runtime does; there the output's range is fixed."""
     activated = function(values)
     if in_mode("export") or in_mode("calibrate"):
@@ -205,7 +206,7 @@ def _fixed(function, values):
     return fakequant.fake_quantize(activated, *FIXED_RANGES[_known(function)])
 
 
-def _split(values, count: int, state) -> list:
+def _split(values: Any, count: int, state: Any) -> list:
     """Equal parts; where there is no state yet not all of them are read, and LiteRT splits in float then."""
     if state is not None:
         return tf.split(values, count, axis=-1)
@@ -219,9 +220,9 @@ def _known(function: Callable) -> Callable | None:
     return kind.function if kind is not None else None
 
 
-def _with_bias(values, bias):
+def _with_bias(values: Any, bias: Any) -> Any:
     return values if bias is None else values + tf.convert_to_tensor(bias)
 
 
-def _dropped(state, dropout):
+def _dropped(state: Any, dropout: Any) -> Any:
     return state if dropout is None else state * dropout

@@ -8,6 +8,8 @@ few features the file is larger than the float one, as each time step has its ow
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import layers as kl
@@ -36,7 +38,7 @@ class Recurrence:
             return "its states outlive a call and a .tflite keeps none; use stateful=False and pass `initial_state`"
         return cells.float_reason(layer.cell)
 
-    def run(self, sequences, initial_state, mask, training, flip: bool = False):
+    def run(self, sequences: Any, initial_state: Any, mask: Any, training: Any, flip: bool = False) -> tuple:
         """`(output, states)`, float32; the output as the layer's `return_sequences` asks.
 
         Args:
@@ -53,7 +55,7 @@ class Recurrence:
         outputs, last, states = steps(projected, states, mask, training, flip)
         return (outputs if self.layer.return_sequences else last), states
 
-    def _initial(self, sequences, initial_state, training) -> list:
+    def _initial(self, sequences: Any, initial_state: Any, training: Any) -> list:
         sizes = keras.tree.flatten(self.layer.cell.state_size)
         if initial_state is None and in_mode("export"):
             return [None] * len(sizes)
@@ -67,13 +69,13 @@ class Recurrence:
             for name, value in zip(names, values, strict=True)
         ]
 
-    def _stepper(self, batch, training):
+    def _stepper(self, batch: Any, training: Any) -> Any:
         """`step(projected, mask, output, states, rounding)` -> the next output and states."""
         kernels = self.cell.recurrent_kernels()
         dropout = self.cell.state_dropout(batch, training)
         names = ("hidden", "hidden", "cell")
 
-        def step(projected, mask, output, states, rounding):
+        def step(projected: Any, mask: Any, output: Any, states: Any, rounding: Any) -> tuple:
             new = self.cell.step(projected, states, kernels, dropout, rounding)
             if mask is None:
                 return new[0], new
@@ -84,7 +86,7 @@ class Recurrence:
 
         return step
 
-    def _select(self, mask, name, new, old):
+    def _select(self, mask: Any, name: str, new: Any, old: Any) -> Any:
         """`new` where the mask is set, `old` elsewhere; None is zeros."""
         if old is not None:
             return tf.where(mask, new, old)
@@ -94,7 +96,7 @@ class Recurrence:
         kept = new * fakequant.fake_quantize(tf.cast(mask, tf.float32), 0.0, 1.0)
         return self.cell.ranges[name](kept, False) if name in self.cell.ranges else kept
 
-    def _unrolled(self, projected, states, mask, training, flip):
+    def _unrolled(self, projected: Any, states: Any, mask: Any, training: Any, flip: Any) -> tuple:
         step = self._stepper(1, training)
         times = range(projected.shape[1])
         parts = tf.unstack(projected, axis=1)
@@ -105,7 +107,7 @@ class Recurrence:
             outputs.append(output)
         return tf.stack(outputs[::-1] if flip else outputs, axis=1), output, states
 
-    def _looped(self, projected, states, mask, training, flip):
+    def _looped(self, projected: Any, states: Any, mask: Any, training: Any, flip: Any) -> tuple:
         backwards = self.layer.go_backwards
         parts = _time_first(projected, backwards)
         masks = None if mask is None else _time_first(tf.cast(mask, tf.bool)[:, :, None], backwards)
@@ -114,7 +116,7 @@ class Recurrence:
         observed = self._observed(training)
         arrays = {name: tf.TensorArray(tf.float32, length) for name in ("", *observed)}
 
-        def body(time, output, states, arrays):
+        def body(time: Any, output: Any, states: Any, arrays: Any) -> tuple:
             tape = _Tape(self.cell.ranges)
             output, states = step(parts[time], None if masks is None else masks[time], output, states, tape)
             values = {"": output, **tape.values}
@@ -130,7 +132,7 @@ class Recurrence:
         outputs = tf.transpose(tf.reverse(outputs, [0]) if flip else outputs, [1, 0, 2])
         return tf.ensure_shape(outputs, [*projected.shape[:2], states[0].shape[-1]]), output, states
 
-    def _observed(self, training) -> list[str]:
+    def _observed(self, training: Any) -> list[str]:
         """The ranges that follow the data of this call; "input" does so outside the loop."""
         if not training and not in_mode("calibrate"):
             return []
@@ -147,12 +149,12 @@ class _Tape:
         self.ranges = ranges
         self.values: dict[str, tf.Tensor] = {}
 
-    def __call__(self, name, values):
+    def __call__(self, name: str, values: Any) -> Any:
         self.values[name] = values
         return values if in_mode("calibrate") else self.ranges[name](values, False)
 
 
-def _time_first(values, backwards: bool):
+def _time_first(values: Any, backwards: bool) -> Any:
     values = tf.transpose(values, [1, 0, 2])
     return tf.reverse(values, [0]) if backwards else values
 
@@ -160,10 +162,10 @@ def _time_first(values, backwards: bool):
 class _RecurrentComposite(Composite):
     """What the wrappers of recurrent layers share: their signature is that of Keras' recurrent layers."""
 
-    def compute_output_spec(self, sequences, *args, **kwargs):
+    def compute_output_spec(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_spec(sequences)
 
-    def _cast(self, values):
+    def _cast(self, values: Any) -> Any:
         return tf.cast(values, self.layer.compute_dtype)
 
 
@@ -179,15 +181,15 @@ class QuantizedRNN(_RecurrentComposite):
     Input: (batch, time, features). Output: as of the Keras layer.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.recurrence = Recurrence(self, layer)
 
     @classmethod
-    def float_reason(cls, layer):
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
         return Recurrence.float_reason(layer)
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(self, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = False) -> Any:
         output, states = self.recurrence.run(sequences, initial_state, mask, training)
         if self.layer.return_state:
             return self._cast(output), *map(self._cast, states)
@@ -204,7 +206,7 @@ class QuantizedBidirectional(_RecurrentComposite):
     Input: (batch, time, features). Output: as of the Keras layer.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.forward_recurrence = Recurrence(self, layer.forward_layer, "forward_")
         self.backward_recurrence = Recurrence(self, layer.backward_layer, "backward_")
@@ -214,13 +216,13 @@ class QuantizedBidirectional(_RecurrentComposite):
             self.output_range = self.add_range("output")
 
     @classmethod
-    def float_reason(cls, layer):
+    def float_reason(cls, layer: keras.layers.Layer) -> str:
         sides = [layer.forward_layer, layer.backward_layer]
         if any(composite_for(side) is not QuantizedRNN for side in sides):
             return "it runs as integers around LSTM, GRU, SimpleRNN, or RNN of one of their cells"
         return next(filter(None, map(Recurrence.float_reason, sides)), "")
 
-    def call(self, sequences, initial_state=None, mask=None, training=False):
+    def call(self, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = False) -> Any:
         half = 0 if initial_state is None else len(initial_state) // 2
         first, second = (initial_state[:half], initial_state[half:]) if half else (None, None)
         there, states = self.forward_recurrence.run(sequences, first, mask, training)
@@ -231,7 +233,7 @@ class QuantizedBidirectional(_RecurrentComposite):
             return *merged, *map(self._cast, [*states, *more])
         return output
 
-    def _merged(self, there, back, training):
+    def _merged(self, there: Any, back: Any, training: Any) -> Any:
         how = self.layer.merge_mode
         if how is None:
             return self._cast(there), self._cast(back)
