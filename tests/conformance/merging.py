@@ -1,6 +1,6 @@
 """Layers and ops in which tensors meet."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, floats, merging, no
+from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging, no
 from keras import layers as kl
 from keras import ops
 
@@ -43,13 +43,19 @@ ROWS = [
         int16x8=floats("BATCH_MATMUL", SIXTEEN),
     ),
     op(("Add", "Subtract", "Multiply", "Maximum"), ops.add, ops.subtract, ops.multiply, ops.maximum),
+    Row(
+        (op_class("Subtract"), op_class("Multiply")),
+        (between(lambda x: 1.0 - x), between(lambda x: x * 0.3)),
+        int16x8=floats("MUL SUB", SIXTEEN),
+        name="1 - x, x * 0.3",
+    ),
     op(("Minimum",), ops.minimum, int16x8=floats("", steps=30)),
     op(
         ("Divide", "TrueDivide"),
         lambda a, b: ops.divide(a, ops.relu(b) + 1.0),
         lambda a, b: a / (ops.relu(b) + 1.0),
         channels=no("a masked divisor would be zero"),
-        int16x8=floats("ADD DIV*2", SIXTEEN),
+        int16x8=floats("ADD*2 DIV*2", SIXTEEN),
     ),
     op(("Concatenate",), lambda a, b: ops.concatenate([a, b], axis=-1), int16x8=floats("CONCATENATION", SIXTEEN)),
     op(

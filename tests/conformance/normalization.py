@@ -45,11 +45,16 @@ ROWS = [
         int16x8=IN_16_BITS,
         name="GroupNormalization of each channel",
     ),
-    Row((kl.UnitNormalization,), layer(kl.UnitNormalization, shape=SEQUENCE)),
+    Row(
+        (kl.UnitNormalization,),
+        layer(kl.UnitNormalization, shape=SEQUENCE),
+        int16x8=floats("MINIMUM MUL RSQRT SQUARE SUM", SIXTEEN),
+    ),
     Row(
         (kl.UnitNormalization,),
         layer(kl.UnitNormalization, axis=1, shape=SEQUENCE),
-        int8=floats("", "LiteRT normalizes the last axis only"),
+        int8=floats("MINIMUM MUL RSQRT SQUARE SUM", "LiteRT normalizes the last axis only"),
+        int16x8=floats("MINIMUM MUL RSQRT SQUARE SUM", "LiteRT normalizes the last axis only"),
         name="UnitNormalization of another axis",
     ),
     Row(

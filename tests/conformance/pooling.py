@@ -16,9 +16,9 @@ def named(*stems, module=kl, ranks=tuple(SHAPES)):
     return tuple(getattr(module, stem + rank) for stem in stems for rank in ranks if hasattr(module, stem + rank))
 
 
-def adaptive(kind):
+def adaptive(kind, ranks):
     """tfopt's own classes, of which those for 3-D have no public name."""
-    return tuple(cls for key, cls in pooling._CLASSES.items() if key[:2] == ("Adaptive", kind))
+    return tuple(pooling._CLASSES["Adaptive", kind, rank] for rank in ranks)
 
 
 def row(classes, *args, name="", **cells):
@@ -35,17 +35,30 @@ ROWS = [
     *row(named("AveragePooling", ranks=FLAT), 2, int8=within(2.0), int16x8=within(2.0)),
     *row(named("AveragePooling", ranks=("3D",)), 2, int8=NO_POOL["Avg"], int16x8=NO_POOL["Avg"]),
     *row(named("GlobalMaxPooling", "GlobalAveragePooling", ranks=FLAT)),
-    *row(named("GlobalMaxPooling", "GlobalAveragePooling", ranks=("3D",)), int16x8=floats("", SIXTEEN)),
-    *row(named("AdaptiveAveragePooling"), 2, int8=within(2.0), int16x8=floats("", SIXTEEN)),
-    *row(named("AdaptiveMaxPooling"), 2, int16x8=floats("", SIXTEEN)),
+    *row(named("GlobalMaxPooling", "GlobalAveragePooling", ranks=("3D",)), int16x8=floats("MEAN REDUCE_MAX", SIXTEEN)),
+    *row(named("AdaptiveAveragePooling", ranks=FLAT), 2, int8=within(2.0), int16x8=floats("", SIXTEEN)),
+    *row(named("AdaptiveAveragePooling", ranks=("3D",)), 2, int8=NO_POOL["Avg"], int16x8=NO_POOL["Avg"]),
+    *row(named("AdaptiveMaxPooling", ranks=FLAT), 2, int16x8=floats("", SIXTEEN)),
+    *row(named("AdaptiveMaxPooling", ranks=("3D",)), 2, int8=NO_POOL["Max"], int16x8=NO_POOL["Max"]),
     *row(
-        adaptive("Average"),
+        adaptive("Average", (1, 2)),
         2,
         int8=within(2.0),
         int16x8=floats("", SIXTEEN),
-        name="tfopt.AdaptiveAveragePooling1D, 2D, 3D",
+        name="tfopt.AdaptiveAveragePooling1D, tfopt.AdaptiveAveragePooling2D",
     ),
-    *row(adaptive("Max"), 2, int16x8=floats("", SIXTEEN), name="tfopt.AdaptiveMaxPooling1D, 2D, 3D"),
+    *row(
+        adaptive("Max", (1, 2)),
+        2,
+        int16x8=floats("", SIXTEEN),
+        name="tfopt.AdaptiveMaxPooling1D, tfopt.AdaptiveMaxPooling2D",
+    ),
+    *row(
+        (*adaptive("Average", (3,)), *adaptive("Max", (3,))),
+        2,
+        int16x8=floats("", SIXTEEN),
+        name="tfopt's adaptive pooling in 3-D",
+    ),
     *row(named("UpSampling"), 2, int16x8=floats("", SIXTEEN)),
     Row(
         (kl.UpSampling2D, kl.Resizing),

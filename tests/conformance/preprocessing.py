@@ -1,6 +1,6 @@
 """Preprocessing layers."""
 
-from conformance.rows import Row, between, floats, reading
+from conformance.rows import NOTHING, SIXTEEN, Row, between, floats, no, reading
 from keras import layers as kl
 
 from tfopt.core.layers.registry import layers_named
@@ -35,52 +35,75 @@ RANDOM = {
 FLOAT = ("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization")
 
 
-def chain(names, title, **cells):
-    """A row of image layers, one behind the other."""
-    known = {name: cls for name in names for cls in layers_named(name)}
+IMAGES = "preprocessing of images that LiteRT has no integers for"
+SOUND = "preprocessing of sound that LiteRT has no integers for"
+ENCODES = "it makes indices or encodings of raw data, before there is anything to quantize"
 
-    def call(x):
-        for name, cls in known.items():
-            x = cls(**RANDOM.get(name, {}))(x)
-        return x
 
-    return Row(tuple(known.values()), between(call, COLOURS, units=3), name=title, **cells)
+def random(x):
+    """All random layers, one behind the other."""
+    for name, config in RANDOM.items():
+        for cls in layers_named(name):
+            x = cls(**config)(x)
+    return x
+
+
+def known(*names):
+    return tuple(cls for name in names for cls in layers_named(name))
+
+
+def raw(classes, call, shape, dtype=None, ops="", reason=ENCODES, **cells):
+    """A row of layers that read the model's inputs."""
+    both = floats(ops, reason)
+    return Row(classes, reading(call, shape, dtype), channels=no(NOTHING), int8=both, int16x8=both, **cells)
+
+
+def encoded(call, cls, shape, dtype=None, **cells):
+    """A row of a layer that makes indices, with one behind it that encodes these."""
+    return raw((cls,), lambda x: kl.CategoryEncoding(11, "multi_hot")(call(x)), shape, dtype, **cells)
 
 
 ROWS = [
-    chain(RANDOM, "CutMix, MixUp and the other random layers for images"),
-    chain(
-        FLOAT,
-        "",
-        int8=floats("", "preprocessing of images that LiteRT has no integers for"),
-        int16x8=floats("", "preprocessing of images that LiteRT has no integers for"),
+    Row(
+        known(*RANDOM),
+        between(random, COLOURS, units=3),
+        channels=no("tfopt does not know AugMix"),
+        int16x8=floats("", SIXTEEN),
+        trains=no("some of these layers pass no gradients"),
+        name="CutMix, MixUp, RandAugment and the other random layers for images",
     ),
     Row(
-        tuple(layers_named("MelSpectrogram")),
-        reading(lambda x: kl.MelSpectrogram(fft_length=16, sequence_stride=8, num_mel_bins=4)(x), (64,)),
+        known(*FLOAT),
+        tuple(between(lambda x, cls=cls: cls()(x), COLOURS, units=3) for cls in known(*FLOAT)),
+        channels=no("tfopt does not know"),
+        int8=floats("", IMAGES),
+        int16x8=floats("", IMAGES),
     ),
-    Row(
-        tuple(layers_named("STFTSpectrogram")),
-        reading(lambda x: kl.STFTSpectrogram(frame_length=8, frame_step=4, fft_length=8)(x), (64, 1)),
+    raw(
+        known("MelSpectrogram"),
+        lambda x: kl.MelSpectrogram(fft_length=16, sequence_stride=8, num_mel_bins=4)(x),
+        (64,),
+        ops="ADD FULLY_CONNECTED GATHER IMAG LOG MAXIMUM*2 MIRROR_PAD MUL*4 REAL REDUCE_MAX RFFT2D SQRT SQUARE*2 SUB "
+        "TRANSPOSE",
+        reason=SOUND,
     ),
-    Row((kl.CategoryEncoding,), reading(lambda x: kl.CategoryEncoding(10, "one_hot")(x), (1,), "int32")),
-    Row((kl.Discretization,), reading(lambda x: kl.Embedding(4, 3)(kl.Discretization([-0.5, 0.0, 0.5])(x)), (5,))),
-    Row((kl.HashedCrossing,), reading(lambda x: kl.Embedding(8, 3)(kl.HashedCrossing(8)((x, x))), (1,), "int32")),
-    Row((kl.Hashing,), reading(lambda x: kl.Embedding(8, 3)(kl.Hashing(8)(x)), (5,), "int32")),
-    Row(
-        (kl.IntegerLookup,),
-        reading(lambda x: kl.Embedding(11, 3)(kl.IntegerLookup(vocabulary=list(range(10)))(x)), (5,), "int64"),
+    raw(
+        known("STFTSpectrogram"),
+        lambda x: kl.STFTSpectrogram(frame_length=8, frame_step=4, fft_length=8)(x),
+        (64, 1),
+        ops="ADD CONV_2D*2 LOG MAXIMUM*2 SQRT SQUARE*2 TRANSPOSE*3",
+        reason=SOUND,
     ),
-    Row(
-        (kl.StringLookup,),
-        reading(lambda x: kl.Embedding(4, 3)(kl.StringLookup(vocabulary=["a", "b", "c"])(x)), (5,), "string"),
-    ),
-    Row(
-        (kl.TextVectorization,),
-        reading(
-            lambda x: kl.Embedding(5, 3)(kl.TextVectorization(vocabulary=["a", "b", "c"], output_sequence_length=4)(x)),
-            (1,),
-            "string",
-        ),
+    raw((kl.CategoryEncoding,), lambda x: kl.CategoryEncoding(10, "one_hot")(x), (1,), "int32", ops="CAST*2 ONE_HOT"),
+    encoded(lambda x: kl.Discretization([-0.5, 0.0, 0.5])(x), kl.Discretization, (5,)),
+    encoded(lambda x: kl.HashedCrossing(8)((x, x)), kl.HashedCrossing, (1,), "int32"),
+    encoded(lambda x: kl.Hashing(8)(x), kl.Hashing, (5,), "int32"),
+    encoded(lambda x: kl.IntegerLookup(vocabulary=[1, 2, 3])(x), kl.IntegerLookup, (5,), "int64"),
+    encoded(lambda x: kl.StringLookup(vocabulary=["a", "b", "c"])(x), kl.StringLookup, (5,), "string"),
+    encoded(
+        lambda x: kl.TextVectorization(vocabulary=["a", "b", "c"], output_sequence_length=4)(x),
+        kl.TextVectorization,
+        (1,),
+        "string",
     ),
 ]

@@ -160,7 +160,7 @@ def test_what_stays_is_said(capsys):
 
 def test_errors():
     model = zoo.build("sequential")
-    with pytest.raises(InvalidArgumentError, match="'max', 'average' or 'adaptive'. Received: 'mean'"):
+    with pytest.raises(InvalidArgumentError, match="one of 'max', 'average', 'adaptive'. Received: 'mean'"):
         swap_pooling(model, "mean")
     with pytest.raises(InvalidArgumentError, match="'pool'.*The layers are: conv"):
         swap_pooling(model, "average", "pool")

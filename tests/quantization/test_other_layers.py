@@ -118,21 +118,6 @@ def test_ranges_between_the_two_convolutions_are_saved(tmp_path):
     np.testing.assert_array_equal(outputs_of(loaded, inputs_for(model))[0], outputs_of(ready, inputs_for(model))[0])
 
 
-@pytest.mark.parametrize(
-    ("layer", "says"),
-    [
-        (kl.LayerNormalization, "LayerNormalization: mean and variance in 8 bits"),
-        (lambda: kl.UnitNormalization(axis=1), "LiteRT normalizes the last axis only"),
-        (lambda: kl.Conv3D(2, 2), "LiteRT has no integer 3-D convolution"),
-    ],
-)
-def test_what_runs_in_float_is_said_with_the_reason(layer, says):
-    shape = (4, 4, 4, 2) if "3-D" in says else (6, 16)
-    model = chain(shape, layer, lambda: kl.Dense(3))()
-    with pytest.warns(UserWarning, match=says):
-        tfopt.quantize(model)
-
-
 def test_a_model_of_nothing_but_float_insides_is_refused():
     with pytest.raises(tfopt.NothingToDoError, match="mean and variance"):
         tfopt.quantize(chain((6, 4), kl.LayerNormalization)())

@@ -175,31 +175,6 @@ def test_sixteen_bit_sums_do_not_overflow(tmp_path):
     assert tfopt.TFLiteModel(content).predict(x).ravel() == pytest.approx([4096.0, 4096.0], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        kl.Concatenate(name="odd"),
-        kl.Average(name="odd"),
-        lambda tensors: kl.UpSampling2D(name="odd")(tensors[0]),
-        lambda tensors: kl.PReLU(shared_axes=[1, 2], name="odd")(tensors[0]),
-        lambda tensors: kl.Activation("gelu", name="odd")(tensors[0]),
-        lambda tensors: 1.0 - tensors[0],
-    ],
-    ids=["concatenate", "average", "upsampling", "prelu", "gelu", "constant"],
-)
-def test_what_has_no_16_bit_operation_is_said_and_runs_in_float(layer, tmp_path):
-    inputs = keras.Input((6, 6, 4))
-    tensors = [kl.Conv2D(4, 1, name=name)(inputs) for name in "ab"]
-    model = keras.Model(inputs, kl.Conv2D(3, 1, name="last")(layer(tensors)))
-    x = data_for(model)
-    with pytest.warns(UserWarning, match="16-bit activations"):
-        quantized = tfopt.quantize(model, "int16x8")
-    _, content = exported(tfopt.calibrate(quantized, x), tmp_path, data=x)
-    ops = read_ops(content)
-    assert {op.input_dtype for op in ops if op.name == "CONV_2D"} == {"int16"}
-    assert not any(op.name == "CAST" for op in ops)
-
-
 # Layers
 
 

@@ -1,0 +1,4 @@
+"""How channels pass through a model."""
+
+# Before any module in here: what tfopt does once Keras is there imports several of them, whole.
+import keras  # noqa: F401
