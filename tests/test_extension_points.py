@@ -8,7 +8,10 @@ import numpy as np
 import optuna
 import pytest
 import tensorflow as tf
+from distilled import X, randomized
+from distilled import net as classifier
 from keras import layers as kl
+from zoo import called
 
 import tfopt
 from tfopt.pruning.criteria import Criterion
@@ -186,3 +189,17 @@ def test_a_search_method_is_a_sampler_or_an_oracle(method):
         builder, train=data, val=data, method=method, objectives="val_loss", budget=3, epochs=1, verbose=0
     )
     assert [trial.values["units"] for trial in found.trials] == [3, 1, 2]
+
+
+def test_a_distillation_loss():
+    class Gap(tfopt.distillation.DistillationLoss):
+        compares = "logits"
+
+        def call(self, student, teacher):
+            return keras.ops.mean(keras.ops.abs(student - teacher), -1)
+
+    student, teacher = randomized(classifier(4, None)), randomized(classifier(8, None), seed=1)
+    want = np.abs(called(student, X) - called(teacher, X)).mean()
+    distiller = tfopt.Distiller(student, teacher, Gap())
+    distiller.compile("sgd", evaluate_teacher=True)
+    np.testing.assert_allclose(distiller.evaluate(X, verbose=0), want, rtol=1e-5)

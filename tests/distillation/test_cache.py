@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from keras import layers as kl
 
 import tfopt
+from tfopt.core.data.outputs import output_kinds
 from tfopt.core.errors import FileError, InvalidArgumentError, NonFiniteError, UnsupportedModelError
 from tfopt.distillation import FeatureMatching, SoftTargets, Taught, cache, shards
 from tfopt.distillation.feed import Feed, MemoryTable
-from tfopt.distillation.heads import heads_of, to_values
+from tfopt.distillation.scores import to_values
 
 SAMPLES = 70
 X = np.arange(2 * SAMPLES, dtype="float32").reshape(SAMPLES, 2) / SAMPLES - 1
@@ -138,8 +139,8 @@ def test_every_kind_of_model(name):
     x = zoo.inputs_for(model, 6)
     (taught,) = passed(tfopt.cache_teacher(model, x, batch_size=4, shuffle=False, dtype="float32", verbose=0))
     scores = keras.tree.flatten(taught.outputs)
-    for head, outputs, expected in zip(heads_of(model), scores, zoo.predictions(model, x), strict=True):
-        np.testing.assert_allclose(to_values(head, outputs), expected, rtol=2e-3, atol=2e-3)
+    for kind, outputs, expected in zip(output_kinds(model), scores, zoo.predictions(model, x), strict=True):
+        np.testing.assert_allclose(to_values(kind, outputs), expected, rtol=2e-3, atol=2e-3)
     keras.tree.map_structure(np.testing.assert_array_equal, taught.inputs, x)
 
 

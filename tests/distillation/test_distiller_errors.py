@@ -47,7 +47,7 @@ MATCH = td.FeatureMatching
         ({"student": Subclassed()}, UnsupportedModelError, "subclassed"),
         ({"teacher": keras.Sequential([kl.Dense(3)])}, UnsupportedModelError, "built"),
         ({"teacher": "resnet"}, UnsupportedModelError, "keras.Model"),
-        ({"teacher": []}, InvalidArgumentError, "a teacher"),
+        ({"teacher": []}, InvalidArgumentError, "a list of one or more"),
         ({"teacher": with_nan()}, NonFiniteError, "NaN"),
         ({"student": with_nan()}, NonFiniteError, "NaN"),
         ({"teacher": net(5, units=4)}, InvalidArgumentError, r"as many classes.*\(None, 3\).*\(None, 4\)"),

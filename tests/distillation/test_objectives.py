@@ -132,7 +132,8 @@ def test_configurations_come_back(cls):
     assert same.get_config() == loss.get_config()
     assert {**same.get_config(), **ALL[cls], **place, "weight": 0.5, "name": "mine"} == loss.get_config()
     assert loss.on == ("outputs" if cls in OF_OUTPUTS else "features")
-    assert loss.uses_labels == (cls in (td.DecoupledTargets, td.BoundedTargets))
+    values = (td.RegressionTargets, td.BoundedTargets)
+    assert loss.compares == (None if loss.on == "features" else "values" if cls in values else "logits")
     assert keras.saving.get_registered_name(cls) == f"tfopt>{cls.__name__}"
 
 
@@ -291,7 +292,7 @@ def test_shapes_are_checked_when_built(loss, shapes, message):
 
 def test_what_is_missing_is_said():
     values = np.zeros((2, 3)), np.zeros((2, 3))
-    with pytest.raises(InvalidArgumentError, match=r"Outside of a Distiller SoftTargets has.*`temperature=4\.0`"):
+    with pytest.raises(InvalidArgumentError, match=r"Outside of a Distiller SoftTargets must have.*`temperature=4\.0`"):
         td.SoftTargets()(*values)
     for loss in (td.DecoupledTargets(4.0), td.BoundedTargets()):
         with pytest.raises(InvalidArgumentError, match=f"{type(loss).__name__} needs the labels.*Fit with labels"):

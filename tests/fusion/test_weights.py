@@ -291,15 +291,23 @@ def two_outputs():
 
 P = softmax(np.zeros((50, 3)))
 WRONG = {
-    "no model": (lambda: fit_weights([], X, Y), InvalidArgumentError, "two models or more. Received: 0"),
-    "one model": (lambda: fit_weights([P], X, Y), NothingToDoError, "two models or more. Received: 1"),
+    "no model": (
+        lambda: fit_weights([], X, Y),
+        InvalidArgumentError,
+        "more to fit weights to. Received: 0",
+    ),
+    "one model": (
+        lambda: fit_weights([P], X, Y),
+        NothingToDoError,
+        "more to fit weights to. Received: 1",
+    ),
     "no list": (lambda: fit_weights(P, X, Y), InvalidArgumentError, "list of models"),
     "other classes": (lambda: fit_weights([P, P[:, :2]], X, Y), InvalidArgumentError, "one shape.*(50, 3).*(50, 2)"),
     "more samples": (lambda: fit_weights([P, P[1:]], X, Y), InvalidArgumentError, "49, 3.* for 50 labels"),
     "label 3": (lambda: fit_weights([P, P], X, Y + 1), InvalidArgumentError, "in 0..2"),
     "no labels": (lambda: fit_weights([P, P], X, None), InvalidArgumentError, "no labels"),
-    "nan": (lambda: fit_weights([P, P * np.nan], X, Y), NonFiniteError, "predictions have to be finite"),
-    "mixed": (lambda: fit_weights([P, P * 9], X, Y), InvalidArgumentError, "probabilities, logits"),
+    "nan": (lambda: fit_weights([P, P * np.nan], X, Y), NonFiniteError, "predictions must be finite"),
+    "mixed": (lambda: fit_weights([P, P * 9], X, Y), InvalidArgumentError, "probabilities of classes, logits"),
     "method": (lambda: fit_weights([P, P], X, Y, method="best"), InvalidArgumentError, "'greedy', 'nnls', 'logloss'"),
     "guard": (lambda: fit_weights([P, P], X, Y, guard="k"), InvalidArgumentError, "None, 'cv'"),
     "folds": (lambda: fit_weights([P, P], X, Y, guard="cv", folds=1), InvalidArgumentError, "from 2 to"),
@@ -320,7 +328,7 @@ WRONG = {
     "stream": (
         lambda: fit_weights([P, P], keras.utils.PyDataset(), Y),
         InvalidArgumentError,
-        "are arrays",
+        "must be arrays",
     ),
 }
 

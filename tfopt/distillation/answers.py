@@ -16,8 +16,8 @@ from tfopt.core.keras_internals import compiled_loss, functional_of
 from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint
 from tfopt.core.models.graph import check_finite, read
 from tfopt.distillation.choice import task_of
-from tfopt.distillation.heads import Head
 from tfopt.distillation.outputs import part_of
+from tfopt.distillation.scores import Task
 from tfopt.distillation.shards import Rows
 from tfopt.distillation.teachers import Teachers
 
@@ -123,14 +123,14 @@ def _checked_models(teacher: Any) -> list[keras.Model]:
     return models
 
 
-def _tasks(teachers: Teachers) -> list[Head | None]:
-    """What each output says, which decides how several teachers are averaged.
+def _tasks(teachers: Teachers) -> list[Task | None]:
+    """The task of each output, which decides how several teachers are averaged.
 
     Raises:
         InvalidArgumentError: where several give numbers and nothing tells whether they are logits.
     """
     losses = next((loss for loss in map(_trained_by, teachers.models) if loss is not None), None)
-    tasks = [task_of(head, head, part_of(losses, i, teachers.names)) for i, head in enumerate(teachers.heads)]
+    tasks = [task_of(kind, kind, part_of(losses, i, teachers.names)) for i, kind in enumerate(teachers.kinds)]
     if len(teachers.models) > 1 and None in tasks:
         raise InvalidArgumentError(
             "Numbers of several teachers are averaged as what they are, logits or a regression.",

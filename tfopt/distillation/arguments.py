@@ -14,9 +14,10 @@ from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
-from tfopt.distillation.loss_layers.base import DistillationLoss
+from tfopt.distillation.loss_layers.base import FEATURES, DistillationLoss
 from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
 from tfopt.distillation.plan import Objective
+from tfopt.distillation.shapes import fits
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
 
@@ -38,7 +39,7 @@ def teaching_models(student: keras.Model, teacher: Any) -> list[keras.Model]:
     check_finite(read(student))
     models = list(teacher) if isinstance(teacher, (list, tuple)) else [] if teacher is None else [teacher]
     if isinstance(teacher, (list, tuple)) and not models:
-        raise InvalidArgumentError("There has to be a teacher, or None.", received=repr(teacher))
+        raise InvalidArgumentError("`teacher` must be a model, a list of one or more, or None.", received=repr(teacher))
     for model in models:
         check_finite(read(model))
         _check_inputs(student, model)
@@ -61,14 +62,17 @@ def checked_losses(losses: Any, temperature: float) -> list[DistillationLoss]:
     items = list(losses) if isinstance(losses, (list, tuple)) else [losses]
     if not items or not all(isinstance(item, DistillationLoss) for item in items):
         raise InvalidArgumentError(
-            "`losses` is a loss of tfopt.distillation or a list of them, or None to choose by the outputs.",
+            "`losses` must be a loss of tfopt.distillation or a list of them, or None to choose by the outputs.",
             received=repr(losses),
-            fix="For example `losses=[SoftTargets(), FeatureMatching(student_layer='conv3', teacher_layer='conv9')]`.",
+            fix="For example `losses=[SoftTargets(), FeatureMatching(student_layer='conv3', teacher_layer='conv9')]`. "
+            "Call a Keras loss or a function in a subclass of `tfopt.distillation.DistillationLoss`.",
         )
     names = [item.name for item in items]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InvalidArgumentError("Each loss has a name of its own.", received=f"{', '.join(twice)} twice")
+        raise InvalidArgumentError(
+            "Each loss must have a name of its own.", received=f"{', '.join(twice)} twice", fix="Pass `name=`."
+        )
     return [_with_temperature(item, temperature) for item in items]
 
 
@@ -80,7 +84,7 @@ def objectives(losses: Sequence[DistillationLoss], student: keras.Model, teacher
     """
     found = []
     for loss, name in zip(losses, _log_names(losses), strict=True):
-        if loss.on == "features":
+        if loss.on == FEATURES:
             found.append(_between_layers(loss, name, student, teachers))
         else:
             found.extend(_between_outputs(loss, name, student, teachers))
@@ -96,11 +100,11 @@ def build_losses(found: Sequence[Objective], student: keras.Model, teachers: Tea
         return
     for objective in found:
         shapes = _shapes(objective, student, teachers)
-        if not objective.loss.built:
-            objective.loss.build(*shapes)
-        elif objective.loss.weights and _widths(objective.loss.get_build_config()) != _widths(shapes):
+        if not objective.loss.is_ready:
+            objective.loss.build_for(*shapes)
+        elif objective.loss.weights and not fits(_widths(objective.loss.get_build_config()), _widths(shapes)):
             raise InvalidArgumentError(
-                "A loss with weights belongs to one pair of layers.",
+                "A loss with weights must stay with one pair of layers.",
                 received=f"'{objective.loss.name}', built for other widths than {_widths(shapes)}",
                 fix="Make a new loss for each Distiller.",
             )
@@ -110,8 +114,8 @@ def build_for(found: Sequence[Objective], student: keras.Model, taught: Taught) 
     """Creates the weights of losses between layers for cached answers, whose shapes no teacher tells."""
     for objective in found:
         mine, theirs = objective.layers or ("", "")
-        if not objective.loss.built and theirs in taught.features:
-            objective.loss.build(feature_shape(student, mine), (None, *taught.features[theirs].shape[1:]))
+        if not objective.loss.is_ready and theirs in taught.features:
+            objective.loss.build_for(feature_shape(student, mine), (None, *taught.features[theirs].shape[1:]))
 
 
 def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
@@ -120,7 +124,7 @@ def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
     named = has_keys(student) and teachers.has_keys
     if len(names) != len(teachers.names) or (named and names != teachers.names):
         raise InvalidArgumentError(
-            "Where `losses` does not say what learns from what, student and teacher have the same outputs.",
+            "Where `losses` does not say what learns from what, student and teacher must have the same outputs.",
             received=f"outputs {names} of the student, {teachers.names} of the teacher",
             fix="Name outputs alike, as keys of a dict, or pass `losses=[SoftTargets(output='...')]`.",
         )
@@ -131,7 +135,7 @@ def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
 def _between_layers(loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None) -> Objective:
     if loss.student_layer is None:
         raise InvalidArgumentError(
-            f"{type(loss).__name__} compares layers.",
+            f"{type(loss).__name__} compares layers and must be given their names.",
             received=f"'{loss.name}' without `student_layer`",
             fix="Name one of the student, and with `teacher_layer=` one of the teacher.",
         )
@@ -173,7 +177,7 @@ def _log_names(losses: Sequence[DistillationLoss]) -> list[str]:
 def _check_shapes(name: str, mine: tuple, theirs: tuple) -> None:
     if len(mine) != len(theirs) or any(None not in (a, b) and a != b for a, b in zip(mine, theirs, strict=True)):
         raise InvalidArgumentError(
-            "A student learns outputs of the shape of its own, of as many classes.",
+            "A student and its teacher must have outputs of one shape, of as many classes.",
             received=f"'{name}' {mine}, of the teacher {theirs}",
             fix="Give the student the teacher's outputs, or distil from features alone.",
         )
@@ -213,7 +217,7 @@ def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
     ]
     if not fits or (None not in names and names[0] != names[1]):
         raise InvalidArgumentError(
-            "Student and teacher get the same inputs.",
+            "Student and teacher must take the same inputs.",
             received=f"{_described(names[0], mine)} of the student, {_described(names[1], theirs)} of '{teacher.name}'",
             fix="Put what resizes or converts, such as `keras.layers.Resizing`, into one of the models.",
         )

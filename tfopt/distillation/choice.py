@@ -6,35 +6,34 @@ from typing import Any
 
 import keras
 
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.distillation.heads import Head
 from tfopt.distillation.loss_layers.base import DistillationLoss
-from tfopt.distillation.loss_layers.outputs import (
-    BinaryTargets,
-    BoundedTargets,
-    DecoupledTargets,
-    RegressionTargets,
-    SoftTargets,
-)
+from tfopt.distillation.loss_layers.outputs import BinaryTargets, RegressionTargets, SoftTargets
+from tfopt.distillation.scores import Task, task_of_kind
 
-ON_VALUES = (RegressionTargets, BoundedTargets)  # compare what the models give; other losses of outputs compare logits
-_CLASSES = ("categoricalcrossentropy", "categoricalfocalcrossentropy", "kldivergence")
-_LABELS = ("binarycrossentropy", "binaryfocalcrossentropy")
-_SHORT = {"mse": "meansquarederror", "mae": "meanabsoluteerror", "kld": "kldivergence", "bce": "binarycrossentropy"}
-_REGRESSION = {
-    "meansquarederror": "mse",
-    "meanabsoluteerror": "mae",
-    "huber": "huber",
-    "logcosh": "huber",
-    "meansquaredlogarithmicerror": "mse",
-    "meanabsolutepercentageerror": "mae",
-    "poisson": "mse",
-    "cosinesimilarity": "mse",
-}
+_K = keras.losses
+# A loss of Keras as a class and as a function -> what it trains, and the `RegressionTargets` that are like it.
+_TRAINS: list[tuple[type, Any, Task, str | None]] = [
+    (_K.CategoricalCrossentropy, _K.categorical_crossentropy, Task.CLASSES, None),
+    (_K.SparseCategoricalCrossentropy, _K.sparse_categorical_crossentropy, Task.CLASSES, None),
+    (_K.CategoricalFocalCrossentropy, _K.categorical_focal_crossentropy, Task.CLASSES, None),
+    (_K.KLDivergence, _K.kl_divergence, Task.CLASSES, None),
+    (_K.BinaryCrossentropy, _K.binary_crossentropy, Task.LABELS, None),
+    (_K.BinaryFocalCrossentropy, _K.binary_focal_crossentropy, Task.LABELS, None),
+    (_K.MeanSquaredError, _K.mean_squared_error, Task.NUMBERS, "mse"),
+    (_K.MeanAbsoluteError, _K.mean_absolute_error, Task.NUMBERS, "mae"),
+    (_K.Huber, _K.huber, Task.NUMBERS, "huber"),
+    (_K.LogCosh, _K.log_cosh, Task.NUMBERS, "huber"),
+    (_K.MeanSquaredLogarithmicError, _K.mean_squared_logarithmic_error, Task.NUMBERS, "mse"),
+    (_K.MeanAbsolutePercentageError, _K.mean_absolute_percentage_error, Task.NUMBERS, "mae"),
+    (_K.Poisson, _K.poisson, Task.NUMBERS, "mse"),
+    (_K.CosineSimilarity, _K.cosine_similarity, Task.NUMBERS, "mse"),
+]
 
 
 def chosen_loss(
-    student: Head | None, teacher: Head | None, loss: Any, temperature: float, weight: float, name: str
+    student: OutputKind | None, teacher: OutputKind | None, loss: Any, temperature: float, weight: float, name: str
 ) -> DistillationLoss:
     """Soft targets for classes, binary targets for labels that do not exclude each other, else regression targets.
 
@@ -52,64 +51,48 @@ def chosen_loss(
         InvalidArgumentError: if nothing tells.
 
     Example:
-        >>> chosen_loss(Head.LINEAR, None, "mae", 4.0, 1.0, "out").kind
+        >>> chosen_loss(OutputKind.NUMBERS, None, "mae", 4.0, 1.0, "out").kind
         'mae'
     """
-    task, kind = task_of(student, teacher, loss), _regression(loss)
-    if task is Head.SOFTMAX:
+    task = task_of(student, teacher, loss)
+    if task is Task.CLASSES:
         return SoftTargets(temperature, weight=weight)
-    if task is Head.SIGMOID:
+    if task is Task.LABELS:
         return BinaryTargets(temperature, weight=weight)
-    if task is Head.LINEAR:
-        return RegressionTargets(kind or "mse", weight=weight)
+    if task is Task.NUMBERS:
+        return RegressionTargets(_trained_by(loss)[1] or "mse", weight=weight)
     raise InvalidArgumentError(
-        "Numbers at the end of a model may be logits or a regression; the loss that it is trained with tells which.",
+        "The loss of the labels must tell whether a model ends in logits or a regression.",
         received=f"output '{name}' with loss={loss!r}, neither a cross-entropy nor a regression that tfopt knows",
         fix="Pass `losses=tfopt.distillation.SoftTargets()` (classes), `BinaryTargets()` (labels that do not exclude "
         "each other) or `RegressionTargets()` to the Distiller.",
     )
 
 
-def task_of(student: Head | None, teacher: Head | None, loss: Any) -> Head | None:
-    """What an output says: SOFTMAX for classes, SIGMOID for labels, LINEAR for numbers, None where nothing tells.
+def task_of(student: OutputKind | None, teacher: OutputKind | None, loss: Any) -> Task | None:
+    """What an output answers; None where nothing tells.
 
     Args: as `chosen_loss`.
 
     Example:
-        >>> task_of(Head.LINEAR, Head.LINEAR, keras.losses.SparseCategoricalCrossentropy(from_logits=True)).name
-        'SOFTMAX'
+        >>> cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> task_of(OutputKind.NUMBERS, OutputKind.NUMBERS, cross_entropy).name
+        'CLASSES'
     """
-    heads = {student, teacher}
-    name = _name(loss)
-    if heads & {Head.SOFTMAX, Head.LOG_SOFTMAX}:
-        return Head.SOFTMAX
-    if name in _REGRESSION:
-        return Head.LINEAR
-    if Head.SIGMOID in heads or name in _LABELS:
-        return Head.SIGMOID
-    return Head.SOFTMAX if name.removeprefix("sparse") in _CLASSES else None
+    told = {task_of_kind(student), task_of_kind(teacher)}
+    trained = _trained_by(loss)[0]
+    if Task.CLASSES in told:
+        return Task.CLASSES
+    if trained is Task.NUMBERS:
+        return Task.NUMBERS
+    return Task.LABELS if Task.LABELS in told else trained
 
 
-def task_of_objective(loss: DistillationLoss) -> Head | None:
-    """What a loss takes an output for; None for one that compares features, or of the user's own."""
-    if isinstance(loss, (SoftTargets, DecoupledTargets)):
-        return Head.SOFTMAX
-    if isinstance(loss, BinaryTargets):
-        return Head.SIGMOID
-    return Head.LINEAR if isinstance(loss, ON_VALUES) else None
-
-
-def _regression(loss: Any) -> str | None:
-    return _REGRESSION.get(_name(loss))
-
-
-def _name(loss: Any) -> str:
-    """`"meansquarederror"` for `"mse"`, `"mean_squared_error"`, the function and the class."""
+def _trained_by(loss: Any) -> tuple[Task | None, str | None]:
+    """The task of a loss of Keras and its like among `RegressionTargets`; a loss of the user's own tells nothing."""
     if isinstance(loss, str):
-        name = loss
-    elif isinstance(loss, keras.losses.Loss):
-        name = type(loss).__name__
-    else:
-        name = getattr(loss, "__name__", "")
-    name = name.lower().replace("_", "")
-    return _SHORT.get(name, name)
+        try:
+            loss = keras.losses.get(loss)
+        except ValueError:  # `compile` refuses it
+            return None, None
+    return next((row[2:] for row in _TRAINS if type(loss) is row[0] or loss is row[1]), (None, None))

@@ -6,10 +6,10 @@ from typing import Any
 
 from keras import ops
 
-from tfopt.distillation.heads import Head
+from tfopt.distillation.scores import Task
 
 
-def gap(task: Head | None, student: Any, teacher: Any, labels: Any) -> Any:
+def gap(task: Task | None, student: Any, teacher: Any, labels: Any) -> Any:
     """How much better the teacher is: its accuracy less the student's, of numbers its mean absolute error less.
 
     Args:
@@ -22,34 +22,34 @@ def gap(task: Head | None, student: Any, teacher: Any, labels: Any) -> Any:
 
     Example:
         >>> import numpy as np
-        >>> float(gap(Head.SOFTMAX, np.array([[0.0, 1.0]]), np.array([[2.0, 1.0]]), np.array([0])))
+        >>> float(gap(Task.CLASSES, np.array([[0.0, 1.0]]), np.array([[2.0, 1.0]]), np.array([0])))
         1.0
     """
     return ops.mean(_score(task, teacher, labels)) - ops.mean(_score(task, student, labels))
 
 
-def disagreement(task: Head | None, student: Any, teacher: Any) -> Any:
+def disagreement(task: Task | None, student: Any, teacher: Any) -> Any:
     """The share of answers that differ; of numbers the mean absolute difference.
 
     Args: as `gap`.
 
     Example:
         >>> import numpy as np
-        >>> float(disagreement(Head.SIGMOID, np.array([[1.0, -1.0]]), np.array([[3.0, 4.0]])))
+        >>> float(disagreement(Task.LABELS, np.array([[1.0, -1.0]]), np.array([[3.0, 4.0]])))
         0.5
     """
-    if task is Head.SOFTMAX:
+    if task is Task.CLASSES:
         return ops.mean(_differs(ops.argmax(student, -1), ops.argmax(teacher, -1)))
-    if task is Head.SIGMOID:
+    if task is Task.LABELS:
         return ops.mean(_differs(student > 0, teacher > 0))
     return ops.mean(ops.abs(student - teacher))
 
 
-def _score(task: Head | None, scores: Any, labels: Any) -> Any:
-    if task is Head.SOFTMAX:
+def _score(task: Task | None, scores: Any, labels: Any) -> Any:
+    if task is Task.CLASSES:
         return 1.0 - _differs(ops.argmax(scores, -1), ops.cast(_class_numbers(labels, scores), "int32"))
     labels = ops.reshape(ops.cast(labels, "float32"), ops.shape(scores))
-    if task is Head.SIGMOID:
+    if task is Task.LABELS:
         return 1.0 - _differs(scores > 0, labels > 0.5)
     return -ops.abs(scores - labels)
 

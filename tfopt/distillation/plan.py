@@ -10,12 +10,12 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.distillation.choice import ON_VALUES
 from tfopt.distillation.features import observed
-from tfopt.distillation.heads import Head, to_scores, to_values
-from tfopt.distillation.loss_layers.base import DistillationLoss
+from tfopt.distillation.loss_layers.base import LOGITS, DistillationLoss
 from tfopt.distillation.outputs import output_names, part_of
+from tfopt.distillation.scores import OF_CLASSES, Task, task_of_kind, to_scores, to_values
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
 
@@ -47,8 +47,8 @@ class Plan:
         student: the model.
         teachers: None where only cached answers are learned from.
         objectives: the losses.
-        heads: what each output of the student is.
-        tasks: what each output of the student says, see `choice.task_of`.
+        kinds: what each output of the student is.
+        tasks: what each output of the student answers, see `choice.task_of`.
         compares: whether the teacher's outputs are needed where no loss does.
     """
 
@@ -57,12 +57,12 @@ class Plan:
         student: keras.Model,
         teachers: Teachers | None,
         objectives: Sequence[Objective],
-        heads: Sequence[Head | None],
-        tasks: Sequence[Head | None],
+        kinds: Sequence[OutputKind | None],
+        tasks: Sequence[Task | None],
         compares: bool,
     ):
         self.teachers, self.objectives = teachers, list(objectives)
-        self.heads, self.tasks = list(heads), list(tasks)
+        self.kinds, self.tasks = list(kinds), list(tasks)
         self.names = output_names(student)
         pairs = [objective.layers for objective in objectives if objective.layers]
         self.reads_outputs = compares or any(objective.outputs for objective in objectives)
@@ -78,7 +78,7 @@ class Plan:
         else:
             outputs, features = self._student(inputs, training=training)
         flat = keras.tree.flatten(outputs)
-        scores = [to_scores(head, values) for head, values in zip(self.heads, flat, strict=True)]
+        scores = [to_scores(kind, values) for kind, values in zip(self.kinds, flat, strict=True)]
         return Answer(outputs, flat, scores, features)
 
     def teach(self, x: Any) -> Taught:
@@ -87,7 +87,7 @@ class Plan:
             return x
         if self.teachers is None:
             raise InvalidArgumentError(
-                "Without a teacher, a Distiller learns from cached answers.",
+                "Without a teacher, a Distiller must be given cached answers.",
                 received="data of inputs and labels alone",
                 fix="Pass `teacher=` to the Distiller, or fit what `tfopt.cache_teacher(teacher, data)` gives.",
             )
@@ -104,7 +104,7 @@ class Plan:
             else:
                 student, teacher = self._features(*(objective.layers or ("", "")), answer, taught)
                 own, sample_weight = labels, _shared(weights)
-            more = {"labels": own} if objective.loss.uses_labels else {}
+            more = {"labels": own} if objective.loss.takes_labels else {}
             means.append(_mean(objective.loss(student, teacher, **more), sample_weight))
         return means
 
@@ -119,7 +119,7 @@ class Plan:
     def _features(self, mine: str, theirs: str, answer: Answer, taught: Taught) -> tuple[Any, Any]:
         if theirs not in taught.features:
             raise InvalidArgumentError(
-                "The cached answers have to hold the features that the losses compare.",
+                "The cached answers must hold the features that the losses compare.",
                 received=f"{sorted(taught.features)} without '{theirs}'",
                 fix=f"Cache them: `tfopt.cache_teacher(..., layers={self.teacher_paths})`.",
             )
@@ -128,21 +128,23 @@ class Plan:
     def _outputs(self, loss: DistillationLoss, i: int, j: int, answer: Answer, scores: list) -> tuple[Any, Any]:
         if j >= len(scores) or scores[j].shape[1:] != answer.scores[i].shape[1:]:
             raise InvalidArgumentError(
-                "The cached answers have to be to the student's outputs.",
+                "The cached answers must match the student's outputs.",
                 received=f"{[tuple(given.shape) for given in scores]} for {[tuple(s.shape) for s in answer.scores]}",
+                fix="Cache a teacher with outputs like those of the student: `tfopt.cache_teacher(teacher, data)`.",
             )
-        if not isinstance(loss, ON_VALUES):
+        if loss.compares == LOGITS:
             return answer.scores[i], scores[j]
-        head = self.heads[i] if self.teachers is None else self.teachers.heads[j]
-        return answer.flat[i], to_values(head, scores[j])
+        kind = self.kinds[i] if self.teachers is None else self.teachers.kinds[j]
+        if self.kinds[i] in OF_CLASSES:  # probabilities are compared with probabilities, logarithms with logarithms
+            kind = self.kinds[i]
+        return answer.flat[i], to_values(kind, scores[j])
 
-    def _averages(self, teachers: Teachers) -> list[Head | None]:
+    def _averages(self, teachers: Teachers) -> list[Task | None]:
         """What the outputs of several teachers are averaged as: logits as the losses read them."""
-        heads = list(teachers.heads)
+        tasks = list(map(task_of_kind, teachers.kinds))
         for mine, theirs in [objective.outputs for objective in self.objectives if objective.outputs]:
-            if heads[theirs] in (None, Head.LINEAR):
-                heads[theirs] = self.tasks[mine]
-        return heads
+            tasks[theirs] = tasks[theirs] or self.tasks[mine]
+        return tasks
 
 
 def replicas() -> int:

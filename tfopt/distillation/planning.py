@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from tfopt.core.data.outputs import OutputKind, output_kinds
 from tfopt.core.keras_internals import compiled_loss
-from tfopt.distillation.choice import chosen_loss, task_of, task_of_objective
-from tfopt.distillation.heads import heads_of
+from tfopt.distillation.choice import chosen_loss, task_of
 from tfopt.distillation.outputs import output_names, part_of
 from tfopt.distillation.plan import Objective, Plan
+from tfopt.distillation.scores import task_of_kind
 from tfopt.distillation.teachers import Teachers
 
 
@@ -37,8 +39,9 @@ def planned(
     Raises:
         InvalidArgumentError: where it cannot be told which loss fits.
     """
-    names, heads = output_names(student), heads_of(student)
-    taught = [] if teachers is None else teachers.heads
+    names, kinds = output_names(student), output_kinds(student)
+    taught = [] if teachers is None else teachers.kinds
+    _warn_of_undeclared(given or [], kinds, taught)
     taught = [taught[i] if i < len(taught) else None for i in range(len(names))]
     losses = [_label_loss(loss, i, student, teachers) for i in range(len(names))]
     found = list(given or [])
@@ -46,15 +49,32 @@ def planned(
         for i, name in enumerate(names):
             weight = part_of(loss_weights, i, names)
             chosen = chosen_loss(
-                heads[i], taught[i], losses[i], temperature, weight=1.0 if weight is None else weight, name=name
+                kinds[i], taught[i], losses[i], temperature, weight=1.0 if weight is None else weight, name=name
             )
             found.append(Objective(chosen, f"{name}_distillation", outputs=(i, i)))
-    tasks = [task_of(*facts) for facts in zip(heads, taught, losses, strict=True)]
+    tasks = [task_of(*facts) for facts in zip(kinds, taught, losses, strict=True)]
     for objective in found:
         if objective.outputs:
             index = objective.outputs[0]
-            tasks[index] = task_of_objective(objective.loss) or tasks[index]
-    return Plan(student, teachers, found, heads, tasks, compares)
+            tasks[index] = objective.loss.task or tasks[index]
+    return Plan(student, teachers, found, kinds, tasks, compares)
+
+
+def _warn_of_undeclared(
+    found: Sequence[Objective], student: Sequence[OutputKind | None], teacher: Sequence[OutputKind | None]
+) -> None:
+    """Warns of losses that do not say whether they compare values or logits, where the two differ."""
+    for objective in found:
+        mine, theirs = objective.outputs or (0, 0)
+        kinds = [student[mine], *teacher[theirs : theirs + 1]]
+        kind = next((kind for kind in kinds if task_of_kind(kind) is not None), None)
+        if objective.outputs and objective.loss.compares is None and kind is not None:
+            name = type(objective.loss).__name__
+            warnings.warn(
+                f"{name} does not say what it compares and gets what the models give, {kind.value}. Write "
+                f"`compares = 'values'` into the class {name} to keep that, or `compares = 'logits'` to get logits.",
+                stacklevel=4,
+            )
 
 
 def _label_loss(loss: Any, index: int, student: keras.Model, teachers: Teachers | None) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 import keras
 
 from tfopt.core.checks import POSITIVE, as_numbers
+from tfopt.core.data.outputs import OutputKind, output_kinds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.distillation.features import feature_shape, observed
-from tfopt.distillation.heads import Head, averaged, heads_of, to_scores
 from tfopt.distillation.outputs import has_keys, output_names, output_shapes
+from tfopt.distillation.scores import OF_CLASSES, Task, averaged, task_of_kind, to_scores
 from tfopt.distillation.taught import Taught
 
 
@@ -40,33 +41,33 @@ class Teachers:
         self.shapes = output_shapes(self.models[0])
         self.has_keys = has_keys(self.models[0])
         self._check_outputs()
-        self._heads = [heads_of(model) for model in self.models]
-        self.heads = [_common(heads) for heads in zip(*self._heads, strict=True)]
+        self._kinds = [output_kinds(model) for model in self.models]
+        self.kinds = [_common(kinds) for kinds in zip(*self._kinds, strict=True)]
         self._runs: dict[tuple, list[keras.Model]] = {}
 
     def answer(
-        self, inputs: Any, paths: Iterable[str], tasks: Sequence[Head | None] | None = None, outputs: bool = True
+        self, inputs: Any, paths: Iterable[str], tasks: Sequence[Task | None] | None = None, outputs: bool = True
     ) -> Taught:
         """One run of each teacher in inference mode, without gradients; nothing in them changes.
 
         Args:
             inputs: a batch.
             paths: features to give, see `observed`; of several teachers with the name of one before it.
-            tasks: what each output is, where several give numbers that may be logits; by default its head.
+            tasks: of each output; by default what its kind says, and numbers are averaged as they are.
             outputs: False for features alone: the layers behind them do not run.
         """
         flat: list[list] = []
         features: dict[str, Any] = {}
         # What a run assigns, such as moving statistics or the state of recurrent layers, is dropped with the scope.
         with keras.StatelessScope():
-            for model, run, heads in zip(self.models, self._observed(paths, outputs), self._heads, strict=True):
+            for model, run, kinds in zip(self.models, self._observed(paths, outputs), self._kinds, strict=True):
                 given, found = run(inputs, training=False)
                 features.update({self._prefix(model) + path: value for path, value in found.items()})
                 if outputs:
-                    flat.append([to_scores(*pair) for pair in zip(heads, keras.tree.flatten(given), strict=True)])
+                    flat.append([to_scores(*pair) for pair in zip(kinds, keras.tree.flatten(given), strict=True)])
         scores = [
             averaged(task, members, self.weights)
-            for task, members in zip(tasks or self.heads, zip(*flat, strict=True), strict=False)
+            for task, members in zip(tasks or map(task_of_kind, self.kinds), zip(*flat, strict=True), strict=False)
         ]
         scores, features = keras.tree.map_structure(keras.ops.stop_gradient, (scores, features))
         return Taught(inputs, self._structured(scores) if outputs else None, features)
@@ -135,10 +136,10 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [number / sum(numbers) for number in numbers]
 
 
-def _common(heads: Sequence[Head | None]) -> Head | None:
+def _common(kinds: Sequence[OutputKind | None]) -> OutputKind | None:
     """What the mean of outputs is: that of logits and probabilities are probabilities."""
-    if len(set(heads)) == 1:
-        return heads[0]
-    if {Head.SOFTMAX, Head.LOG_SOFTMAX} & set(heads):
-        return Head.SOFTMAX
-    return Head.SIGMOID if Head.SIGMOID in heads else None
+    if len(set(kinds)) == 1:
+        return kinds[0]
+    if set(OF_CLASSES) & set(kinds):
+        return OutputKind.PROBABILITIES
+    return OutputKind.INDEPENDENT if OutputKind.INDEPENDENT in kinds else None

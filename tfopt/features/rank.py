@@ -77,13 +77,13 @@ def rank_features(
         [1]
     """
     graph = read_float(model, "rank_features")
+    counts = {"repeats": as_count("repeats", repeats), "batch_size": as_count("batch_size", batch_size)}
+    options = Options(data, metric, mode, loss, seed=as_seed(seed), verbose=verbose, **counts)
     criterion = as_choice("criterion", criterion, MEASURES)
     if data is None and criterion != "weights":
         raise InvalidArgumentError(
             f"The criterion '{criterion}' is measured on data.", received="data=None", fix="Pass `(x, y)`."
         )
-    counts = {"repeats": as_count("repeats", repeats), "batch_size": as_count("batch_size", batch_size)}
-    options = Options(data, metric, mode, loss, seed=as_seed(seed), verbose=verbose, **counts)
     features = Features(graph)
     places, kept = _ranked(features)
     called = _names(features, names)

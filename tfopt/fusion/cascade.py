@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras import ops
 from tfopt.core.checks import Range, as_numbers
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.cascades import in_turn
+from tfopt.core.data.outputs import KnowsOutput, OutputKind
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.layers.macs import register_macs
@@ -25,7 +27,7 @@ _WHOLE = 2**62  # more samples than an array has: it is one batch
 
 @register_layer(output="float", reason="a cascade compares probabilities with its thresholds")
 @keras.saving.register_keras_serializable(package="tfopt")
-class CascadeSelection(keras.layers.Layer):
+class CascadeSelection(keras.layers.Layer, KnowsOutput):
     """Of several answers, for each sample the first whose confidence reaches its threshold, else the last.
 
     The confidence is the highest probability; of a single probability `p` it is the larger of `p` and `1 - p`.
@@ -50,6 +52,10 @@ class CascadeSelection(keras.layers.Layer):
 
     def weights_of(self, count: int) -> None:
         """Answers are chosen, not weighted."""
+
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """That of the models, where it is the same."""
+        return kinds[0] if len(set(kinds)) == 1 else None
 
     def __init__(self, thresholds, *, from_logits=False, **kwargs):
         super().__init__(**kwargs)

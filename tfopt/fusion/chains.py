@@ -11,6 +11,7 @@ from keras import layers as kl
 from keras import ops
 
 from tfopt.core.checks import as_choice
+from tfopt.core.data.outputs import KnowsOutput, OutputKind, kind_of_layer
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align
@@ -55,6 +56,10 @@ class StackedFusion(Fusion):
         self.meta, self.outputs, self.activation = as_chain(meta, "meta"), outputs, activation
         self.is_default = meta is None
 
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """That of the head."""
+        return kind_of_layer(self.meta[-1])
+
     def check(self, shapes):
         for shape in shapes:
             if None in shape[1:]:
@@ -96,7 +101,7 @@ class StackedFusion(Fusion):
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class SerialFusion(ComposedLayer):
+class SerialFusion(ComposedLayer, KnowsOutput):
     """Layers or models one behind the other: the output of one is the input of the next.
 
     Where a model takes another shape than it is given, a learned projection stands between: a matrix at each position
@@ -127,6 +132,10 @@ class SerialFusion(ComposedLayer):
         self.stages, self.how = as_chain(stages, "stages"), how
         if not self.stages:
             raise InvalidArgumentError("`stages` holds at least one layer or model.", received=repr(stages))
+
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """That of the last stage."""
+        return kind_of_layer(self.stages[-1])
 
     def build(self, input_shape):
         shape, self.adapters = tuple(input_shape), {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.fake_quantized import check_not_quantized
@@ -16,7 +17,7 @@ from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
-from tfopt.fusion.endings import LINEAR, SIGMOID, SOFTMAX, Ending, ending_of, logits_of
+from tfopt.fusion.kinds import fusable
 from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
 from tfopt.fusion.plan import SEPARATE, SHARED, Plan, check_choices, layer_for, plan_of, with_weight
 
@@ -40,8 +41,11 @@ def fuse(
 
     Each branch is a nested model of its own name (numbered where names repeat), frozen unless `trainable`. By default
     the outputs of the models are fused, each with its like where they have several. They are averaged as they are:
-    probabilities where the models end in a softmax or sigmoid, logits or numbers where they do not. Models that end
-    differently are refused, as the mean of a probability and a logit means nothing.
+    probabilities where the models end in a softmax or sigmoid, logits or numbers where they do not. Models that end in
+    a log_softmax are fused by their probabilities, and the fused model gives probabilities; only `"stacked"`,
+    `"concat"` and `"serial"` read log-probabilities as they are. Models that end differently are refused, as the mean
+    of a probability and a logit means nothing. What an output is, is told by the layers that give it, or, where these
+    do not tell, by what the model gives for noise.
 
     Args:
         models: two or more built Sequential or Functional models. The same model twice gives two copies.
@@ -58,7 +62,7 @@ def fuse(
             or, for `"weighted"`, `"learned"`. With `inputs="shared"` a model of weight 0 is left out.
         kind: for `"vote"`: `"soft"` (default) or `"hard"`.
         meta: for `"stacked"`: the head. By default Dense 64 with a rectifier, then Dense as wide as one model's
-            output, with its softmax or sigmoid.
+            output, with its softmax, log_softmax or sigmoid.
         inputs: `"shared"`: all models read the same inputs. `"separate"`: each has inputs of its own, in the order of
             the models.
         layers: for fusion of features: the name of the layer whose output is fused, one for all models or one each.
@@ -105,6 +109,14 @@ def fuse(
         return kind_of_model(specs.structure, _behind(outputs, head, names), name=name)
 
 
+# What the default head of a stacked fusion ends in, where the models end in it.
+_ACTIVATIONS: dict[OutputKind | None, str] = {
+    OutputKind.PROBABILITIES: "softmax",
+    OutputKind.LOG_PROBABILITIES: "log_softmax",
+    OutputKind.INDEPENDENT: "sigmoid",
+}
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """Inputs of the new model: in their structure, and as each branch takes them."""
@@ -131,7 +143,7 @@ class _Names:
 def _checked(models: Any) -> list[keras.Model]:
     if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise InvalidArgumentError(
-            "`models` is a list of two or more Keras models.",
+            "`models` must be a list of two or more Keras models.",
             received=f"{len(models)} of them" if isinstance(models, (list, tuple)) else type(models).__name__,
         )
     for model in models:
@@ -152,7 +164,7 @@ def _new_inputs(models: list[keras.Model], inputs: str, plan: Plan, names: _Name
     for model in models[1:]:
         if _specs(model) != _specs(first):
             raise InvalidArgumentError(
-                "Models with shared inputs take the same inputs.",
+                "Models with shared inputs must take the same inputs.",
                 received=f"{_specs(first)} for '{first.name}', {_specs(model)} for '{model.name}'",
                 fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
             )
@@ -207,7 +219,7 @@ def _features(model: keras.Model, layer: str):
         return model.get_layer(layer).output
     except (ValueError, AttributeError) as error:
         raise InvalidArgumentError(
-            "`layers` names layers of the models, each called once and not within a nested model.",
+            "`layers` must name layers of the models, each called once and not within a nested model.",
             received=f"'{layer}' for '{model.name}': {first_line(error)}",
             fix=f"The layers are: {', '.join(own.name for own in model.layers)}.",
         ) from error
@@ -219,12 +231,10 @@ def _fused(plan: Plan, branches: list[keras.Model], inputs: _Inputs, names: _Nam
         return _in_series(plan, branches, inputs.structure)
     for branch in branches[1:]:
         keras.tree.assert_same_structure(branches[0].output, branch.output)
-    kinds = [_kind_of(plan, branches, i) for i in range(len(branches[0].outputs))]
-    if plan.how == "parallel" and plan.combine == "product":
-        branches = [_without_ending(branch) for branch in branches]
+    branches, kinds = fusable(plan, branches)
     called = [branch(own) for branch, own in zip(branches, inputs.per_branch, strict=True)]
     columns = zip(*(keras.tree.flatten(outputs) for outputs in called), strict=True)
-    outputs = [_layer(plan, kind, names, column[0])(list(column)) for kind, column in zip(kinds, columns, strict=True)]
+    outputs = [_layer(plan, kind, names)(list(column)) for kind, column in zip(kinds, columns, strict=True)]
     return keras.tree.pack_sequence_as(called[0], outputs)
 
 
@@ -232,7 +242,7 @@ def _in_series(plan: Plan, branches: list[keras.Model], inputs: Any) -> Any:
     for place, branch in enumerate(branches):
         if len(branch.outputs) != 1 or (place and len(branch.inputs) != 1) or keras.tree.is_nested(inputs):
             raise InvalidArgumentError(
-                "Models in series have one input and one output.",
+                "Models in series must have one input and one output.",
                 received=f"'{branch.name}' with {len(branch.inputs)} and {len(branch.outputs)}",
             )
     chain = SerialFusion(branches, plan.combine, name="fusion")
@@ -240,57 +250,12 @@ def _in_series(plan: Plan, branches: list[keras.Model], inputs: Any) -> Any:
     return chain.call(inputs)
 
 
-def _kind_of(plan: Plan, branches: list[keras.Model], index: int) -> str:
-    """The common ending of the branches' outputs of one number."""
-    if plan.of_features:
-        if plan.how == "vote" or plan.combine == "product":
-            raise InvalidArgumentError(
-                "Votes and products are of probabilities.", received="`layers`, whose outputs are features"
-            )
-        return LINEAR
-    kinds = [ending_of(branch, index).kind for branch in branches]
-    if len(set(kinds)) > 1 and plan.how != "stacked" and plan.combine != "concat":
-        listed = ", ".join(f"'{branch.name}' {kind}" for branch, kind in zip(branches, kinds, strict=True))
-        raise InvalidArgumentError(
-            "The outputs that are fused are of one kind: probabilities (softmax or sigmoid), or logits and numbers.",
-            received=listed,
-            fix="Add a `keras.layers.Softmax` behind the models that give logits.",
-        )
-    if plan.how == "cascade" and kinds[0] == SIGMOID and branches[0].outputs[index].shape[-1] != 1:
-        raise InvalidArgumentError(
-            "The models of a cascade choose one of several classes.",
-            received="several probabilities of their own (sigmoid)",
-        )
-    if plan.how in ("vote", "cascade") and kinds[0] == LINEAR and branches[0].outputs[index].shape[-1] == 1:
-        raise InvalidArgumentError(
-            "Models vote on classes, and a cascade chooses one.",
-            received="a single linear output, which is a logit or a number",
-            fix="Add a `keras.layers.Activation('sigmoid')` to classifiers; average others by how='mean'.",
-        )
-    return kinds[0] if len(set(kinds)) == 1 else LINEAR
-
-
-def _without_ending(branch: keras.Model) -> keras.Model:
-    """The branch with logits for probabilities, where its endings can be taken off."""
-    for index in range(len(branch.outputs)):
-        ending: Ending = ending_of(branch, index)
-        if ending.op is None and ending.kind != LINEAR:
-            raise InvalidArgumentError(
-                "The product takes logits: of models that end in a layer with a softmax or sigmoid, or before it.",
-                received=f"'{branch.name}', whose probabilities come about otherwise",
-                fix="Use `tfopt.fusion.ParallelFusion('product')` on its outputs.",
-            )
-        if ending.op is not None:
-            branch = logits_of(branch, ending)
-    return branch
-
-
 def _behind(outputs: Any, head: Any, names: _Names) -> Any:
     """What the head gives for the fused output."""
     chain = as_chain(head, "head")
     if chain and keras.tree.is_nested(outputs):
         raise InvalidArgumentError(
-            "A `head` stands behind one fused output.",
+            "A `head` must stand behind one fused output.",
             received=f"{len(keras.tree.flatten(outputs))} outputs",
             fix="Name the layers to fuse by `layers`, or put the heads behind the fused model.",
         )
@@ -299,26 +264,24 @@ def _behind(outputs: Any, head: Any, names: _Names) -> Any:
     return outputs
 
 
-def _layer(plan: Plan, kind: str, names: _Names, tensor) -> keras.layers.Layer:
+def _layer(plan: Plan, kind: OutputKind | None, names: _Names) -> keras.layers.Layer:
     """A fusion layer; outputs are fused in float32, whatever the global policy."""
     options: dict[str, Any] = {"name": names.unique("fusion")}
     if not plan.of_features:
         options["dtype"] = "float32"
-    multi_label, single = kind == SIGMOID, tensor.shape[-1] == 1
+    multi_label = kind is OutputKind.INDEPENDENT
     if plan.how == "vote":
-        logits = kind == LINEAR
+        logits = kind is OutputKind.NUMBERS
         return VotingFusion(plan.kind, plan.weights, from_logits=logits, multi_label=multi_label, **options)
     if plan.how == "cascade":
-        return CascadeSelection(plan.thresholds, from_logits=kind == LINEAR, **options)
+        return CascadeSelection(plan.thresholds, from_logits=kind is OutputKind.NUMBERS, **options)
     if plan.how == "gated":
         return GatedFusion(project=plan.of_features, **options)
     if plan.how == "stacked":
         if plan.meta is not None:
             return StackedFusion([_copied(layer, names) for layer in as_chain(plan.meta, "meta")], **options)
-        return StackedFusion(activation=kind if kind in (SOFTMAX, SIGMOID) else None, **options)
+        return StackedFusion(activation=_ACTIVATIONS.get(kind), **options)
     if plan.combine == "product":
-        if kind == LINEAR and single:
-            raise InvalidArgumentError("The product is of probabilities.", received="a single linear output")
         return ParallelFusion("product", from_logits=True, multi_label=multi_label, **options)
     return ParallelFusion(plan.combine, plan.weights, project=plan.of_features and plan.combine != "concat", **options)
 
@@ -345,7 +308,7 @@ def _as_argument_error(plan: Plan) -> Iterator[None]:
         raise
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(
-            "The models, `meta` and `head` fit together.",
+            "The models, `meta` and `head` must fit together.",
             received=first_line(error),
             fix=f"how='{plan.how}' joins the tensors that `models`, or their `layers`, give.",
         ) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import keras
 from keras import layers as kl
 from keras import ops
 
 from tfopt.core.checks import as_choice
+from tfopt.core.data.outputs import KnowsOutput, OutputKind, mean_kind
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.opening import ComposedLayer
 from tfopt.fusion import align, combine
@@ -18,7 +20,7 @@ WAYS = ("mean", "weighted", "max", "product", "concat")
 KINDS = ("soft", "hard")
 
 
-class Fusion(ComposedLayer):
+class Fusion(ComposedLayer, KnowsOutput):
     """What the fusion layers share: a list of branches in."""
 
     fuses_branches = True
@@ -94,6 +96,12 @@ class ParallelFusion(Fusion):
 
     def weights_of(self, count):
         return (self.branch_weights or _equal(count)) if self.how in ("mean", "weighted") else None
+
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """The product is of probabilities; other numbers than those of the branches come from projections."""
+        if self.how == "product":
+            return _shares(self.multi_label, width)
+        return OutputKind.NUMBERS if self.how == "concat" or self.project else mean_kind(kinds)
 
     @property
     def branch_weights(self) -> tuple[float, ...] | None:
@@ -186,6 +194,10 @@ class VotingFusion(Fusion):
     def weights_of(self, count):
         return self.weights_given or _equal(count)
 
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """The share of each class in the votes."""
+        return _shares(self.multi_label, width)
+
     def check(self, shapes):
         self._check_count(self.weights_given, shapes)
         if len({shape[1:] for shape in shapes}) > 1:
@@ -251,6 +263,10 @@ class GatedFusion(Fusion):
         super().__init__(**kwargs)
         self.project = project
 
+    def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
+        """A weighted mean of the branches."""
+        return OutputKind.NUMBERS if self.project else mean_kind(kinds)
+
     def check(self, shapes):
         align.check_grids(shapes, self.name)
         if not self.project:
@@ -274,6 +290,10 @@ class GatedFusion(Fusion):
 
     def get_config(self):
         return {**super().get_config(), "project": self.project}
+
+
+def _shares(multi_label: bool, width: int | None) -> OutputKind:
+    return OutputKind.INDEPENDENT if multi_label or width == 1 else OutputKind.PROBABILITIES
 
 
 def _equal(count: int) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.metrics import score
+from tfopt.core.data.outputs import OutputKind, kind_of_values, output_kinds
 from tfopt.core.data.samples import labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
 from tfopt.core.models.graph import read
@@ -27,41 +28,48 @@ class Predictions:
     Args:
         values: float64, shape (models, samples, ...).
         y: labels or targets, samples first.
-        kind: `"probabilities"`, `"logits"` or, of a regression, `"values"`.
+        kind: probabilities, independent ones or logits; `NUMBERS` for a regression.
     """
 
     values: np.ndarray
     y: np.ndarray
-    kind: str
+    kind: OutputKind
 
     @classmethod
-    def of(cls, predicted: Sequence[np.ndarray], y: Any) -> Predictions:
-        """Checked and recognised: classes if the labels are, and probabilities if they add up to one."""
+    def of(cls, predicted: Sequence[np.ndarray], kinds: Sequence[OutputKind | None], y: Any) -> Predictions:
+        """Checked, with probabilities for log-probabilities, as `fuse` has it.
+
+        Args:
+            predicted: of each model.
+            kinds: what these are; None where nothing tells.
+            y: labels or targets.
+        """
         if len(predicted) < 2:
             raise (NothingToDoError if predicted else InvalidArgumentError)(
-                "Weights are fitted to two models or more.", received=f"{len(predicted)}"
+                "There must be two models or more to fit weights to.", received=f"{len(predicted)}"
             )
         shapes = [array.shape for array in predicted]
         if len(set(shapes)) > 1:
             raise InvalidArgumentError(
-                "All models have to predict the same: outputs of one shape.",
+                "All models must predict the same: outputs of one shape.",
                 received=", ".join(map(str, shapes)),
                 fix="Models of other classes or outputs are combined by `stack`.",
             )
         values = np.stack([np.asarray(array, np.float64) for array in predicted])
         if not np.isfinite(values).all():
-            raise NonFiniteError("The predictions have to be finite.", received="NaN or infinity")
+            raise NonFiniteError("The predictions must be finite.", received="NaN or infinity")
         y = np.asarray(y)
         if "accuracy" not in score(y, values[0]):
-            return cls(values, y, "values")
-        kinds = ["probabilities" if _are_probabilities(each) else "logits" for each in values]
-        if len(set(kinds)) > 1:
+            return cls(values, y, OutputKind.NUMBERS)
+        values = np.stack([as_fused(each, kind) for each, kind in zip(values, kinds, strict=True)])
+        found = [_of_classes(each, kind) for each, kind in zip(values, kinds, strict=True)]
+        if len(set(found)) > 1:
             raise InvalidArgumentError(
-                "A weighted sum needs all models to give the same: probabilities, or logits.",
-                received=", ".join(kinds),
+                "All models of a weighted sum must give the same: probabilities, or logits.",
+                received=", ".join(kind.value for kind in found),
                 fix="Add a softmax (or sigmoid) to the models that give logits.",
             )
-        return cls(values, y, kinds[0])
+        return cls(values, y, found[0])
 
     def rows(self, index: np.ndarray) -> Predictions:
         return Predictions(self.values[:, index], self.y[index], self.kind)
@@ -77,12 +85,12 @@ class Predictions:
 
     def loss(self, predicted: np.ndarray) -> float:
         """Mean log loss of classes, mean squared error of a regression."""
-        if self.kind == "values":
+        if self.kind is OutputKind.NUMBERS:
             return float(np.mean((predicted - self.y.reshape(predicted.shape)) ** 2))
         return float(-np.log(np.maximum(self.of_true_class(self.probabilities(predicted)), TINY)).mean())
 
     def probabilities(self, predicted: np.ndarray) -> np.ndarray:
-        if self.kind == "probabilities":
+        if self.kind is not OutputKind.LOGITS:
             return predicted
         if _columns(predicted) == 1:
             return 1 / (1 + np.exp(-np.clip(predicted, -700, 700)))
@@ -100,7 +108,7 @@ class Predictions:
     def targets(self) -> np.ndarray:
         """One-hot rows, a column of 0 and 1, or the targets of a regression; shape (samples, outputs)."""
         columns = _columns(self.values[0])
-        if self.kind == "values" or self.y.size == self.values[0].size:
+        if self.kind is OutputKind.NUMBERS or self.y.size == self.values[0].size:
             return self.y.reshape(-1, columns).astype(np.float64)
         return np.eye(columns)[self.y.reshape(-1).astype(int)]
 
@@ -111,20 +119,21 @@ class Predictions:
 
     @property
     def loss_name(self) -> str:
-        return "mean squared error" if self.kind == "values" else "log loss"
+        return "mean squared error" if self.kind is OutputKind.NUMBERS else "log loss"
 
     def goal(self, metric: Any, mode: str) -> Goal:
         """That of the metric; None stands for accuracy of classes and the mean squared error of a regression."""
-        return as_goal(("mse" if self.kind == "values" else "accuracy") if metric is None else metric, mode)
+        return as_goal(("mse" if self.kind is OutputKind.NUMBERS else "accuracy") if metric is None else metric, mode)
 
 
-def predicted_by(models: Any, x: Any, y: Any, batch_size: int) -> list[np.ndarray]:
-    """The predictions of each model; an array stands for the predictions of a model that ran before."""
+def predicted_by(models: Any, x: Any, y: Any, batch_size: int) -> tuple[list[np.ndarray], list[OutputKind | None]]:
+    """The predictions of each model and what they are; an array stands for those of a model that ran before."""
     if isinstance(models, (keras.Model, np.ndarray, str, dict)) or not isinstance(models, Sequence):
         raise InvalidArgumentError(
-            "`models` is a list of models, or of their predictions as arrays.", received=type(models).__name__
+            "`models` must be a list of models, or of their predictions as arrays.", received=type(models).__name__
         )
-    return [_predicted(model, x, y, batch_size) for model in models]
+    predicted = [_predicted(model, x, y, batch_size) for model in models]
+    return predicted, [_kind_of(model, array) for model, array in zip(models, predicted, strict=True)]
 
 
 def check_in_memory(x: Any, y: Any, arguments: str) -> None:
@@ -132,7 +141,7 @@ def check_in_memory(x: Any, y: Any, arguments: str) -> None:
     is_stream = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
     if is_stream or y is None:
         raise InvalidArgumentError(
-            f"`{arguments}` are arrays: inputs, and one label a sample.",
+            f"`{arguments}` must be arrays: inputs, and one label a sample.",
             received=type(x).__name__ if is_stream else "no labels",
         )
 
@@ -157,7 +166,7 @@ def one_output(model: keras.Model, verb: str) -> None:
     """Raises for a model of several outputs."""
     if len(model.outputs) > 1:
         raise UnsupportedModelError(
-            f"`{verb}` takes models of one output.",
+            f"The models of `{verb}` must have one output.",
             received=f"'{model.name}' with {len(model.outputs)}",
             fix="Take one output at a time: `keras.Model(model.inputs, model.outputs[0])`.",
         )
@@ -173,7 +182,7 @@ def _predicted(model: Any, x: Any, y: Any, batch_size: int) -> np.ndarray:
         read(model)
     if len(model) != len(y):
         raise InvalidArgumentError(
-            "Predictions are one a label, samples first.", received=f"{model.shape} for {len(y)} labels"
+            "There must be one prediction a label, samples first.", received=f"{model.shape} for {len(y)} labels"
         )
     return model
 
@@ -182,6 +191,19 @@ def _columns(predicted: np.ndarray) -> int:
     return predicted.shape[-1] if predicted.ndim > 1 else 1
 
 
-def _are_probabilities(values: np.ndarray) -> bool:
-    inside = bool(((values >= 0) & (values <= 1 + 1e-3)).all())
-    return inside and (_columns(values) == 1 or bool(np.allclose(values.sum(-1), 1, atol=1e-2)))
+def _kind_of(model: Any, predicted: np.ndarray) -> OutputKind | None:
+    return output_kinds(model, predicted)[0] if isinstance(model, keras.Model) else kind_of_values(predicted)
+
+
+def as_fused(predicted: np.ndarray, kind: OutputKind | None) -> np.ndarray:
+    """The predictions as `fuse` takes them: probabilities for log-probabilities."""
+    return np.exp(predicted) if kind is OutputKind.LOG_PROBABILITIES else predicted
+
+
+def _of_classes(predicted: np.ndarray, kind: OutputKind | None) -> OutputKind:
+    """What the predictions of a classifier are: single values in [0, 1] of which nothing else tells, probabilities."""
+    if kind in (OutputKind.PROBABILITIES, OutputKind.LOG_PROBABILITIES):
+        return OutputKind.PROBABILITIES
+    if kind is OutputKind.INDEPENDENT or (kind is None and _columns(predicted) == 1):
+        return OutputKind.INDEPENDENT
+    return OutputKind.LOGITS

@@ -9,8 +9,10 @@ import keras
 import numpy as np
 
 from tfopt.core.data.goals import Goal, drop
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split
 from tfopt.fusion.heads import GivenHead, LinearHead
+from tfopt.fusion.predictions import as_fused
 
 ROWS = 8192  # that a meta-model predicts at once
 SHUFFLES = 3  # over which the contribution of a model is averaged
@@ -25,12 +27,14 @@ class SecondLevel:
         y: labels.
         widths: columns of each model, and of the inputs if they are passed through.
         goal: gives the scores.
+        kinds: what each model gives.
     """
 
     features: np.ndarray
     y: np.ndarray
     widths: list[int]
     goal: Goal
+    kinds: Sequence[OutputKind | None]
 
     @property
     def seen(self) -> np.ndarray:
@@ -50,10 +54,11 @@ class SecondLevel:
         return tuple(self.goal(self.y[fold.held_out], self.block(place)[fold.held_out]) for fold in folds)
 
     def mean_scores(self, models: int, folds: Sequence[Split]) -> tuple[float, ...]:
-        """Of the plain mean; empty for models of different widths."""
+        """Of the plain mean, of log-probabilities that of the probabilities; empty for models of different widths."""
         if len(set(self.widths[:models])) > 1:
             return ()
-        mean = np.mean([self.block(place) for place in range(models)], 0)
+        blocks = [as_fused(self.block(place), self.kinds[place]) for place in range(models)]
+        mean = np.mean(blocks, 0)
         return tuple(self.goal(self.y[fold.held_out], mean[fold.held_out]) for fold in folds)
 
     def stack_scores(self, head: GivenHead | LinearHead, folds: Sequence[Split]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.fusion.predictions import TINY, Predictions, Rank
 
@@ -39,9 +40,9 @@ def nnls(predictions: Predictions) -> np.ndarray:
 
     Source: Breiman 1996, "Stacked Regressions", Machine Learning 24; Lawson and Hanson 1974 for the solver.
     """
-    if predictions.kind == "logits":
+    if predictions.kind is OutputKind.LOGITS:
         raise InvalidArgumentError(
-            "`method='nnls'` compares predictions with labels of 0 and 1, and needs probabilities.",
+            "The predictions for `method='nnls'` must be probabilities: it compares them with labels of 0 and 1.",
             received="logits",
             fix="Add a softmax (or sigmoid) to the models, or pass `method='logloss'`.",
         )
@@ -55,12 +56,14 @@ def logloss(predictions: Predictions) -> np.ndarray:
 
     Of logits, the sum goes through a softmax (or sigmoid); it is convex too.
     """
-    if predictions.kind == "values":
+    if predictions.kind is OutputKind.NUMBERS:
         raise InvalidArgumentError(
-            "`method='logloss'` is for classes.", received="a regression", fix="Pass 'nnls' or 'greedy'."
+            "The labels for `method='logloss'` must be classes.",
+            received="a regression",
+            fix="Pass 'nnls' or 'greedy'.",
         )
     models = len(predictions.values)
-    objective = _likelihood(predictions) if predictions.kind == "probabilities" else _softmax_loss(predictions)
+    objective = _softmax_loss(predictions) if predictions.kind is OutputKind.LOGITS else _likelihood(predictions)
     found = _optimize().minimize(
         objective,
         np.full(models, 1 / models),

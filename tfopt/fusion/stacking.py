@@ -13,6 +13,7 @@ import numpy as np
 
 from tfopt.core.data.goals import as_goal
 from tfopt.core.data.metrics import score
+from tfopt.core.data.outputs import output_kinds
 from tfopt.core.data.samples import Labelled, take
 from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.data.training import compile_alike
@@ -128,7 +129,8 @@ def stack(
         work = _Work(bases, samples, training, journal, step)
         out_of_fold, epochs_run = work.out_of_fold(splits)
         refitted = work.refitted()
-        level = SecondLevel(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal)
+        kinds = [output_kinds(base.model)[0] for base in bases]
+        level = SecondLevel(np.concatenate([out_of_fold, inputs], 1).astype(np.float32), y, widths, goal, kinds)
         scored = level.scored(splits)
         stack_scores = level.stack_scores(head, scored)
         trained = head.trained(level.features[level.seen], y[level.seen])

@@ -12,7 +12,9 @@ import numpy as np
 
 from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
+from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split, make_folds
+from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
@@ -51,7 +53,7 @@ def fit_weights(
 
     Args:
         models: models of one output with the same classes, or arrays: their predictions for `x_val`. Outputs are
-            summed as they are, all probabilities or all logits.
+            summed as they are, all probabilities or all logits; of log-probabilities the probabilities, as `fuse` does.
         x_val: inputs that no model was trained on, as arrays; None where all predictions are given.
         y_val: labels `(n,)`, `(n, 1)` or one-hot `(n, C)`, or the targets of a regression.
         method: `"greedy"`, ensemble selection with replacement by the metric; `"nnls"`, non-negative least squares;
@@ -82,12 +84,13 @@ def fit_weights(
     """
     _check_options(method, guard)
     check_in_memory(x_val, y_val, "x_val, y_val")
-    predictions = Predictions.of(predicted_by(models, x_val, y_val, batch_size), y_val)
+    predictions = Predictions.of(*predicted_by(models, x_val, y_val, batch_size), y_val)
     goal = predictions.goal(metric, mode)
     fit, mean, singles = _candidates(predictions, method, goal, names_of(models))
     kept = max((mean, fit, *singles), key=lambda candidate: candidate.rank(goal))
     if guard == "cv":
-        splits = make_folds(folds, predictions.y, len(predictions.y), stratify=predictions.kind != "values", seed=seed)
+        stratify = predictions.kind is not OutputKind.NUMBERS
+        splits = make_folds(folds, predictions.y, len(predictions.y), stratify=stratify, seed=seed)
         fit, mean = _cross_validated(predictions, method, goal, splits, fit, mean)
         kept = _guarded(kept, fit, mean, goal)
     return FittedWeights(

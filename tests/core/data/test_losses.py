@@ -9,6 +9,12 @@ from tfopt.core.errors import InvalidArgumentError
 SCORES = np.array([[0.2, -1.0, 3.0], [0.5, 0.5, 1.0]])
 SHARES = np.array([[0.25, 0.25, 0.5], [1.0, 0.0, 0.0]])
 ONE = np.array([[0.2], [0.9]])
+ONE_HOT = [[0, 0, 1], [1, 0, 0]]
+
+
+def shares(values):
+    """An activation of the user's own."""
+    return values
 
 
 def model_with(last):
@@ -20,23 +26,31 @@ def described(loss):
 
 
 @pytest.mark.parametrize(
-    ("predictions", "labels", "expected"),
+    ("last", "predictions", "labels", "expected"),
     [
-        (SCORES, [0, 2], ("SparseCategorical", True)),
-        (SHARES, [0, 2], ("SparseCategorical", False)),
-        (SHARES, [[0.0], [2.0]], ("SparseCategorical", False)),
-        (SCORES, [[0, 0, 1], [1, 0, 0]], ("Categorical", True)),
-        (SHARES, [[0, 0, 1], [1, 0, 0]], ("Categorical", False)),
-        (SHARES, [[0, 1, 1], [1, 0, 0]], ("MeanSquaredError", None)),
-        (SCORES, [[0.5, 1, 1], [1, 0, 0]], ("MeanSquaredError", None)),
-        (SCORES[..., None] * [1, -1], np.zeros((2, 3)), ("SparseCategorical", True)),
-        (ONE, [0.1, 0.2], ("MeanSquaredError", None)),
-        (ONE, [[3], [4]], ("MeanSquaredError", None)),
-        (ONE * 2, [[0], [1]], ("Binary", True)),
+        (None, SCORES, [0, 2], ("SparseCategorical", True)),
+        (None, SHARES, [0, 2], ("SparseCategorical", True)),  # a linear layer gives logits, whatever their sum
+        ("softmax", SHARES, [0, 2], ("SparseCategorical", False)),
+        ("softmax", SHARES, [[0.0], [2.0]], ("SparseCategorical", False)),
+        ("log_softmax", SCORES, [0, 2], ("SparseCategorical", True)),
+        ("sigmoid", SHARES, [0, 2], ("SparseCategorical", False)),
+        (shares, SHARES, [0, 2], ("SparseCategorical", False)),  # by the predictions
+        (shares, SCORES, [0, 2], ("SparseCategorical", True)),
+        (None, SCORES, ONE_HOT, ("Categorical", True)),
+        ("softmax", SHARES, ONE_HOT, ("Categorical", False)),
+        ("log_softmax", SCORES, ONE_HOT, ("Categorical", True)),
+        ("sigmoid", SHARES, ONE_HOT, ("Binary", False)),
+        ("sigmoid", SHARES, [[0, 1, 1], [1, 0, 0]], ("Binary", False)),
+        (None, SHARES, [[0, 1, 1], [1, 0, 0]], ("MeanSquaredError", None)),
+        (None, SCORES, [[0.5, 1, 1], [1, 0, 0]], ("MeanSquaredError", None)),
+        (None, SCORES[..., None] * [1, -1], np.zeros((2, 3)), ("SparseCategorical", True)),
+        (None, ONE, [0.1, 0.2], ("MeanSquaredError", None)),
+        (None, ONE, [[3], [4]], ("MeanSquaredError", None)),
+        (None, ONE * 2, [[0], [1]], ("Binary", True)),
     ],
 )
-def test_loss_by_form(predictions, labels, expected):
-    model = model_with([kl.Dense(predictions.shape[-1])])
+def test_loss_by_form(last, predictions, labels, expected):
+    model = model_with([kl.Dense(predictions.shape[-1], last)])
     assert described(inferred_loss(model, predictions, np.array(labels))) == expected
 
 
@@ -45,6 +59,7 @@ def test_loss_by_form(predictions, labels, expected):
     [
         ([kl.Dense(1)], True),
         ([kl.Dense(1, "sigmoid")], False),
+        ([kl.Dense(1, shares)], False),
         ([kl.Dense(1), kl.Activation("sigmoid")], False),
         ([keras.Sequential([keras.Input((2,)), kl.Dense(1)])], True),
         ([keras.Sequential([keras.Input((2,)), kl.Dense(1, "sigmoid")])], False),
@@ -78,3 +93,14 @@ def test_several_outputs():
 def test_labels_that_do_not_fit(labels):
     with pytest.raises(InvalidArgumentError, match=r"labels \(.*predictions \(2, 3\).*pass `loss=`"):
         inferred_loss(model_with([kl.Dense(3)]), SCORES, labels)
+
+
+def test_the_loss_of_log_probabilities_is_that_of_the_probabilities():
+    logits = np.random.default_rng(0).normal(0, 3, (6, 3))
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    labels = np.arange(6) % 3
+    loss = inferred_loss(model_with([kl.Dense(3, "log_softmax")]), np.log(probabilities), labels)
+    want = -np.log(probabilities[np.arange(6), labels]).mean()
+    np.testing.assert_allclose(loss(labels, np.log(probabilities).astype("float32")), want, rtol=1e-5)
+    with pytest.raises(InvalidArgumentError, match=r"labels for log-probabilities must.*from_logits=True"):
+        inferred_loss(model_with([kl.Dense(3, "log_softmax")]), np.log(probabilities), probabilities)

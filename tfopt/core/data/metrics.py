@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.data.outputs import OutputKind, kind_of_values
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 
 Metric = Callable[[Any, Any], float]
@@ -98,11 +99,11 @@ def classes_of(y_true: Any, y_pred: Any) -> np.ndarray | None:
 def _confidence(y_pred: np.ndarray) -> np.ndarray:
     """The highest probability of each sample, flat."""
     values = y_pred.astype(float)
-    inside = bool(((values >= 0) & (values <= 1)).all())
+    kind = kind_of_values(values)
     if values.ndim < 2 or values.shape[-1] == 1:
-        high = values.reshape(-1) if inside else 1 / (1 + np.exp(-values.reshape(-1)))
+        high = values.reshape(-1) if kind is None else 1 / (1 + np.exp(-values.reshape(-1)))
         return np.maximum(high, 1 - high)
-    if not (inside and np.allclose(values.sum(-1), 1, atol=1e-2)):
+    if kind is not OutputKind.PROBABILITIES:
         values = np.exp(values - values.max(-1, keepdims=True))
         values /= values.sum(-1, keepdims=True)
     return values.max(-1).reshape(-1)
@@ -192,7 +193,7 @@ def _labels(y_true: np.ndarray, y_pred: np.ndarray) -> tuple[np.ndarray, np.ndar
         return (y_true.argmax(-1).reshape(-1), y_pred.argmax(-1).reshape(-1), classes) if one_hot else None
     if not zero_one:
         return None
-    threshold = 0.5 if ((y_pred >= 0) & (y_pred <= 1)).all() else 0.0
+    threshold = 0.5 if kind_of_values(y_pred) is None else 0.0
     return y_true.reshape(-1).astype(int), (y_pred.reshape(-1) > threshold).astype(int), 2
 
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any
 
 import keras
 
 from tfopt.core.checks import NOT_NEGATIVE, as_number
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.keras_internals import children
+from tfopt.distillation.scores import Task
+
+VALUES, LOGITS = "values", "logits"
+OUTPUTS, FEATURES = "outputs", "features"
 
 
 class DistillationLoss(keras.layers.Layer):
-    """What a student loses against its teacher: called on the values of both, gives float32 (batch,).
+    """A loss between a student and its teacher, as a Keras layer: tensors of both in, one float32 loss a sample out.
 
-    Computed in float32, whatever the dtype policy. A layer of your own is a subclass with a
-    `call(student, teacher, labels=None)`; with a `student_mask=None` too it is told which steps are padding.
+    A loss of your own is a subclass with a `call(student, teacher)` that gives a tensor (batch,). It is computed in
+    float32, whatever the dtype policy. What `call` gets, two class attributes say:
+
+    - `on`: `"outputs"` (default) or `"features"`, what the layers named by `student_layer` and `teacher_layer` give.
+    - `compares`, for outputs: `"values"` (default) gives `call` what the models give: probabilities of a model that
+      ends in a softmax or sigmoid, log-probabilities of one that ends in a log_softmax, numbers elsewhere. `"logits"`
+      gives it what stands before the softmax or sigmoid, or log-probabilities, whose softmax is the same, where that
+      cannot be had. The Distiller warns of a class that does not say which, where the two differ.
+
+    Further arguments of `call` are filled in where it has them: `labels`, those of `fit`, None without; `student_mask`,
+    booleans of the steps that are no padding, None where all count. Weights of the loss are created in
+    `build(student_shape, teacher_shape)`, or by layers that `__init__` makes; they are trained with the student.
+    A Keras loss or a function is used inside a `call`: as such it does not say whether it compares logits.
 
     Args:
         weight: factor of the loss in the total, 0 or more. `call` does not apply it.
@@ -24,20 +42,22 @@ class DistillationLoss(keras.layers.Layer):
         name: of the layer.
 
     Raises:
-        InvalidArgumentError: if the weight is out of range, or layers are given where outputs are compared or the
-            reverse.
+        InvalidArgumentError: if the weight is out of range, layers are given where outputs are compared or the
+            reverse, or a class attribute has another value.
 
     Example:
-        >>> from keras import ops
-        >>> class MeanDifference(DistillationLoss):
-        ...     def call(self, student, teacher, labels=None):
-        ...         return ops.abs(ops.mean(student, -1) - ops.mean(teacher, -1))
-        >>> MeanDifference()(ops.array([[1.0, 3.0]]), ops.array([[5.0, 5.0]])).numpy().tolist()
-        [3.0]
+        >>> class ReverseDivergence(DistillationLoss):
+        ...     compares = "values"
+        ...     def call(self, student, teacher):
+        ...         return keras.losses.kl_divergence(student, teacher)
+        >>> probabilities = keras.ops.array([[0.5, 0.5]]), keras.ops.array([[0.75, 0.25]])
+        >>> round(float(ReverseDivergence()(*probabilities)[0]), 5)  # 0.5 log(0.5 / 0.75) + 0.5 log(0.5 / 0.25)
+        0.14384
     """
 
-    on = "outputs"  # or "features"
-    uses_labels = False  # True: `call` needs `labels`
+    on = OUTPUTS
+    compares: str | None = None  # "values" or "logits"; None stands for "values", with a warning where they differ
+    task: Task | None = None  # what the loss takes an output for; None where it is for any
 
     def __init__(
         self,
@@ -49,6 +69,7 @@ class DistillationLoss(keras.layers.Layer):
         **kwargs: Any,
     ):
         weight = as_number("weight", weight, NOT_NEGATIVE)
+        self._check_class()
         self._check_place(student_layer, teacher_layer, output)
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.supports_masking = True
@@ -56,6 +77,30 @@ class DistillationLoss(keras.layers.Layer):
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
         self.output_name = output
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether `call` has an argument `labels`."""
+        return "labels" in inspect.signature(self.call).parameters
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the loss and the layers inside it have their weights."""
+        return self.built and all(layer.built for layer in children(self))
+
+    def build_for(self, student_shape: Any, teacher_shape: Any) -> None:
+        """Creates the weights of the loss for these shapes; raises where it cannot compare them."""
+        if type(self).build is not keras.layers.Layer.build:
+            self.build(student_shape, teacher_shape)
+        elif not children(self):
+            self.build(student_shape)
+        elif not self.takes_labels:  # else they are created in the first step, when the shape of the labels is known
+            self(keras.KerasTensor(student_shape), keras.KerasTensor(teacher_shape))
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """As Keras has it; a loss whose layers are built by a call of it waits for the Distiller."""
+        if type(self).build is not keras.layers.Layer.build or not children(self):
+            super().build_from_config(config)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Nothing: one loss a sample has no positions left to mask."""
@@ -65,22 +110,29 @@ class DistillationLoss(keras.layers.Layer):
         own = {name: getattr(self, name) for name in ("weight", "student_layer", "teacher_layer")}
         return {**super().get_config(), **own, "output": self.output_name}
 
-    def _check_place(self, student_layer: str | None, teacher_layer: str | None, output: str | int | None) -> None:
-        if self.on == "outputs" and (student_layer, teacher_layer) != (None, None):
+    def _check_class(self) -> None:
+        if self.on not in (OUTPUTS, FEATURES) or self.compares not in (VALUES, LOGITS, None):
             raise InvalidArgumentError(
-                f"{type(self).__name__} compares outputs.",
+                "`on` of a distillation loss must be 'outputs' or 'features', `compares` 'values' or 'logits'.",
+                received=f"on={self.on!r}, compares={self.compares!r} in class {type(self).__name__}",
+            )
+
+    def _check_place(self, student_layer: str | None, teacher_layer: str | None, output: str | int | None) -> None:
+        if self.on == OUTPUTS and (student_layer, teacher_layer) != (None, None):
+            raise InvalidArgumentError(
+                f"{type(self).__name__} compares outputs and must not be given layers.",
                 received=f"student_layer={student_layer!r}, teacher_layer={teacher_layer!r}",
                 fix="Name an output with `output=`, or take a feature loss, such as FeatureMatching.",
             )
-        if self.on == "features" and output is not None:
+        if self.on == FEATURES and output is not None:
             raise InvalidArgumentError(
-                f"{type(self).__name__} compares layers.",
+                f"{type(self).__name__} compares layers and must not be given an output.",
                 received=f"output={output!r}",
                 fix="Name layers with `student_layer=` and `teacher_layer=`.",
             )
         if teacher_layer is not None and student_layer is None:
             raise InvalidArgumentError(
-                "A layer of the teacher is compared with one of the student.",
+                "`teacher_layer` must come with the `student_layer` that is compared with it.",
                 received=f"teacher_layer={teacher_layer!r} alone",
                 fix="Pass `student_layer=` too.",
             )
@@ -97,7 +149,7 @@ def check_labels(loss: DistillationLoss, labels: Any) -> None:
     """
     if labels is None:
         raise InvalidArgumentError(
-            f"{type(loss).__name__} needs the labels.",
+            f"{type(loss).__name__} must be given the labels.",
             received="labels=None",
             fix="Fit with labels, or take a loss without, such as SoftTargets or RegressionTargets.",
         )

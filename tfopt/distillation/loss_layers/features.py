@@ -1,6 +1,6 @@
 """The losses of `Distiller(losses=[...])` between layers, as Keras layers that are saved and loaded with it.
 
-Thin: the maths is in `feature_losses.py`. `objectives.py` has those between outputs.
+The maths is in `feature_losses.py`. `outputs.py` has the losses between outputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from keras import ops
 
 from tfopt.core.checks import POSITIVE, Range, as_count, as_number
 from tfopt.distillation import feature_losses
-from tfopt.distillation.loss_layers.base import DistillationLoss
+from tfopt.distillation.loss_layers.base import FEATURES, DistillationLoss
 from tfopt.distillation.shapes import check_features, common_grid, sample_mean, without_padding
 
 
@@ -42,7 +42,7 @@ class FeatureMatching(DistillationLoss):
         (TensorShape([2]), TensorShape([1, 1, 16, 64]))
     """
 
-    on = "features"
+    on = FEATURES
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -87,7 +87,7 @@ class AttentionTransfer(DistillationLoss):
         [0.0, 0.0]
     """
 
-    on = "features"
+    on = FEATURES
 
     def __init__(self, power: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)
@@ -126,7 +126,7 @@ class RelationalDistance(DistillationLoss):
         [0.0, 0.0, 0.0]
     """
 
-    on = "features"
+    on = FEATURES
 
     def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
@@ -155,7 +155,7 @@ class RelationalAngle(DistillationLoss):
         0.5
     """
 
-    on = "features"
+    on = FEATURES
 
     def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
@@ -182,7 +182,7 @@ class SimilarityPreserving(DistillationLoss):
         0.29289
     """
 
-    on = "features"
+    on = FEATURES
 
     def call(self, student: Any, teacher: Any, labels: Any = None, student_mask: Any = None) -> Any:
         """The part of each sample, (batch,)."""
@@ -216,7 +216,7 @@ class ContrastiveRepresentation(DistillationLoss):
         1.3863
     """
 
-    on = "features"
+    on = FEATURES
 
     def __init__(self, dimensions: int = 128, temperature: float = 0.1, **kwargs: Any):
         dimensions, temperature = as_count("dimensions", dimensions), as_number("temperature", temperature, POSITIVE)

@@ -1,6 +1,6 @@
 """The losses of `Distiller(losses=[...])` between outputs, as Keras layers that are saved and loaded with it.
 
-Thin: the maths is in `losses.py`. `feature_objectives.py` has those between features.
+The maths is in `losses.py`. `features.py` has the losses between layers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import keras
 from tfopt.core.checks import NOT_NEGATIVE, POSITIVE, as_choice, as_number
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation import losses
-from tfopt.distillation.loss_layers.base import DistillationLoss, check_labels
+from tfopt.distillation.loss_layers.base import LOGITS, VALUES, DistillationLoss, check_labels
+from tfopt.distillation.scores import Task
 from tfopt.distillation.shapes import check_classes, check_same_shape
 
 
 class _Softened(DistillationLoss):
-    """A loss with a temperature."""
+    """A loss of logits, with a temperature."""
+
+    compares = LOGITS
+    task = Task.CLASSES
 
     def __init__(self, temperature: float | None = None, **kwargs: Any):
         if temperature is not None:
@@ -33,7 +37,7 @@ class _Softened(DistillationLoss):
         """The temperature; a Distiller sets it in losses that were made without."""
         if self.temperature is None:
             raise InvalidArgumentError(
-                f"Outside of a Distiller {type(self).__name__} has a temperature of its own.",
+                f"Outside of a Distiller {type(self).__name__} must have a temperature of its own.",
                 received="temperature=None",
                 fix="Pass one, such as `temperature=4.0`.",
             )
@@ -98,8 +102,6 @@ class DecoupledTargets(_Softened):
         0.05889
     """
 
-    uses_labels = True
-
     def __init__(
         self,
         temperature: float | None = None,
@@ -150,6 +152,8 @@ class BinaryTargets(_Softened):
         0.13081
     """
 
+    task = Task.LABELS
+
     def build(self, student_shape: Any, teacher_shape: Any) -> None:
         """Raises where the shapes differ."""
         check_same_shape(student_shape, teacher_shape, "Give both as many labels.")
@@ -179,6 +183,9 @@ class RegressionTargets(DistillationLoss):
         >>> RegressionTargets("mae")(ops.array([[1.0, 5.0]]), ops.array([[2.0, 2.0]])).numpy().tolist()
         [2.0]
     """
+
+    compares = VALUES
+    task = Task.NUMBERS
 
     def __init__(self, kind: str = "mse", **kwargs: Any):
         kind = as_choice("kind", kind, losses.REGRESSIONS)
@@ -221,7 +228,8 @@ class BoundedTargets(DistillationLoss):
         [0.0, 16.0]
     """
 
-    uses_labels = True
+    compares = VALUES
+    task = Task.NUMBERS
 
     def __init__(self, margin: float = 0.0, **kwargs: Any):
         super().__init__(**kwargs)
