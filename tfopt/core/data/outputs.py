@@ -144,7 +144,7 @@ def end_in(model: keras.Model, ends: Sequence[End], activation: str) -> keras.Mo
             return state.copy(op, activation=activation)
         return [] if activation == "linear" else kl.Activation(activation, name=op.name, dtype=op.output.dtype)
 
-    return rewrite(model, replace) if replaced else model
+    return rewrite(Graph(model), replace).model if replaced else model
 
 
 # Reading the layers. What a class or function is, is decided by the object itself: another of the same name is unknown.
@@ -203,8 +203,8 @@ def _end(graph: Graph, tensor: Any) -> End:
 def _end_of_call(graph: Graph, call: Call, tensor: Any) -> End:
     op: Any = call.op
     if isinstance(op, keras.Model):
-        graph = Graph(op)
-        return _end(graph, graph.outputs[[id(output) for output in call.outputs].index(id(tensor))])
+        nested = graph.inner(op)
+        return _end(nested, nested.outputs[[id(output) for output in call.outputs].index(id(tensor))])
     activation = None
     while isinstance(op, FakeQuantized) and (inner := getattr(op, "layer", None)) is not None:
         activation = activation or getattr(op, "activation", None)  # `quantize` has taken it out of the layer
