@@ -14,7 +14,6 @@ from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
 from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split, make_folds
-from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
