@@ -89,6 +89,16 @@ def test_a_subclass_that_is_only_made_otherwise_runs_as_integers():
     assert isinstance(tfopt.quantize(model).get_layer("eight"), QuantizedLayer)
 
 
+def test_what_the_user_says_of_a_subclass_counts_more_than_its_parent():
+    @tfopt.register_layer(output="float", reason="it shall be exact")
+    class Exact(kl.LSTM):
+        pass
+
+    model = keras.Sequential([keras.Input((4, 3)), Exact(5), kl.Dense(2)])
+    with pytest.warns(UserWarning, match="Exact: it shall be exact"):
+        tfopt.quantize(model)
+
+
 def test_the_way_out_for_an_own_function_works():
     """In an `Activation` layer behind the kernel, only the activation stays float."""
     model, _ = built(lambda x: kl.Activation(relu, name="own")(kl.Dense(8, name="dense")(x)))

@@ -117,7 +117,7 @@ def test_with_workers(tmp_path):
     assert len({trial.values["units"] for trial in found.trials}) == 3
 
 
-def test_what_proposes_no_trials_is_refused():
+def test_what_proposes_no_trials_is_refused(tmp_path):
     used = random_oracle(objective="val_loss", seed=1)
     used.trials["0"] = None
     locked = Mine()
@@ -131,7 +131,8 @@ def test_what_proposes_no_trials_is_refused():
         (locked, "works on a copy.*lock"),
     ):
         with pytest.raises(InvalidArgumentError, match=said):
-            run(method)
+            run(method, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InvalidArgumentError, match="must be those of the search"):
         run(random_oracle(objective="val_loss"), objectives=("val_loss", "macs"))
     both = random_oracle(objective=["val_loss", keras_tuner.Objective("macs", "min")])

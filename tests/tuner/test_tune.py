@@ -238,6 +238,14 @@ def test_a_second_call_goes_on(tmp_path, method):
     assert run(Toy(), budget=9, **options).trials == second.trials
 
 
+def test_a_relative_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(directory="here", budget=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert len(result.best_models()) == 1
+
+
 def test_a_folder_of_another_search_is_refused(tmp_path, monkeypatch):
     model, space = net(), {"lr": (1e-3, 1e-1)}
     run(model, space, directory=tmp_path, budget=1)

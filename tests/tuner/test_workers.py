@@ -27,7 +27,7 @@ from tfopt.tuner.space import SearchSpace
 from tfopt.tuner.trainer import Trainer
 from tfopt.tuner.tune import search
 from tfopt.tuner.worker import _handed_over, hand_over
-from tfopt.tuner.workers import _environment
+from tfopt.tuner.workers import _START, _environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -231,6 +231,22 @@ def test_a_module_that_a_worker_does_not_find(tmp_path, monkeypatch):
         builder = importlib.import_module("only_here").build
     with pytest.raises(TfoptError, match="able to load the space and the data.*No module named 'only_here'"):
         run(builder, budget=1, workers=2, directory=tmp_path / "search")
+
+
+def test_workers_run_nothing_of_the_current_directory(tmp_path):
+    for name in ("json", "signal", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')")
+    package = tmp_path / "path" / "tfopt" / "tuner"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "worker.py").write_text(
+        "import json, multiprocessing\n\ndef main(folder, descriptor):\n    print(folder, descriptor)\n"
+    )
+    paths = [str(tmp_path / "path"), *(path for path in sys.path if path)]
+    command = [sys.executable, "-c", _START, "folder", "7", *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "folder 7\n", done.stderr
 
 
 def test_workers_share_the_processors(monkeypatch):

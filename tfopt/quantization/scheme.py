@@ -30,14 +30,16 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
     if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
         return Treatment({})
+    record = record_of(op)
+    if record is not None and record.output is Output.FLOAT:
+        return Treatment({}, reason=record.reason or _why_unknown(op))
     wrapper = composite_for(op)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     if lowering.masks_a_number(op):
         return Treatment({}, reason="only zero is sure to be an 8-bit integer; use mask_value=0.0")
-    record = record_of(op)
-    if record is None or record.output in (None, Output.FLOAT):
-        return Treatment({}, reason=(record and record.reason) or _why_unknown(op))
+    if record is None or record.output is None:
+        return Treatment({}, reason=_why_unknown(op))
     if record.output is not Output.RANGE:
         return Treatment({}, output=lowering.averages_all(op, graph))
     refused = lowering.float_form(op, graph)

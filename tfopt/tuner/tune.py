@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -22,6 +22,10 @@ from tfopt.tuner.storage import search_in_storage
 from tfopt.tuner.studies import Address
 from tfopt.tuner.trainer import Trainer
 
+if TYPE_CHECKING:
+    from keras_tuner import Oracle
+    from optuna.samplers import BaseSampler
+
 
 def search(
     model_or_builder: keras.Model | Callable[[Any], keras.Model] | Any,
@@ -29,7 +33,7 @@ def search(
     *,
     train: Any,
     val: Any = None,
-    method: str | Any = "tpe",
+    method: str | BaseSampler | Oracle = "tpe",
     objectives: Any = ("val_accuracy",),
     constraints: Any = (),
     budget: int | str = 20,
@@ -125,6 +129,10 @@ def search(
     proposer = as_proposer(method, goals)
     check_place(workers, storage, name, proposer)
     amount = as_budget(budget)
+    if storage is None:
+        proposes = proposer.oracle(goals, seed=seed, epochs=epochs, constrained=bool(limits))
+    else:
+        proposes = proposer.shared_sampler()
     settings = fingerprints(hypermodel, train, val)
     asked, splits = [str(part) for part in (*goals, *limits)], [[fold.train, fold.held_out] for fold in folds]
     options = [proposer.identity, asked, epochs, batch_size, executions, splits, stop_early, seed]
@@ -145,9 +153,7 @@ def search(
         seed=seed,
     )
     if storage is None:
-        oracle = proposer.oracle(goals, seed=seed, epochs=epochs, constrained=bool(limits))
-        found = search_in_folder(trainer, oracle, workers, amount, verbose)
+        found = search_in_folder(trainer, proposes, workers, amount, verbose)
     else:
-        address = Address(storage, str(name), settings)
-        found = search_in_storage(trainer, address, proposer.shared_sampler(), amount, verbose)
+        found = search_in_storage(trainer, Address(storage, str(name), settings), proposes, amount, verbose)
     return SearchResult(hypermodel.name or "builder", proposer.name, goals, limits, tuple(found), trainer.journal)

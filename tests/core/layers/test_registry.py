@@ -72,6 +72,9 @@ def test_registering_makes_a_subclass_known_and_keeps_its_parents_facts_where_th
     same = tfopt.register_layer(output="float", reason="it is wide")(with_own(kl.Dense))
     assert record_of(same(2)).macs is record_of(kl.Dense(2)).macs
     assert record_of(same(2)).prunable == ()
+    assert known_class(same) is kl.Dense
+    tfopt.register_macs(same)(lambda layer, inputs, outputs: 1)
+    assert known_class(same) is known_class(type("Again", (same,), {})) is kl.Dense
 
 
 def test_one_decorator_says_all_of_a_layer():

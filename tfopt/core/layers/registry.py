@@ -64,6 +64,7 @@ class Record:
             of the layer that says so.
         channels: how it passes channels on; None if that is unknown, and channels that it reads stay.
         macs: its multiply-accumulates; None for none, or for an unknown number (see `layer_macs`).
+        computes_as: the parent class whose maths it has, for a class with facts of its own; None for its own maths.
         of_subclasses: the record holds for each subclass, whatever it computes: it is a base class whose rules look
             at what the subclass does.
     """
@@ -77,6 +78,7 @@ class Record:
     per_channel: bool | Callable[[Any], bool] = False
     channels: ChannelRule | None = None
     macs: MacsRule | None = None
+    computes_as: type | None = None
     of_subclasses: bool = False
 
 
@@ -99,7 +101,7 @@ _NOT_MATHS = {
 
 
 def known_class(cls: type) -> type | None:
-    """The class whose record holds for `cls`; None for an unknown class.
+    """The class whose maths `cls` has; None for an unknown class.
 
     It is the class itself, or the nearest parent with a record, as long as `cls` overrides nothing of it but how a
     layer is made, saved and shown. A subclass that overrides more, as `call` or `build`, has maths of its own.
@@ -114,6 +116,12 @@ def known_class(cls: type) -> type | None:
         >>> known_class(Wide) is kl.Dense, known_class(Squared)
         (True, None)
     """
+    entered = _entered_class(cls)
+    return None if entered is None else _RECORDS[entered].computes_as or entered
+
+
+def _entered_class(cls: type) -> type | None:
+    """The class whose record holds for `cls`; None for an unknown class."""
     for place, base in enumerate(cls.__mro__):
         if base in _RECORDS:
             inherits = _RECORDS[base].of_subclasses or not _overrides(cls.__mro__[:place], base)
@@ -129,15 +137,18 @@ def _overrides(classes: tuple[type, ...], base: type) -> bool:
 
 def record_of(op: Any) -> Record | None:
     """The record of a layer or op; None if its class is unknown."""
-    cls = known_class(type(op))
+    cls = _entered_class(type(op))
     return None if cls is None else _RECORDS[cls]
 
 
 def add_facts(cls: type, **facts: Any) -> None:
     """Enters `cls` with facts of its own, beside those of the class that it inherits its maths from."""
-    known = known_class(cls)
-    inherited = Record() if known is None else _RECORDS[known]
-    enter(replace(inherited, of_subclasses=False, **facts), cls)
+    entered = _entered_class(cls)
+    if entered is None:
+        enter(Record(**facts), cls)
+    else:
+        parent = known_class(cls) if entered is not cls else _RECORDS[cls].computes_as
+        enter(replace(_RECORDS[entered], computes_as=parent, of_subclasses=False, **facts), cls)
 
 
 def register_layer(
