@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -208,5 +208,5 @@ def _created(out: str | os.PathLike) -> Path:
     return folder
 
 
-def _silent(*args, **kwargs) -> None:
+def _silent(*args: Any, **kwargs: Any) -> None:
     pass

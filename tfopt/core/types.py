@@ -22,3 +22,9 @@ Names: TypeAlias = str | list[str] | None
 
 Tensor: TypeAlias = Any
 """A `tf.Tensor`, or what TensorFlow makes one of: a NumPy array, a `keras.Variable`."""
+
+Arrays: TypeAlias = Any
+"""An array with samples along its first axis, or a list or dict of such arrays, as a model's inputs or outputs."""
+
+Folds: TypeAlias = Any
+"""A number of folds, a splitter of scikit-learn, or a list of pairs (train, held out) of sample numbers."""

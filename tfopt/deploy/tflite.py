@@ -20,6 +20,7 @@ from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
 from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
+from tfopt.core.types import Data
 from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
 from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.flatbuffer.assembly import assemble
@@ -50,7 +51,7 @@ def export_tflite(
     path: str | os.PathLike,
     quantization: str = "auto",
     *,
-    data: Any = None,
+    data: Data = None,
     input_type: str = "float32",
     output_type: str = "float32",
     batch_size: int | None = 1,

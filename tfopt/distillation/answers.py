@@ -78,7 +78,7 @@ class Answers:
 
     @cached_property
     def _run(self) -> Callable[[Any], dict[str, tf.Tensor]]:
-        def run(inputs):
+        def run(inputs: Any) -> Any:
             taught = self._teachers.answer(inputs, self._layers, self._tasks)
             return columns_of({"outputs": taught.outputs, "features": taught.features})
 

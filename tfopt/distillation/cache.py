@@ -14,6 +14,7 @@ from tfopt.core.checks import as_choice, as_count, as_names, as_seed
 from tfopt.core.data.batches import Batch, paired_batches, whole_batch
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Data
 from tfopt.distillation.answers import Answers, columns_of, names_in
 from tfopt.distillation.feed import Feed, MemoryTable, batches_of
 from tfopt.distillation.shards import Rows, ShardFolder, check_columns
@@ -22,7 +23,7 @@ from tfopt.distillation.taught import Taught
 
 def cache_teacher(
     teacher: Any,
-    data: Any,
+    data: Data,
     path: str | os.PathLike | None = None,
     *,
     teacher_weights: Sequence[float] | None = None,

@@ -122,7 +122,7 @@ class Observed(Functional):
         # Set past Keras, which would take the models inside for further layers of this one.
         object.__setattr__(self, "_watched", _Watched(model, chains, outputs, folds))
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> tuple:
         watched = self._watched
         values = dict(zip(map(id, self.inputs), flat_inputs(self, inputs, mask), strict=True))
         features = {}

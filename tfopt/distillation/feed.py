@@ -102,15 +102,15 @@ def batches_of(feed: Feed, element: Any) -> tf.data.Dataset:
     size = feed.batch_size
     rest = len(feed) % size
 
-    def order(_):
+    def order(_: Any) -> Any:
         return tf.ensure_shape(tf.numpy_function(feed.order, [], tf.int64), [len(feed)])
 
-    def indices(order):
+    def indices(order: Any) -> Any:
         whole = tf.data.Dataset.from_tensor_slices(tf.reshape(order[: len(feed) - rest], [-1, size]))
         last = tf.data.Dataset.from_tensors(order[None, len(feed) - rest :])
         return whole.batch(feed.batches_at_once).concatenate(last) if rest else whole.batch(feed.batches_at_once)
 
-    def read(indices):
+    def read(indices: Any) -> Any:
         columns = feed.columns
         rows = tf.numpy_function(feed.take, [indices], [dtype.base for dtype in columns.values()])
         named = {

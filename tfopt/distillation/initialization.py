@@ -107,7 +107,7 @@ class _Plan:
     by: str
     values: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         parts, self._teachers = parts_of(self.student), parts_of(self.teacher)
         self._pairs = {id(pair.student): pair for pair in matched(parts, self._teachers, self.by)}
         self.parts = [part for part in parts if part.shapes]

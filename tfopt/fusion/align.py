@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers as kl
@@ -77,7 +78,7 @@ def on_one_grid(branches: list) -> list:
     return [_pooled(branch, target) for branch in branches]
 
 
-def projections(shapes: Sequence[Shape], dtype) -> dict[str, kl.Layer]:
+def projections(shapes: Sequence[Shape], dtype: Any) -> dict[str, kl.Layer]:
     """For rule 2: number of a branch -> the matrix, built, that brings it to the width of the first."""
     width = shapes[0][-1]
     found = {}
@@ -88,7 +89,7 @@ def projections(shapes: Sequence[Shape], dtype) -> dict[str, kl.Layer]:
     return found
 
 
-def fitted(source: Shape, target: Shape | None, name: str, dtype) -> list[kl.Layer]:
+def fitted(source: Shape, target: Shape | None, name: str, dtype: Any) -> list[kl.Layer]:
     """The layers of rule 3 from shape `source` to `target`, built; none where it is the same, or anything fits."""
     if target is None or _same(source, target):
         return []
@@ -123,7 +124,7 @@ def joined_shape(first: Shape, second: Shape, name: str) -> Shape:
     return (first[0], *_smallest([first, second]), width)
 
 
-def joined(first, second):
+def joined(first: Any, second: Any) -> Any:
     """Two tensors side by side on the last axis, by rule 1; a vector beside a map is repeated at each position."""
     if len(second.shape) == 2 < len(first.shape):
         second = _repeated(second, first.shape)
@@ -132,12 +133,12 @@ def joined(first, second):
     return ops.concatenate(on_one_grid([first, second]), -1)
 
 
-def flat(branch):
+def flat(branch: Any) -> Any:
     """A branch as vectors."""
     return branch if len(branch.shape) == 2 else ops.reshape(branch, (-1, math.prod(branch.shape[1:])))
 
 
-def _repeated(vector, shape: Shape):
+def _repeated(vector: Any, shape: Shape) -> Any:
     grid = shape[1:-1]
     single = ops.reshape(vector, (-1, *[1] * len(grid), vector.shape[-1]))
     return ops.tile(single, (1, *grid, 1))
@@ -152,7 +153,7 @@ def _smallest(shapes: Sequence[Shape]) -> Shape:
     return tuple(None if None in sizes else min(size for size in sizes if size is not None) for sizes in axes)
 
 
-def _pooled(branch, target: Shape):
+def _pooled(branch: Any, target: Shape) -> Any:
     grid = tuple(branch.shape[1:-1])
     if grid == target:
         return branch

@@ -57,11 +57,11 @@ class CascadeSelection(keras.layers.Layer, KnowsOutput):
         """That of the models, where it is the same."""
         return kinds[0] if len(set(kinds)) == 1 else None
 
-    def __init__(self, thresholds, *, from_logits=False, **kwargs):
+    def __init__(self, thresholds: Any, *, from_logits: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.thresholds, self.from_logits = as_thresholds(thresholds), from_logits
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if len(input_shape) != len(self.thresholds) + 1:
             raise InvalidArgumentError(
                 "A cascade has one threshold for each model but the last.",
@@ -73,22 +73,22 @@ class CascadeSelection(keras.layers.Layer, KnowsOutput):
                 received=str(input_shape),
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         answer = inputs[-1]
         for threshold, earlier in reversed(list(zip(self.thresholds, inputs, strict=False))):
             answer = ops.where(ops.greater_equal(self._confidence(earlier), threshold), earlier, answer)
         return answer
 
-    def _confidence(self, answers):
+    def _confidence(self, answers: Any) -> Any:
         """As `tfopt.core.data.cascades.confidence`, in operations of a graph: (batch, 1)."""
         if answers.shape[-1] == 1:
             return ops.maximum(answers, 1.0 - answers)
         return ops.max(ops.softmax(answers, -1) if self.from_logits else answers, -1, keepdims=True)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return tuple(input_shape[0])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "thresholds": self.thresholds, "from_logits": self.from_logits}
 
 
@@ -123,7 +123,9 @@ class Cascade(keras.Model):
             object.__setattr__(self, "_own_stages", stages)  # Keras would count them as layers of this model
         return self._own_stages
 
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: Any = "auto", steps: Any = None, callbacks: Any = None
+    ) -> Any:
         """The answers for `x`, as `keras.Model.predict` gives them; a stage sees only what those before are unsure of.
 
         Args:
@@ -138,7 +140,7 @@ class Cascade(keras.Model):
             return run(*input_batches(self, x, batch_size=_WHOLE), verbose=verbose)[0]
         return np.concatenate([run(batch, verbose=0)[0] for batch in itertools.islice(input_batches(self, x), steps)])
 
-    def answered_by(self, x, batch_size=None) -> np.ndarray:
+    def answered_by(self, x: Any, batch_size: int | None = None) -> np.ndarray:
         """Which stage answers each sample, counted from 0: an int array (n,).
 
         Args:

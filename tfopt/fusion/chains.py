@@ -45,7 +45,7 @@ class StackedFusion(Fusion):
         TensorShape([2, 10])
     """
 
-    def __init__(self, meta=None, *, outputs=None, activation=None, **kwargs):
+    def __init__(self, meta: Any = None, *, outputs: Any = None, activation: Any = None, **kwargs: Any):
         super().__init__(**kwargs)
         if meta is not None and (outputs is not None or activation is not None):
             raise InvalidArgumentError(
@@ -60,7 +60,7 @@ class StackedFusion(Fusion):
         """That of the head."""
         return kind_of_layer(self.meta[-1])
 
-    def check(self, shapes):
+    def check(self, shapes: Any) -> None:
         for shape in shapes:
             if None in shape[1:]:
                 raise InvalidArgumentError(
@@ -75,7 +75,7 @@ class StackedFusion(Fusion):
                 fix="Pass `outputs`, or a head of your own as `meta`.",
             )
 
-    def create(self, shapes):
+    def create(self, shapes: Any) -> None:
         if self.is_default:
             width = self.outputs or shapes[0][-1]
             self.meta = [
@@ -84,19 +84,19 @@ class StackedFusion(Fusion):
             ]
         build_chain(self.meta, (None, sum(math.prod(shape[1:]) for shape in shapes)))
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         branches = [align.flat(x) for x in inputs]
         values = ops.concatenate(branches, -1) if len(branches) > 1 else branches[0]
         for layer in self.meta:
             values = layer(values)
         return values
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         meta = None if self.is_default else [keras.saving.serialize_keras_object(layer) for layer in self.meta]
         return {**super().get_config(), "meta": meta, "outputs": self.outputs, "activation": self.activation}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         return cls(**_with_layers(config, "meta", custom_objects))
 
 
@@ -126,7 +126,7 @@ class SerialFusion(ComposedLayer, KnowsOutput):
         TensorShape([1, 2])
     """
 
-    def __init__(self, stages, how="chain", **kwargs):
+    def __init__(self, stages: Any, how: str = "chain", **kwargs: Any):
         super().__init__(**kwargs)
         how = as_choice("how", how, SERIAL_WAYS)
         self.stages, self.how = as_chain(stages, "stages"), how
@@ -137,7 +137,7 @@ class SerialFusion(ComposedLayer, KnowsOutput):
         """That of the last stage."""
         return kind_of_layer(self.stages[-1])
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         shape, self.adapters = tuple(input_shape), {}
         for index, stage in enumerate(self.stages):
             if index and self.how == "concat":
@@ -148,7 +148,7 @@ class SerialFusion(ComposedLayer, KnowsOutput):
                 self.adapters[str(index)] = chain
             shape = build_chain([stage], shape if target is None or not chain else target)
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         values = inputs
         for index, stage in enumerate(self.stages):
             if index and self.how == "concat":
@@ -158,12 +158,12 @@ class SerialFusion(ComposedLayer, KnowsOutput):
             values = stage(values)
         return values
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         stages = [keras.saving.serialize_keras_object(stage) for stage in self.stages]
         return {**super().get_config(), "stages": stages, "how": self.how}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         return cls(**_with_layers(config, "stages", custom_objects))
 
 
@@ -194,7 +194,7 @@ def build_chain(chain: Sequence[keras.layers.Layer], shape: align.Shape) -> alig
     return shape
 
 
-def _with_layers(config: dict, key: str, custom_objects) -> dict:
+def _with_layers(config: dict, key: str, custom_objects: Any) -> dict:
     """A config with the layers of a list made from their configs."""
     if config.get(key) is None:
         return config

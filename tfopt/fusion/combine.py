@@ -54,18 +54,18 @@ def _as_array(values: Any) -> np.ndarray:
         return np.array([np.nan])
 
 
-def mean(branches: list):
+def mean(branches: list) -> Any:
     return ops.multiply(functools.reduce(ops.add, branches), 1.0 / len(branches)) if len(branches) > 1 else branches[0]
 
 
-def weighted(branches, weights):
+def weighted(branches: Any, weights: Any) -> Any:
     """The sum of the branches times their weights; a branch of weight 0, whose products would have no range, is out."""
     given = isinstance(weights, tuple)
     parts = [ops.multiply(branch, weights[i]) for i, branch in enumerate(branches) if not given or weights[i] != 0]
     return functools.reduce(ops.add, parts)
 
 
-def product(branches: list, from_logits: bool, multi_label: bool):
+def product(branches: list, from_logits: bool, multi_label: bool) -> Any:
     """The product of probabilities, normalised: the softmax of the sum of logits, of which logarithms are a form."""
     single = multi_label or branches[0].shape[-1] == 1
     if not from_logits:
@@ -79,7 +79,7 @@ def product(branches: list, from_logits: bool, multi_label: bool):
     return ops.sigmoid(total) if single else ops.softmax(total, -1)
 
 
-def first_highest(scores):
+def first_highest(scores: Any) -> Any:
     """Index of the highest score on the last axis, the lowest of equal ones; in operations that LiteRT has."""
     highest = ops.greater_equal(scores, ops.max(scores, -1, keepdims=True))
     return ops.argmax(ops.cast(highest, "int32"), -1)

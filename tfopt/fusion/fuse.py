@@ -213,7 +213,7 @@ def _renamed(model: keras.Model, name: str, outputs: Any = None) -> keras.Model:
     return rewrite(Graph(keras.Model(_bare(functional.input), outputs, name=name))).model
 
 
-def _features(model: keras.Model, layer: str):
+def _features(model: keras.Model, layer: str) -> Any:
     """The output of a layer."""
     try:
         return model.get_layer(layer).output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers as kl
@@ -35,12 +36,12 @@ class Fusion(ComposedLayer, KnowsOutput):
     def create(self, shapes: list[align.Shape]) -> None:
         """Creates weights and inner layers."""
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         shapes = align.as_shapes(input_shape, self.name)
         self.check(shapes)
         self.create(shapes)
 
-    def _check_count(self, weights, shapes: list[align.Shape]) -> None:
+    def _check_count(self, weights: Any, shapes: list[align.Shape]) -> None:
         if isinstance(weights, tuple) and len(weights) != len(shapes):
             raise InvalidArgumentError(
                 f"'{self.name}' has one weight a branch.", received=f"{len(weights)} weights, {len(shapes)} branches"
@@ -78,7 +79,16 @@ class ParallelFusion(Fusion):
         [[0.25, 0.75]]
     """
 
-    def __init__(self, how="mean", weights=None, *, project=False, from_logits=False, multi_label=False, **kwargs):
+    def __init__(
+        self,
+        how: str = "mean",
+        weights: Any = None,
+        *,
+        project: bool = False,
+        from_logits: bool = False,
+        multi_label: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         how = as_choice("how", how, WAYS)
         self.how, self.weights_given = how, combine.as_weights(weights)
@@ -94,7 +104,7 @@ class ParallelFusion(Fusion):
                 received=f"how='{how}', from_logits={from_logits!r}, multi_label={multi_label!r}",
             )
 
-    def weights_of(self, count):
+    def weights_of(self, count: int) -> Any:
         return (self.branch_weights or _equal(count)) if self.how in ("mean", "weighted") else None
 
     def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
@@ -110,7 +120,7 @@ class ParallelFusion(Fusion):
             return self.weights_given if isinstance(self.weights_given, tuple) else None
         return tuple(keras.ops.convert_to_numpy(ops.softmax(self.logits)).tolist())
 
-    def check(self, shapes):
+    def check(self, shapes: Any) -> None:
         self._check_count(self.weights_given, shapes)
         align.check_grids(shapes, self.name)
         if self.how != "concat" and not self.project:
@@ -118,12 +128,12 @@ class ParallelFusion(Fusion):
                 shapes, self.name, "For features, `project=True` learns to bring them to one width, or concatenate."
             )
 
-    def create(self, shapes):
+    def create(self, shapes: Any) -> None:
         self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
         if self.weights_given == LEARNED:
             self.logits = self.add_weight(shape=(len(shapes),), initializer="zeros", name="logits")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         branches = align.on_one_grid(list(inputs))
         branches = [self.projections[str(i)](x) if str(i) in self.projections else x for i, x in enumerate(branches)]
         if self.how == "concat":
@@ -136,7 +146,7 @@ class ParallelFusion(Fusion):
             return combine.mean(branches)
         return combine.weighted(branches, self.weights_given if self.logits is None else ops.softmax(self.logits))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "how": self.how,
@@ -179,7 +189,15 @@ class VotingFusion(Fusion):
         [[0.25, 0.75]]
     """
 
-    def __init__(self, kind="soft", weights=None, *, from_logits=False, multi_label=False, **kwargs):
+    def __init__(
+        self,
+        kind: str = "soft",
+        weights: Any = None,
+        *,
+        from_logits: bool = False,
+        multi_label: bool = False,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         kind = as_choice("kind", kind, KINDS)
         if isinstance(weights, str):
@@ -191,20 +209,20 @@ class VotingFusion(Fusion):
         self.kind, self.weights_given = kind, combine.as_weights(weights)
         self.from_logits, self.multi_label = from_logits, multi_label
 
-    def weights_of(self, count):
+    def weights_of(self, count: int) -> Any:
         return self.weights_given or _equal(count)
 
     def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
         """The share of each class in the votes."""
         return _shares(self.multi_label, width)
 
-    def check(self, shapes):
+    def check(self, shapes: Any) -> None:
         self._check_count(self.weights_given, shapes)
         if len({shape[1:] for shape in shapes}) > 1:
             align.check_widths(shapes, self.name, "Models vote on the same classes.")
             raise InvalidArgumentError(f"The branches of '{self.name}' have the same shape.", received=str(shapes))
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         single = self.multi_label or inputs[0].shape[-1] == 1
         if self.kind == "hard":
             return self._count(inputs, single)
@@ -214,7 +232,7 @@ class VotingFusion(Fusion):
             combine.mean(list(inputs)) if self.weights_given is None else combine.weighted(inputs, self.weights_given)
         )
 
-    def _count(self, inputs, single: bool):
+    def _count(self, inputs: Any, single: bool) -> Any:
         """Votes as whole numbers, then divided by their sum."""
         weights = self.weights_given
         counts = combine.whole_numbers(weights if isinstance(weights, tuple) else [1.0] * len(inputs))
@@ -226,7 +244,7 @@ class VotingFusion(Fusion):
         votes = ops.cast(ops.sum(ops.stack(cast, 1), 1), self.compute_dtype)
         return ops.multiply(votes, 1.0 / sum(counts))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "kind": self.kind,
@@ -259,7 +277,7 @@ class GatedFusion(Fusion):
         [[1.0, 1.0, 1.0, 1.0]]
     """
 
-    def __init__(self, *, project=False, **kwargs):
+    def __init__(self, *, project: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.project = project
 
@@ -267,18 +285,18 @@ class GatedFusion(Fusion):
         """A weighted mean of the branches."""
         return OutputKind.NUMBERS if self.project else mean_kind(kinds)
 
-    def check(self, shapes):
+    def check(self, shapes: Any) -> None:
         align.check_grids(shapes, self.name)
         if not self.project:
             align.check_widths(shapes, self.name, "`project=True` learns to bring them to one width.")
 
-    def create(self, shapes):
+    def create(self, shapes: Any) -> None:
         self.projections = align.projections(shapes, self.dtype_policy) if self.project else {}
         near_zero = keras.initializers.RandomNormal(stddev=0.01)
         self.gate = kl.Dense(len(shapes), "softmax", kernel_initializer=near_zero, name="gate", dtype=self.dtype_policy)
         self.gate.build((None, shapes[0][-1] * len(shapes) if self.project else sum(shape[-1] for shape in shapes)))
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         branches = align.on_one_grid(list(inputs))
         branches = [self.projections[str(i)](x) if str(i) in self.projections else x for i, x in enumerate(branches)]
         grid = list(range(1, len(branches[0].shape) - 1))
@@ -288,7 +306,7 @@ class GatedFusion(Fusion):
             weights = ops.reshape(weights, (-1, *[1] * len(grid), len(branches)))
         return combine.weighted(branches, [weights[..., i : i + 1] for i in range(len(branches))])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "project": self.project}
 
 

@@ -80,7 +80,7 @@ def _likelihood(predictions: Predictions) -> Callable:
     """Mean negative logarithm of the mixture's probability of the right class, and its gradient."""
     right = np.stack([predictions.of_true_class(values) for values in predictions.values])
 
-    def objective(weights):
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
         mixture = np.maximum(weights @ right, TINY)
         return -np.log(mixture).mean(), -(right / mixture).mean(1)
 
@@ -91,7 +91,7 @@ def _softmax_loss(predictions: Predictions) -> Callable:
     """Mean log loss of the softmax, or sigmoid, of summed logits, and its gradient: probability less label."""
     logits, targets = predictions.matrix, predictions.targets()
 
-    def objective(weights):
+    def objective(weights: np.ndarray) -> tuple[float, np.ndarray]:
         summed = np.tensordot(weights, logits, 1)
         excess = predictions.probabilities(summed) - targets
         return predictions.loss(summed), (logits * excess).sum(-1).mean(-1)

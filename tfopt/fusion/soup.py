@@ -21,6 +21,7 @@ from tfopt.core.models.batch_norm import has_batch_norm, reestimate_batch_norms
 from tfopt.core.models.fake_quantized import check_not_quantized
 from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
+from tfopt.core.types import Arrays, Metric
 from tfopt.fusion.architecture import check_same_architecture
 from tfopt.fusion.predictions import check_in_memory, names_of
 from tfopt.fusion.soup_result import Mix, Soup
@@ -30,11 +31,11 @@ METHODS = ("uniform", "greedy")
 
 def average_weights(
     models: Sequence[keras.Model],
-    x_val: Any = None,
-    y_val: Any = None,
+    x_val: Arrays = None,
+    y_val: Arrays = None,
     *,
     method: str = "uniform",
-    metric: Any = None,
+    metric: Metric = None,
     mode: str = "auto",
     batch_norm: Any = None,
     batch_size: int = 32,

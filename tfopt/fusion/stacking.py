@@ -24,6 +24,7 @@ from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.graph import read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.reporting.progress import progress
+from tfopt.core.types import Arrays, Folds, Metric
 from tfopt.fusion.bases import Base, Training, bases_of, seed_of
 from tfopt.fusion.chains import StackedFusion
 from tfopt.fusion.heads import head_of
@@ -34,17 +35,17 @@ from tfopt.fusion.stack_result import INPUTS, StackResult
 
 def stack(
     models: Sequence[Any],
-    x: Any,
-    y: Any,
+    x: Arrays,
+    y: Arrays,
     *,
     meta: keras.Model | None = None,
-    folds: Any = 5,
+    folds: Folds = 5,
     groups: Any = None,
     passthrough: bool = False,
     epochs: int = 10,
     fit: Mapping[str, Any] | None = None,
     meta_fit: Mapping[str, Any] | None = None,
-    metric: Any = None,
+    metric: Metric = None,
     mode: str = "auto",
     directory: str | os.PathLike | None = None,
     seed: int = 0,

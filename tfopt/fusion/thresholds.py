@@ -18,6 +18,7 @@ from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, Unsupport
 from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
 from tfopt.core.reporting.render import Report, Table, count, decimal, percent
+from tfopt.core.types import Arrays
 from tfopt.fusion.cascade import Cascade
 from tfopt.fusion.fuse import fuse
 
@@ -97,8 +98,8 @@ class CascadeFit(Report):
 
 def fit_thresholds(
     models: Sequence[keras.Model],
-    x_val: Any,
-    y_val: Any,
+    x_val: Arrays,
+    y_val: Arrays,
     *,
     accuracy: float | None = None,
     batch_size: int = 32,
@@ -235,7 +236,9 @@ def _hits(right: np.ndarray, confidences: np.ndarray, counts: np.ndarray) -> np.
     return np.append(0, np.cumsum(first))[counts] + second.sum() - np.append(0, np.cumsum(second))[counts]
 
 
-def _passed(right, sure, macs, front: Sequence[float]) -> tuple[np.ndarray, int, float]:
+def _passed(
+    right: np.ndarray, sure: np.ndarray, macs: np.ndarray, front: Sequence[float]
+) -> tuple[np.ndarray, int, float]:
     """Which samples the first models leave, how many others are right, and the mean MACs up to the next model."""
     reached = np.ones(right.shape[1], bool)
     hits, cost = 0, 0.0
@@ -247,7 +250,9 @@ def _passed(right, sure, macs, front: Sequence[float]) -> tuple[np.ndarray, int,
     return reached, hits, float(cost + macs[len(front)] * reached.mean())
 
 
-def _record(names, thresholds: list[float], right, sure, macs: list[int], wanted: float) -> CascadeFit:
+def _record(
+    names: list[str], thresholds: list[float], right: np.ndarray, sure: np.ndarray, macs: list[int], wanted: float
+) -> CascadeFit:
     reached = np.ones(right.shape[1], bool)
     stages, hits, mean_macs = [], 0, 0.0
     for number, (name, threshold) in enumerate(zip(names, (*thresholds, 0.0), strict=True)):

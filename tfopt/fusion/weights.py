@@ -16,6 +16,7 @@ from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
+from tfopt.core.types import Arrays, Folds, Metric
 from tfopt.fusion.predictions import Predictions, check_in_memory, names_of, predicted_by
 from tfopt.fusion.simplex import greedy, logloss, nnls
 
@@ -29,13 +30,13 @@ MEAN, FIT = "plain mean", "fit"
 
 def fit_weights(
     models: Sequence[Any],
-    x_val: Any,
-    y_val: Any,
+    x_val: Arrays,
+    y_val: Arrays,
     *,
     method: str = "greedy",
     guard: str | None = None,
-    folds: Any = 5,
-    metric: Any = None,
+    folds: Folds = 5,
+    metric: Metric = None,
     mode: str = "auto",
     seed: int = 0,
     batch_size: int = 32,

@@ -18,6 +18,7 @@ from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoE
 from tfopt.core.models.fake_quantized import check_quantized, mode, ranges_of
 from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.rewrite import rewrite
+from tfopt.core.types import Data
 from tfopt.quantization import histogram
 from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms
 from tfopt.quantization.ranges import ActivationRange
@@ -29,7 +30,7 @@ CORRECTED_AT_ONCE = 32  # samples of a batch in corrections, however the user ba
 
 def calibrate(
     model: keras.Model,
-    data: Any,
+    data: Data,
     *,
     method: str = "mse",
     percentile: float = 99.99,

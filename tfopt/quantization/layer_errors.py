@@ -16,6 +16,7 @@ from tfopt.core.data.batches import input_batches
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.models.fake_quantized import FakeQuantized, check_quantized, check_ranges, fake_quantized
 from tfopt.core.models.graph import Graph, read
+from tfopt.core.types import Data
 from tfopt.quantization.calibrate import calibrate
 from tfopt.quantization.error_report import LayerError, QuantizationErrors, decibels
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
@@ -24,7 +25,7 @@ from tfopt.quantization.twins import Step, Twins
 
 
 def quantization_errors(
-    model: keras.Model, data: Any, *, samples: int | None = 64, batch_size: int = 32
+    model: keras.Model, data: Data, *, samples: int | None = 64, batch_size: int = 32
 ) -> QuantizationErrors:
     """Measures what rounding does to the output of each quantized layer, against the float model it is rounded from.
 

@@ -17,6 +17,7 @@ from tfopt.core.keras_internals import compiled_loss, sublayers
 from tfopt.core.models.flow import has_kernel
 from tfopt.core.models.graph import Call, Graph, as_patterns, check_patterns, is_selected, read, trace_back
 from tfopt.core.models.rewrite import rewrite
+from tfopt.core.types import Arrays, Data
 from tfopt.training.recipes import Recipe, recipe
 
 MODES = ("features", "partial", "full")
@@ -24,8 +25,8 @@ MODES = ("features", "partial", "full")
 
 def fine_tune(
     model: keras.Model,
-    x: Any,
-    y: Any = None,
+    x: Data,
+    y: Arrays = None,
     *,
     mode: str = "features",
     layers: str | list[str] | int | None = None,

@@ -11,6 +11,7 @@ import keras
 
 from tfopt.core.checks import as_count, as_seed, plain
 from tfopt.core.models.fingerprints import fingerprint
+from tfopt.core.types import Data, Folds
 from tfopt.tuner.arguments import as_budget, as_folds, as_hypermodel, check_data, check_place, fingerprints
 from tfopt.tuner.folder import search_in_folder
 from tfopt.tuner.journal import SearchJournal
@@ -31,8 +32,8 @@ def search(
     model_or_builder: keras.Model | Callable[[Any], keras.Model] | Any,
     space: SearchSpace | dict[str, Any] | None = None,
     *,
-    train: Any,
-    val: Any = None,
+    train: Data,
+    val: Data = None,
     method: str | BaseSampler | Oracle = "tpe",
     objectives: Any = ("val_accuracy",),
     constraints: Any = (),
@@ -40,7 +41,7 @@ def search(
     epochs: int = 10,
     batch_size: int = 32,
     executions: int = 1,
-    cv: Any = None,
+    cv: Folds = None,
     inherit: bool = True,
     stop_early: bool = True,
     directory: str | os.PathLike | None = None,

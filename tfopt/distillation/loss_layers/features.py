@@ -16,6 +16,15 @@ from tfopt.distillation import feature_losses
 from tfopt.distillation.loss_layers.base import FEATURES, DistillationLoss
 from tfopt.distillation.shapes import check_features, common_grid, sample_mean, without_padding
 
+__all__ = [
+    "AttentionTransfer",
+    "ContrastiveRepresentation",
+    "FeatureMatching",
+    "RelationalAngle",
+    "RelationalDistance",
+    "SimilarityPreserving",
+]
+
 
 @keras.saving.register_keras_serializable(package="tfopt")
 class FeatureMatching(DistillationLoss):

@@ -16,6 +16,14 @@ from tfopt.distillation.loss_layers.base import LOGITS, VALUES, DistillationLoss
 from tfopt.distillation.scores import Task
 from tfopt.distillation.shapes import check_classes, check_same_shape
 
+__all__ = [
+    "BinaryTargets",
+    "BoundedTargets",
+    "DecoupledTargets",
+    "RegressionTargets",
+    "SoftTargets",
+]
+
 
 class _Softened(DistillationLoss):
     """A loss of logits, with a temperature."""

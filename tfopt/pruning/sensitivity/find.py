@@ -20,7 +20,7 @@ from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.models.graph import check_finite, read
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
-from tfopt.core.types import Data, Metric
+from tfopt.core.types import Data, Folds, Metric
 from tfopt.pruning.criteria import as_criterion
 from tfopt.pruning.sensitivity.choice import SparsityChoice, Trial, trial_table
 from tfopt.pruning.sensitivity.finetuning import FineTuning
@@ -39,7 +39,7 @@ def find_sparsity(
     metric: Metric = "accuracy",
     mode: str = "auto",
     sparsities: Sequence[float] | None = None,
-    cv: Any = None,
+    cv: Folds = None,
     finetune: int | None = None,
     validation_data: Data = None,
     validation_split: float | None = None,
