@@ -22,7 +22,7 @@ from tfopt.core.types import Data
 from tfopt.quantization import histogram
 from tfopt.quantization.corrections import correct_biases, reestimate_batch_norms
 from tfopt.quantization.ranges import ActivationRange
-from tfopt.quantization.twins import Twins
+from tfopt.quantization.side_by_side import SideBySide
 
 METHODS = ("mse", "minmax", "percentile")
 CORRECTED_AT_ONCE = 32  # samples of a batch in corrections, however the user batched them
@@ -127,10 +127,10 @@ def _correct(graph: Graph, batches: list, correct: bool, batch_norm: bool) -> li
     whole = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
     starts = range(0, len(whole[0]), CORRECTED_AT_ONCE)
     even = [[array[start : start + CORRECTED_AT_ONCE] for array in whole] for start in starts]
-    twins = Twins(graph)
+    pair = SideBySide(graph)
     if batch_norm:
-        reestimate_batch_norms(twins, even)
-    return correct_biases(twins, even) if correct else []
+        reestimate_batch_norms(pair, even)
+    return correct_biases(pair, even) if correct else []
 
 
 def _observe(graph: Graph, batches: Iterable, method: str, percentile: float) -> None:

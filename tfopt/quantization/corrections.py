@@ -21,7 +21,7 @@ from tfopt.core.models.batch_norm import ChannelStatistics, assign_finite
 from tfopt.core.models.fake_quantized import mode
 from tfopt.core.models.graph import Graph
 from tfopt.quantization.layers import QuantizedLayer
-from tfopt.quantization.twins import Step, Twins
+from tfopt.quantization.side_by_side import SideBySide, Step
 
 # Layers that compute a linear function of their input, plus a bias, before their activation.
 _LINEAR = (
@@ -38,7 +38,7 @@ _LINEAR = (
 )
 
 
-def correct_biases(twins: Twins, batches: Sequence[list[np.ndarray]]) -> list[str]:
+def correct_biases(pair: SideBySide, batches: Sequence[list[np.ndarray]]) -> list[str]:
     """Takes the mean output error of each rounded kernel, channel by channel, out of the bias; in place.
 
     The error is that of the output before the activation, against the float model on the same samples; activations
@@ -64,11 +64,11 @@ def correct_biases(twins: Twins, batches: Sequence[list[np.ndarray]]) -> list[st
             corrections[step.path] = _Correction(step.path, *target)
         corrections[step.path].follow(step)
 
-    _through(twins, batches, correct)
+    _through(pair, batches, correct)
     return list(left)
 
 
-def reestimate_batch_norms(twins: Twins, batches: Sequence[list[np.ndarray]]) -> None:
+def reestimate_batch_norms(pair: SideBySide, batches: Sequence[list[np.ndarray]]) -> None:
     """Sets the statistics of all batch normalizations to those of the data, in both models, in place."""
     statistics: dict[tuple[str, bool], ChannelStatistics] = {}
 
@@ -79,13 +79,13 @@ def reestimate_batch_norms(twins: Twins, batches: Sequence[list[np.ndarray]]) ->
                 inputs = values[id(step.call.inputs[0])]
                 statistics.setdefault((step.path, is_plain), ChannelStatistics(step.path)).follow(layer, inputs)
 
-    _through(twins, batches, estimate)
+    _through(pair, batches, estimate)
 
 
-def _through(twins: Twins, batches: Any, visit: Any) -> None:
+def _through(pair: SideBySide, batches: Any, visit: Any) -> None:
     with mode("calibrate"):
         for batch in batches:
-            twins.run(batch, visit)
+            pair.run(batch, visit)
 
 
 def _target(op: QuantizedLayer, graph: Graph) -> tuple[keras.Variable, int] | None:

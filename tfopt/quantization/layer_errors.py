@@ -21,7 +21,7 @@ from tfopt.quantization.calibrate import calibrate
 from tfopt.quantization.error_report import LayerError, QuantizationErrors, decibels
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.quantize import quantize
-from tfopt.quantization.twins import Step, Twins
+from tfopt.quantization.side_by_side import SideBySide, Step
 
 
 def quantization_errors(
@@ -56,7 +56,7 @@ def quantization_errors(
     graph = read(model)
     check_quantized(graph, "quantization_errors")
     check_ranges(graph)
-    return _measured(Twins(graph), list(input_batches(model, data, batch_size=batch_size, limit=samples)))
+    return _measured(SideBySide(graph), list(input_batches(model, data, batch_size=batch_size, limit=samples)))
 
 
 def suggest_float_layers(
@@ -106,22 +106,24 @@ def suggest_float_layers(
             warnings.simplefilter("ignore", UserWarning)  # what stays float anyway is said by the user's own `quantize`
             graph = read(calibrate(quantize(model), whole))
     check_ranges(graph)
-    twins = Twins(graph)
-    errors = _measured(twins, batches)
+    pair = SideBySide(graph)
+    errors = _measured(pair, batches)
     ranked = [layer.layers for layer in errors.layers if layer.layers and layer.alone_db is not None]
     ranked = ranked if max_layers is None else ranked[:max_layers]
-    number = len(ranked) if target_db is None else _fewest(twins, batches, ranked, target_db, errors.output_db)
+    number = len(ranked) if target_db is None else _fewest(pair, batches, ranked, target_db, errors.output_db)
     return {path: None for paths in ranked[:number] for path in paths}
 
 
-def _fewest(twins: Twins, batches: list, ranked: list[tuple[str, ...]], target_db: float, all_db: float | None) -> int:
+def _fewest(
+    pair: SideBySide, batches: list, ranked: list[tuple[str, ...]], target_db: float, all_db: float | None
+) -> int:
     """How many of the ranked operations have to stay float, by bisection: each more helps, as good as always."""
 
     def reached(number: int) -> float:
         outputs = _Outputs()
         stays_float = frozenset(path for paths in ranked[:number] for path in paths)
         for batch in batches:
-            outputs.add(*twins.run(batch, stays_float=stays_float))
+            outputs.add(*pair.run(batch, stays_float=stays_float))
         return _as_number(outputs.worst_db())
 
     if _as_number(all_db) >= target_db:
@@ -173,7 +175,7 @@ class _Outputs:
 
 
 class _Meter:
-    """Follows a run of twins and adds up the noise of each rounded output."""
+    """Follows a run of both models and adds up the noise of each rounded output."""
 
     def __init__(self) -> None:
         self.layers: dict[str, tuple[str, ...]] = {}
@@ -207,13 +209,13 @@ class _Meter:
         return tuple(sorted(found, key=lambda layer: _as_number(layer.alone_db)))
 
 
-def _measured(twins: Twins, batches: list) -> QuantizationErrors:
+def _measured(pair: SideBySide, batches: list) -> QuantizationErrors:
     meter, outputs = _Meter(), _Outputs()
     for batch in batches:
-        outputs.add(*twins.run(batch, after=meter.after))
+        outputs.add(*pair.run(batch, after=meter.after))
         meter.inside.clear()
     samples = sum(len(batch[0]) for batch in batches)
-    return QuantizationErrors(twins.graph.model.name, samples, outputs.worst_db(), meter.errors())
+    return QuantizationErrors(pair.graph.model.name, samples, outputs.worst_db(), meter.errors())
 
 
 def _rounds_output(op: keras.Operation, graph: Graph) -> bool:

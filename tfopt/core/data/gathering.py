@@ -34,9 +34,9 @@ def batch_gradients(
     Raises:
         InvalidArgumentError: a loss unknown to Keras, or that does not fit labels and outputs.
     """
-    twin = rewrite(graph).model
-    watched = [variable.value for variable in counterparts(graph.model, twin, kernels)]
-    for _, gradients in _gradients(twin, lambda inputs: watched, labelled_batches(twin, data), loss, verbose):
+    copy = rewrite(graph).model
+    watched = [variable.value for variable in counterparts(graph.model, copy, kernels)]
+    for _, gradients in _gradients(copy, lambda inputs: watched, labelled_batches(copy, data), loss, verbose):
         yield gradients
 
 
@@ -52,11 +52,11 @@ def input_gradients(
 
 
 def _gradients(
-    twin: keras.Model, watched_of: Callable, batches: Iterator, loss: Mapping[str, Any], verbose: int
+    copy: keras.Model, watched_of: Callable, batches: Iterator, loss: Mapping[str, Any], verbose: int
 ) -> Iterator:
     """For each batch its inputs, and the gradients of its loss by what `watched_of` gives for the input tensors."""
     first = next(batches)
-    _compile(twin, loss, first)
+    _compile(copy, loss, first)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def gradients(inputs: Any, targets: Any, weights: Any) -> list:
@@ -64,13 +64,13 @@ def _gradients(
         seen = [tensor for tensor in watched if tensor.dtype.is_floating]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(seen)
-            total = twin.compute_loss(inputs, targets, twin(inputs, training=False), weights)
+            total = copy.compute_loss(inputs, targets, copy(inputs, training=False), weights)
         found = {id(tensor): gradient for tensor, gradient in zip(seen, tape.gradient(total, seen), strict=True)}
         return [None if g is None else tf.convert_to_tensor(g) for g in (found.get(id(t)) for t in watched)]
 
-    gradients.get_concrete_function(*keras.tree.map_structure(_any_batch_size, _tensors(twin, first)))
+    gradients.get_concrete_function(*keras.tree.map_structure(_any_batch_size, _tensors(copy, first)))
     for batch in _shown(itertools.chain([first], batches), verbose):
-        yield batch[0], [None if g is None else g.numpy() for g in gradients(*_tensors(twin, batch))]
+        yield batch[0], [None if g is None else g.numpy() for g in gradients(*_tensors(copy, batch))]
 
 
 def observe(
@@ -145,15 +145,15 @@ def _any_batch_size(tensor: tf.Tensor | None) -> tf.TensorSpec | None:
     return None if tensor is None else tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
-def _compile(twin: keras.Model, loss: Mapping[str, Any], batch: tuple) -> None:
+def _compile(copy: keras.Model, loss: Mapping[str, Any], batch: tuple) -> None:
     """Compiles with the loss, and takes it of one batch, so that what does not fit comes out here."""
-    inputs, targets, weights = _tensors(twin, batch)
-    predictions = twin(inputs, training=False)
+    inputs, targets, weights = _tensors(copy, batch)
+    predictions = copy(inputs, training=False)
     if not loss:
-        loss = {"loss": inferred_loss(twin, predictions, batch[1])}
+        loss = {"loss": inferred_loss(copy, predictions, batch[1])}
     try:
-        keras.Model.compile(twin, **loss)
-        twin.compute_loss(inputs, targets, predictions, weights)
+        keras.Model.compile(copy, **loss)
+        copy.compute_loss(inputs, targets, predictions, weights)
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         raise InvalidArgumentError(
             "The loss has to fit the labels and the model's outputs.",

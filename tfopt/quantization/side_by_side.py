@@ -46,22 +46,22 @@ class Step:
         return _flat(self.call.op, args, kwargs)
 
 
-class Twins:
-    """A quantized model and its float twin, which has the same paths.
+class SideBySide:
+    """A quantized model and the float model that it is rounded from, which has the same paths.
 
     Example:
         >>> from tfopt.quantization.quantize import quantize
         >>> model = quantize(keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="d")]))
-        >>> twins = Twins(read(model))
-        >>> exact, rounded = twins.run([np.ones((1, 2))], lambda step: print(step.path))
+        >>> pair = SideBySide(read(model))
+        >>> exact, rounded = pair.run([np.ones((1, 2))], lambda step: print(step.path))
         x_range
         d
     """
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        twin = rewrite(graph, lambda op, state: op.stripped(state) if isinstance(op, FakeQuantized) else None)
-        self.plain = dict(twin.layers)
+        plain = rewrite(graph, lambda op, state: op.stripped(state) if isinstance(op, FakeQuantized) else None)
+        self.plain = dict(plain.layers)
 
     def run(
         self,
