@@ -19,7 +19,8 @@ FLOORS = {
     "report": 4,
     "tuner": 5,
     **dict.fromkeys(["pipeline", "demo"], 6),
-    **dict.fromkeys(["cli", "__init__", "__main__"], 7),
+    "cli": 7,
+    **dict.fromkeys(["__init__", "__main__"], 8),
 }
 # Outside package -> the rooms or files that may import it.
 DOORS = {
