@@ -477,8 +477,8 @@ def test_the_ranking_prints_and_plots(ranking, tmp_path):
     [
         ({}, "Either a number or `fraction`"),
         ({"number": 3, "fraction": 0.5}, "Either a number or `fraction`"),
-        ({"number": 0}, "Received: 0 of 30"),
-        ({"number": 31}, "Received: 31 of 30"),
+        ({"number": 0}, "from 1 to 30. Received: 0"),
+        ({"number": 31}, "from 1 to 30. Received: 31"),
         ({"number": 2.0}, "whole number"),
         ({"fraction": 1.0}, "above 0 and below 1"),
         ({"fraction": "half"}, "above 0 and below 1"),
