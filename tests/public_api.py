@@ -69,7 +69,8 @@ def _described(member):
 def names_of(package):
     """The names that a package says are public, else those that are not its modules."""
     known = [name for name, value in vars(package).items() if name[0] != "_" and not inspect.ismodule(value)]
-    return list(getattr(package, "__all__", known))
+    names = getattr(package, "__all__", known)
+    return [name for name in names if not inspect.ismodule(getattr(package, name))]
 
 
 def public_api():

@@ -135,3 +135,22 @@ def test_the_wheel_holds_every_module(tmp_path):
     assert {str(path) for path in modules} | {"tfopt/py.typed"} <= set(names)
     assert not [name for name in names if not name.startswith(("tfopt/", "tfopt-"))]
     assert wheel.name == f"tfopt-{tfopt.__version__}-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from tfopt import cache_teacher",
+        "from tfopt.distillation import SoftTargets",
+        "from tfopt.quantization.layers import QuantizedLayer",
+        "from tfopt.training import fine_tune",
+    ],
+)
+def test_anything_of_tfopt_may_be_the_first_import(first):
+    """Keras, and with it all that is registered, is then imported in the middle of it."""
+    assert fresh(f"""
+import json
+{first}
+import keras
+print(json.dumps("tfopt>Distiller" in keras.saving.get_custom_objects()))
+""")

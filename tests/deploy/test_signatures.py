@@ -7,6 +7,7 @@ import zoo
 from keras import layers as kl
 
 import tfopt
+from tfopt.core.models.graph import read
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,9 @@ def test_a_signature_that_disagrees_is_found(tmp_path, monkeypatch):
 
     classify, _ = two_models()
     other = keras.models.clone_model(classify)
-    monkeypatch.setattr(tflite, "convert", lambda model, *a, convert=tflite.convert, **k: convert(classify, *a, **k))
+    monkeypatch.setattr(
+        tflite, "convert", lambda graph, *a, convert=tflite.convert, **k: convert(read(classify), *a, **k)
+    )
     with pytest.raises(tfopt.ExportError, match="mean absolute difference"):
         tfopt.export_tflite({"a": classify, "b": other}, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())

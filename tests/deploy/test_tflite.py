@@ -14,6 +14,7 @@ import zoo
 from keras import layers as kl
 
 import tfopt
+from tfopt.core.models.graph import read
 from tfopt.deploy import tflite
 
 
@@ -211,7 +212,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
     model = zoo.build("sequential")
     other = zoo.build("sequential")
     other.get_layer("probabilities").kernel.assign(-model.get_layer("probabilities").kernel * 3)
-    monkeypatch.setattr(tflite, "convert", lambda *a, convert=tflite.convert, **k: convert(other, *a[1:], **k))
+    monkeypatch.setattr(tflite, "convert", lambda *a, convert=tflite.convert, **k: convert(read(other), *a[1:], **k))
     with pytest.raises(tfopt.ExportError, match="mean absolute difference"):
         tfopt.export_tflite(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())

@@ -408,7 +408,7 @@ def endless():
 
 
 BAD = {
-    "dtype": ({"dtype": "bfloat16"}, '"float16" or "float32"'),
+    "dtype": ({"dtype": "bfloat16"}, "'float16' or 'float32'"),
     "batch size": ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
     "seed": ({"seed": -1}, "`seed` must be a whole number"),
     "layers": ({"layers": [3]}, "`layers` must be a path"),

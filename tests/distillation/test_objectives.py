@@ -295,7 +295,8 @@ def test_what_is_missing_is_said():
     with pytest.raises(InvalidArgumentError, match=r"Outside of a Distiller SoftTargets must have.*`temperature=4\.0`"):
         td.SoftTargets()(*values)
     for loss in (td.DecoupledTargets(4.0), td.BoundedTargets()):
-        with pytest.raises(InvalidArgumentError, match=f"{type(loss).__name__} must be given the labels.*Fit with labels"):
+        says = f"{type(loss).__name__} must be given the labels.*Fit with labels"
+        with pytest.raises(InvalidArgumentError, match=says):
             loss(*values)
     with pytest.raises(InvalidArgumentError, match="known number of channels"):
         td.FeatureMatching().build((None, None, None), (None, None, 3))

@@ -181,7 +181,7 @@ def test_bad_rounding(round_to):
 
 
 def test_unknown_names():
-    with pytest.raises(InvalidArgumentError, match=r"`include` has to fit a layer.*'convolution'"):
+    with pytest.raises(InvalidArgumentError, match=r"`include` must fit a layer.*'convolution'"):
         scale_width(article_cnn(), 0.5, include="convolution")
 
 

@@ -172,7 +172,8 @@ def test_guard_gives_the_mean_where_the_fit_is_luck():
     predictions, y = classifiers(0, 40, samples=20, classes=2, skill=0.0)
     lucky = fit_weights(predictions, None, y)
     assert lucky.score > lucky.mean.score + 0.2
-    guarded = fit_weights(predictions, None, y, guard="cv")
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    guarded = fit_weights(predictions, None, y, guard="cv", folds=folds)
     assert (guarded.kept, guarded.weights) == ("plain mean", (1 / 40,) * 40)
     assert guarded.fit.cv_score <= guarded.mean.cv_score
     assert guarded.fit.score == lucky.score

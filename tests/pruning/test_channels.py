@@ -278,7 +278,7 @@ def test_what_cannot_go_is_named_with_the_reason():
         ({"pattern": "channel", "round_to": 0}, "at least 1"),
         ({"round_to": 8}, "for whole channels"),
         ({"to_macs": 0.5}, "for whole channels"),
-        ({"pattern": "channel", "include": "nothing"}, "has to fit a layer"),
+        ({"pattern": "channel", "include": "nothing"}, "must fit a layer"),
         ({"pattern": "channel", "criterion": "taylor"}, "data"),
         ({"pattern": "channel", "criterion": "bn_scale"}, "batch normalization"),
         ({"pattern": "layer", "min_kept": 0.1}, "whole blocks"),

@@ -28,7 +28,7 @@ def kernels(model):
 def scores(model, criterion, names=None, **options):
     """Path of each kernel -> its scores."""
     found = {path: k for path, k in kernels(model).items() if names is None or path.split("/kernel")[0] in names}
-    result = score_kernels(model, list(found.values()), as_criterion(criterion), **options)
+    result = score_kernels(read(model), list(found.values()), as_criterion(criterion), **options)
     assert all(result[id(k)].dtype == np.float32 and result[id(k)].shape == tuple(k.shape) for k in found.values())
     return {path: result[id(k)] for path, k in found.items()}
 
@@ -452,7 +452,7 @@ def test_a_kernel_without_part_in_the_loss():
 def test_errors(criterion, options, error, message):
     model = two_layers()
     with np.errstate(all="ignore"), pytest.raises(error, match=message):
-        score_kernels(model, list(kernels(model).values()), as_criterion(criterion), **options)
+        score_kernels(read(model), list(kernels(model).values()), as_criterion(criterion), **options)
 
 
 def test_activations_that_overflow():
@@ -462,7 +462,7 @@ def test_activations_that_overflow():
 
 
 def test_no_kernels_no_scores():
-    assert score_kernels(two_layers(), [], CRITERIA["magnitude"]) == {}
+    assert score_kernels(read(two_layers()), [], CRITERIA["magnitude"]) == {}
 
 
 def test_progress_bar(capsys):

@@ -347,7 +347,7 @@ WRONG = {
     "has to suit the task. Received: 'mae' for a task with accuracy": {"metric": "mae"},
     "A metric is a function": {"metric": 3},
     "`batch_size` must be a whole number": {"batch_size": 0},
-    "`include` has to fit a layer": {"include": "conv"},
+    "`include` must fit a layer": {"include": "conv"},
 }
 
 
