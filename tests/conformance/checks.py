@@ -163,7 +163,9 @@ def quantized(row: Row, scheme: str) -> Quantized:
     if fresh is None:
         return Quantized("", said)
     trained = train_a_step(fresh, x) if scheme == "int8" else fresh
-    ready = tfopt.calibrate(trained, x)
+    refused, ready = heard(lambda: tfopt.calibrate(trained, x))
+    if ready is None:
+        return Quantized(said, refused)
     found = Quantized(said, "", fresh, ready, learned(model, trained))
     with tempfile.TemporaryDirectory() as folder:
         refused, path = heard(lambda: tfopt.export_tflite(ready, Path(folder) / "m.tflite", data=x, tolerance=0.5).path)

@@ -7,7 +7,8 @@ from keras import ops
 from tfopt.core.keras_internals import op_class
 
 NO_INTEGERS = "LiteRT has no integer version"
-UNKNOWN = "unknown to the catalog"
+UNKNOWN = "unknown to tfopt; `@tfopt.register_layer` makes it known"
+CONSTANT = no("In a nested call() argument, you cannot mix tensors and non-tensors")
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 4)).astype("float32")
 MATRIX = KERNEL[0, 0]
 
@@ -35,36 +36,49 @@ ROWS = [
         ("Var", "Std"),
         lambda x: ops.var(x, axis=(1, 2)),
         lambda x: ops.std(x, axis=(1, 2)),
-        int8=floats("", NO_INTEGERS),
-        int16x8=floats("", NO_INTEGERS),
+        channels=unknown("Std"),
+        int8=floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS),
+        int16x8=floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS),
     ),
-    op(("Normalize",), ops.normalize, int8=floats("", NO_INTEGERS), int16x8=floats("", NO_INTEGERS)),
-    op(("Sign",), ops.sign, int8=floats("SIGN", UNKNOWN), int16x8=floats("SIGN", UNKNOWN)),
-    op(("NotEqual", "Any"), not_empty, int8=floats("NOT_EQUAL"), int16x8=floats("NOT_EQUAL")),
+    op(
+        ("Normalize",),
+        ops.normalize,
+        channels=unknown("Normalize"),
+        int8=floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS),
+        int16x8=floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS),
+    ),
+    op(
+        ("Sign",),
+        ops.sign,
+        int8=floats("SIGN", UNKNOWN),
+        int16x8=floats("SIGN", UNKNOWN),
+        trains=no("the gradient of a sign is 0"),
+    ),
+    op(("NotEqual", "Any"), not_empty, int8=floats("CAST NOT_EQUAL"), int16x8=floats("CAST NOT_EQUAL", SIXTEEN)),
     op(
         ("Dot", "Inner", "Tensordot"),
         lambda x: ops.dot(x, MATRIX),
         lambda x: ops.inner(x, MATRIX),
         lambda x: ops.tensordot(x, MATRIX, 1),
         channels=unknown("Dot"),
-        int8=floats("FULLY_CONNECTED*3", UNKNOWN),
-        int16x8=floats("FULLY_CONNECTED*3", UNKNOWN),
+        int8=CONSTANT,
+        int16x8=CONSTANT,
     ),
     op(
         ("Conv", "ConvTranspose"),
         lambda x: ops.conv(x, KERNEL),
-        lambda x: ops.conv_transpose(x, KERNEL, 2),
+        lambda x: ops.conv_transpose(x, KERNEL, 2, data_format="channels_last"),
         channels=unknown("Conv"),
-        int8=floats("CONV_2D TRANSPOSE_CONV", UNKNOWN),
-        int16x8=floats("CONV_2D TRANSPOSE_CONV", UNKNOWN),
+        int8=CONSTANT,
+        int16x8=CONSTANT,
     ),
     op(
         ("DepthwiseConv", "SeparableConv"),
         lambda x: ops.depthwise_conv(x, KERNEL[..., :1]),
         lambda x: ops.separable_conv(x, KERNEL[..., :1], KERNEL[:1, :1]),
         channels=unknown("DepthwiseConv"),
-        int8=floats("CONV_2D DEPTHWISE_CONV_2D*2", UNKNOWN),
-        int16x8=floats("CONV_2D DEPTHWISE_CONV_2D*2", UNKNOWN),
+        int8=CONSTANT,
+        int16x8=CONSTANT,
     ),
     op(
         ("DotProductAttention",),

@@ -66,7 +66,7 @@ ROWS = [
     Row(
         (CustomScaleLayer,),
         between(lambda x: CustomScaleLayer(0.5)([x, kl.ReLU()(x)])),
-        int8=floats("", "it scales and adds"),
-        int16x8=floats("", "it scales and adds"),
+        int8=floats("ADD MUL", "it scales and adds"),
+        int16x8=floats("ADD MUL", "it scales and adds"),
     ),
 ]

@@ -75,7 +75,7 @@ def text() -> str:
     """The page."""
     parts = [HEAD]
     for title, family in FAMILIES.items():
-        parts.append("\n".join([f"## {title}", "", COLUMNS, *map(line_of, family.ROWS), ""]))
+        parts.append("\n".join([f"## {title}", "", COLUMNS, *map(line_of, family), ""]))
     without = [f"- {', '.join(cls.__name__ for cls in classes)}: {why}." for why, classes in WITHOUT.items() if classes]
     parts.append("\n".join(["## Without a row", "", *without, ""]))
     return "\n".join(parts)

@@ -30,13 +30,18 @@ def row(classes, *args, name="", **cells):
 NO_POOL = {what: no(f"'tf.{what}Pool3D' op is neither a custom op nor a flex op") for what in ("Max", "Avg")}
 ROWS = [
     *row(named("MaxPooling", "ZeroPadding", "Cropping", ranks=FLAT), 1),
-    *row(named("ZeroPadding", "Cropping", ranks=("3D",)), 1, int16x8=floats("", SIXTEEN)),
+    *row(named("ZeroPadding", "Cropping", ranks=("3D",)), 1, int16x8=floats("PAD STRIDED_SLICE", SIXTEEN)),
     *row(named("MaxPooling", ranks=("3D",)), 1, int8=NO_POOL["Max"], int16x8=NO_POOL["Max"]),
     *row(named("AveragePooling", ranks=FLAT), 2, int8=within(2.0), int16x8=within(2.0)),
     *row(named("AveragePooling", ranks=("3D",)), 2, int8=NO_POOL["Avg"], int16x8=NO_POOL["Avg"]),
     *row(named("GlobalMaxPooling", "GlobalAveragePooling", ranks=FLAT)),
     *row(named("GlobalMaxPooling", "GlobalAveragePooling", ranks=("3D",)), int16x8=floats("MEAN REDUCE_MAX", SIXTEEN)),
-    *row(named("AdaptiveAveragePooling", ranks=FLAT), 2, int8=within(2.0), int16x8=floats("", SIXTEEN)),
+    *row(
+        named("AdaptiveAveragePooling", ranks=FLAT),
+        2,
+        int8=within(2.0),
+        int16x8=floats("AVERAGE_POOL_2D*6 CONCATENATION*3 GATHER*3", SIXTEEN),
+    ),
     *row(named("AdaptiveAveragePooling", ranks=("3D",)), 2, int8=NO_POOL["Avg"], int16x8=NO_POOL["Avg"]),
     *row(named("AdaptiveMaxPooling", ranks=FLAT), 2, int16x8=floats("", SIXTEEN)),
     *row(named("AdaptiveMaxPooling", ranks=("3D",)), 2, int8=NO_POOL["Max"], int16x8=NO_POOL["Max"]),

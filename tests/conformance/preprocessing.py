@@ -32,7 +32,7 @@ RANDOM = {
     "RandomTranslation": {"height_factor": 0.1, "width_factor": 0.1},
     "RandomZoom": {"height_factor": 0.1},
 }
-FLOAT = ("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization", "Solarization")
+FLOAT = ("AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Solarization")
 
 
 IMAGES = "preprocessing of images that LiteRT has no integers for"

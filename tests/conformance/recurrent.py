@@ -12,7 +12,9 @@ def cell(name):
 
 
 def stacked(x):
-    return kl.RNN(kl.StackedRNNCells([kl.SimpleRNNCell(4), kl.SimpleRNNCell(4)]))(x)
+    return kl.RNN(
+        kl.StackedRNNCells([kl.SimpleRNNCell(4, name="lower"), kl.SimpleRNNCell(4, name="upper")], name="stack")
+    )(x)
 
 
 ROWS = [
@@ -30,7 +32,12 @@ ROWS = [
         cell("simple_rnn_cell"),
         channels=no("tfopt does not know RNN"),
     ),
-    Row((kl.StackedRNNCells,), between(stacked, STEPS), channels=no("tfopt does not know RNN")),
+    Row(
+        (kl.StackedRNNCells,),
+        between(stacked, STEPS),
+        (*cell("stack/lower"), *cell("stack/upper")),
+        channels=no("tfopt does not know RNN"),
+    ),
     Row(
         (kl.TimeDistributed,),
         layer(kl.TimeDistributed, kl.Dense(4), shape=STEPS),
@@ -46,6 +53,6 @@ ROWS = [
         int16x8=floats("CONV_2D", "layers inside a layer are not quantized"),
     ),
     Row((kl.ConvLSTM1D,), layer(kl.ConvLSTM1D, 2, 2, shape=(2, 4, 4))),
-    Row((kl.ConvLSTM2D,), layer(kl.ConvLSTM2D, 2, 2, shape=(2, 3, 3, 2))),
+    Row((kl.ConvLSTM2D,), layer(kl.ConvLSTM2D, 2, 2, shape=(2, 3, 3, 4))),
     Row((kl.ConvLSTM3D,), between(lambda x: kl.ConvLSTM3D(2, 2)(kl.Reshape((2, 2, 2, 2, 4))(x)), (2, 8, 4))),
 ]

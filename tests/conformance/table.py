@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from conformance import (
     activations,
     attention,
@@ -15,6 +17,7 @@ from conformance import (
     recurrent,
     shaping,
 )
+from conformance.cells import CELLS
 from conformance.rows import Row
 from keras import layers as kl
 
@@ -22,7 +25,7 @@ from tfopt.core.layers import registry
 from tfopt.core.layers.registry import layers_named
 from tfopt.core.models.opening import ComposedLayer
 
-FAMILIES = {
+_MODULES = {
     "Kernels": kernels,
     "Recurrent layers and wrappers": recurrent,
     "Attention": attention,
@@ -35,12 +38,18 @@ FAMILIES = {
     "Preprocessing": preprocessing,
     "Layers of tfopt": own,
 }
-ROWS: list[Row] = [row for family in FAMILIES.values() for row in family.ROWS]
+# What the rows themselves do not say is in `cells.py`.
+FAMILIES: dict[str, list[Row]] = {
+    name: [replace(row, **CELLS.get(row.title, {})) for row in module.ROWS] for name, module in _MODULES.items()
+}
+ROWS: list[Row] = [row for rows in FAMILIES.values() for row in rows]
 
 # Classes without a row, and why.
 WITHOUT: dict[str, list[type]] = {
     "bases of other layers": [*layers_named("Layer", "Wrapper", "Pipeline"), ComposedLayer],
     "they run code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
+    "its function is not in its config, so it is copied by name or not at all": [kl.Lambda],
+    "Keras makes a graph with a cycle of its call": layers_named("Equalization"),
     "it takes bounding boxes, not tensors that a layer reads": layers_named("MaxNumBoundingBoxes"),
 }
 

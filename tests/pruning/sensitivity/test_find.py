@@ -313,7 +313,7 @@ WRONG = {
     "`validation_data` is a pair": {"validation_data": 1, "finetune": 1},
     "`mode` must be one of": {"mode": "higher"},
     "named by a string": {"metric": "accurracy"},
-    "`include` has to fit": {"include": "conv"},
+    "`include` must fit": {"include": "conv"},
 }
 
 
