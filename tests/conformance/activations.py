@@ -18,8 +18,16 @@ def op(names, *calls, **cells):
 
 NO_INTEGERS = "LiteRT has no integer version"
 MIXES = no("softmax mixes them")
+PLAIN = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "LeakyRelu": "leaky_relu",
+    "Silu": "silu",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+}
 ROWS = [
-    functions("linear relu relu6 leaky_relu silu sigmoid tanh"),
+    *(functions(name) for name in ["linear", "relu", "relu6", "leaky_relu", "silu", "sigmoid", "tanh"]),
     functions("softmax", channels=MIXES),
     functions("elu gelu hard_silu hard_sigmoid hard_tanh exponential", int16x8=floats("", SIXTEEN)),
     functions("log_softmax", channels=MIXES, int16x8=floats("", SIXTEEN)),
@@ -49,28 +57,20 @@ ROWS = [
         name="ELU with another alpha",
     ),
     Row((kl.Softmax,), layer(kl.Softmax), channels=MIXES),
-    op(
-        ("Relu", "Relu6", "LeakyRelu", "Silu", "Sigmoid", "Tanh"),
-        ops.relu,
-        ops.relu6,
-        ops.leaky_relu,
-        ops.silu,
-        ops.sigmoid,
-        ops.tanh,
-    ),
+    *(op((cls,), getattr(ops, name)) for cls, name in PLAIN.items()),
     op(("Softmax",), ops.softmax, channels=MIXES),
     op(
         ("HardSilu", "Gelu", "Absolute", "Abs", "Exp"),
         ops.hard_silu,
         ops.gelu,
         ops.absolute,
-        ops.abs,
+        op_class("Abs")(),
         ops.exp,
         int16x8=floats("", SIXTEEN),
     ),
     op(
         ("Sqrt", "Rsqrt", "Clip"),
-        lambda x: ops.sqrt(ops.relu(x)),
+        lambda x: ops.sqrt(ops.relu(x) + 1.0),
         lambda x: ops.rsqrt(ops.relu(x) + 1.0),
         lambda x: ops.clip(x, -0.5, 0.5),
         int16x8=floats("", SIXTEEN),

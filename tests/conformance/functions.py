@@ -65,9 +65,8 @@ ROWS = [
         int16x8=CONSTANT,
     ),
     op(
-        ("Conv", "ConvTranspose"),
+        ("Conv",),
         lambda x: ops.conv(x, KERNEL),
-        lambda x: ops.conv_transpose(x, KERNEL, 2, data_format="channels_last"),
         channels=unknown("Conv"),
         int8=CONSTANT,
         int16x8=CONSTANT,

@@ -11,9 +11,8 @@ def fused(cls, *args, **config):
 
 
 ROWS = [
-    Row((ParallelFusion,), (fused(ParallelFusion, "mean"), fused(ParallelFusion, "max"))),
-    Row((ParallelFusion,), fused(ParallelFusion, "weighted", "learned"), name="ParallelFusion with learned weights"),
-    Row((VotingFusion,), fused(VotingFusion, "soft", from_logits=True)),
-    Row((GatedFusion,), fused(GatedFusion)),
+    Row((ParallelFusion,), (fused(ParallelFusion, "mean"), fused(ParallelFusion, "max")), opened=True),
+    Row((VotingFusion,), fused(VotingFusion, "soft", from_logits=True), opened=True),
+    Row((GatedFusion,), fused(GatedFusion), opened=True),
     Row((CascadeSelection,), fused(CascadeSelection, [0.8], from_logits=True)),
 ]

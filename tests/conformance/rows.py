@@ -51,6 +51,7 @@ class Row:
         channels: why channels stay, those that the layers read or their own; None where none stay.
         int8, int16x8: how the file computes the layers, or why there is none.
         trains: why a training step leaves some weights as they are; None where it reaches all.
+        opened: `quantize` opens the layers into those that they are made of, and `strip` leaves them so.
         note: for the page.
         name: for the page and the names of the tests; by default the names of the classes.
     """
@@ -62,6 +63,7 @@ class Row:
     int8: File | No = field(default_factory=File)
     int16x8: File | No = field(default_factory=File)
     trains: No | None = None
+    opened: bool = False
     note: str = ""
     name: str = ""
 
