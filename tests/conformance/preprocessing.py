@@ -78,6 +78,7 @@ ROWS = [
         channels=no("tfopt does not know"),
         int8=floats("", IMAGES),
         int16x8=floats("", IMAGES),
+        trains=no("ContrastLimitedAdaptiveHistogramEqualization passes no gradients"),
     ),
     raw(
         known("MelSpectrogram"),
