@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import keras
 from conformance import (
     activations,
     attention,
@@ -48,6 +49,7 @@ ROWS: list[Row] = [row for rows in FAMILIES.values() for row in rows]
 # Classes without a row, and why.
 WITHOUT: dict[str, list[type]] = {
     "bases of other layers": [*layers_named("Layer", "Wrapper", "Pipeline"), ComposedLayer],
+    "a model inside a model: each of its layers counts": [keras.Model],
     "they run code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
     "its function is not in its config, so it is copied by name or not at all": [kl.Lambda],
     "Keras mixes up its arguments when it is called in a model": [op_class("ConvTranspose")],
