@@ -219,7 +219,7 @@ def test_wrong_arguments_are_refused(x):
     two = keras.Input((FEATURES,))
     with pytest.raises(InvalidArgumentError, match="one output"):
         fuse([keras.Model(two, [kl.Dense(3)(two), kl.Dense(3)(two)])] * 2, "cascade", thresholds=[0.5])
-    with pytest.raises(InvalidArgumentError, match="chooses one"):
+    with pytest.raises(InvalidArgumentError, match="must answer with a class"):
         fuse([classifier(2, 1, ending=None, classes=1)] * 2, "cascade", thresholds=[0.5])
     with pytest.raises(InvalidArgumentError, match="one of several classes"):
         fuse([classifier(2, 1, ending="sigmoid")] * 2, "cascade", thresholds=[0.5])
