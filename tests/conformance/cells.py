@@ -119,9 +119,6 @@ CELLS = {
     "ops.Split": {
         "int16x8": floats("ADD*2 SPLIT*2", SIXTEEN),
     },
-    "ops.split, one part unused": {
-        "int16x8": floats("FULLY_CONNECTED SPLIT", SIXTEEN),
-    },
     "ops.BroadcastTo": {
         "int16x8": floats("BROADCAST_TO", SIXTEEN),
     },

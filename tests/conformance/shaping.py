@@ -82,14 +82,6 @@ ROWS = [
         int16x8=floats("SPLIT", SIXTEEN),
     ),
     op(
-        ("Split",),
-        lambda x: ops.split(x, 2, axis=-1)[1],
-        channels=unknown("Split"),
-        int8=floats("SPLIT"),
-        int16x8=floats("SPLIT", SIXTEEN),
-        name="ops.split, one part unused",
-    ),
-    op(
         ("Tile", "Repeat"),
         lambda x: ops.tile(x, (1, 2, 1, 1)),
         lambda x: ops.repeat(x, 2, axis=1),

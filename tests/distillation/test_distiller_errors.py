@@ -55,7 +55,7 @@ MATCH = td.FeatureMatching
         ({"teacher": [net(5), net(5, units=4)]}, InvalidArgumentError, "Several teachers have the same outputs"),
         ({"teacher": [net(5), net(5)], "teacher_weights": [1]}, InvalidArgumentError, "one number above 0"),
         ({"teacher": None, "teacher_weights": [1.0]}, InvalidArgumentError, "without a teacher"),
-        ({"teacher_weights": [0.0]}, InvalidArgumentError, "one number above 0"),
+        ({"teacher_weights": [0.0]}, InvalidArgumentError, "finite numbers above 0"),
         ({"losses": "soft"}, InvalidArgumentError, "a loss of tfopt.distillation"),
         ({"losses": []}, InvalidArgumentError, "a loss of tfopt.distillation"),
         (
