@@ -43,10 +43,11 @@ ROWS = [
     Row((kl.ReLU, kl.LeakyReLU), (layer(kl.ReLU), layer(kl.LeakyReLU, 0.2))),
     Row(
         (kl.ReLU,),
-        (layer(kl.ReLU, 1.0), layer(kl.ReLU, negative_slope=0.1), layer(kl.ReLU, threshold=0.5)),
+        (layer(kl.ReLU, 1.0), layer(kl.ReLU, negative_slope=0.1)),
         int16x8=floats("", SIXTEEN),
-        name="ReLU with a highest value, a slope or a threshold",
+        name="ReLU with a highest value or a slope",
     ),
+    Row((kl.ReLU,), layer(kl.ReLU, threshold=0.5), int16x8=floats("", SIXTEEN), name="ReLU with a threshold"),
     Row((kl.PReLU,), layer(kl.PReLU, "uniform", shared_axes=[1, 2]), int16x8=floats("", SIXTEEN)),
     Row((kl.ELU,), layer(kl.ELU), int16x8=floats("ELU", SIXTEEN)),
     Row(

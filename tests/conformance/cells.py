@@ -165,8 +165,11 @@ CELLS = {
             "LiteRT has no integer version of the activation 'sparsemax'",
         ),
     },
-    "ReLU with a highest value, a slope or a threshold": {
-        "int16x8": floats("CONV_2D GREATER LEAKY_RELU MINIMUM RELU*2 SELECT_V2", SIXTEEN),
+    "ReLU with a highest value or a slope": {
+        "int16x8": floats("CONV_2D LEAKY_RELU MINIMUM RELU*2", SIXTEEN),
+    },
+    "ReLU with a threshold": {
+        "int16x8": floats("GREATER SELECT_V2", SIXTEEN),
     },
     "PReLU": {
         "int16x8": floats("PRELU", SIXTEEN),
