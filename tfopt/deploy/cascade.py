@@ -16,6 +16,7 @@ from tfopt.core.data.cascades import in_turn
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.models.fingerprints import model_fingerprint
+from tfopt.core.models.graph import read
 from tfopt.deploy.records import Export
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tensors import checked_inputs
@@ -63,7 +64,7 @@ def export_cascade(cascade: keras.Model, folder: str | os.PathLike, **options: A
         )
     if not Path(folder).is_dir():
         raise FileError("The folder to write to has to exist.", received=f"'{folder}'")
-    whole = model_fingerprint(cascade)
+    whole = model_fingerprint(read(cascade))
     exports = []
     for number, (stage, threshold) in enumerate(zip(stages, (*thresholds, 0.0), strict=True), 1):
         own = {"stage": number, "stages": len(stages), "threshold": threshold, "from_logits": cascade.from_logits}
