@@ -129,23 +129,24 @@ def test_the_loss_of_the_model_and_the_usual_recipe():
 
 
 def test_heads_of_other_models():
+    from tfopt.core.models.graph import read
     from tfopt.training.transfer import _chosen
 
-    assert _chosen(nets.build("resnet8"), "features", None) == ["head"]
-    assert _chosen(nets.build("mobilenet"), "features", None) == ["predictions"]
-    assert _chosen(nets.build("nested").get_layer("backbone"), "features", None) == ["out"]
+    assert _chosen(read(nets.build("resnet8")), "features", None) == ["head"]
+    assert _chosen(read(nets.build("mobilenet")), "features", None) == ["predictions"]
+    assert _chosen(read(nets.build("nested").get_layer("backbone")), "features", None) == ["out"]
     inputs = keras.Input((3,))
     body = kl.Dense(4, name="body")(inputs)
     one = kl.BatchNormalization(name="norm")(kl.Dense(2, name="one")(body))
     two = keras.Sequential([keras.Input((4,)), kl.Dense(2, name="two"), kl.PReLU(name="slope")], name="branch")(body)
     model = keras.Model(inputs, [kl.Softmax()(one), two])
-    assert sorted(_chosen(model, "features", None)) == ["branch/slope", "branch/two", "norm", "one"]
+    assert sorted(_chosen(read(model), "features", None)) == ["branch/slope", "branch/two", "norm", "one"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"mode": "some"}, "one of features, partial, full. Received: 'some'"),
+        ({"mode": "some"}, "one of 'features', 'partial', 'full'. Received: 'some'"),
         ({"mode": "partial"}, "mode='partial' with layers=None"),
         ({"mode": "full", "layers": "head"}, "mode='full' with layers='head'"),
         ({"layers": "heads"}, "'heads'.*The layers are"),

@@ -151,6 +151,7 @@ def cluster(
         NothingToDoError: if no layer is left to cluster, or the model is clustered already.
 
     Example:
+        >>> import numpy as np
         >>> import tf_keras
         >>> model = tf_keras.Sequential([tf_keras.layers.Dense(4, input_shape=(8,), name="d")])
         >>> clustered = strip(cluster(model, 4, init="linear"))

@@ -71,6 +71,7 @@ def prune_layers(
     Source: block influence of Men et al. 2024, https://arxiv.org/abs/2403.03853.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> init = keras.initializers.Constant
         >>> dense = [keras.layers.Dense(8, kernel_initializer=init(c), name=f"d{c}") for c in (3, 1, 2)]
         >>> model = keras.Sequential([keras.Input((8,)), *dense, keras.layers.Dense(4, name="head")])

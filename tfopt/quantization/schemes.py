@@ -70,8 +70,10 @@ class Choice:
         InvalidArgumentError: an unknown scheme or layer, or schemes that no file can hold together.
 
     Example:
+        >>> import keras
+        >>> from tfopt.core.models.graph import read
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)])
-        >>> choice = Choice(Graph(model), SCHEMES["int8"], overrides={"*": "int4_weight_only", "a": None})
+        >>> choice = Choice(read(model), SCHEMES["int8"], overrides={"*": "int4_weight_only", "a": None})
         >>> choice.of("a"), choice.of(model.layers[1].name).weight_bits
         (None, 4)
     """

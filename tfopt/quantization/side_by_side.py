@@ -50,6 +50,7 @@ class SideBySide:
     """A quantized model and the float model that it is rounded from, which has the same paths.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> from tfopt.quantization.quantize import quantize
         >>> model = quantize(keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1, name="d")]))
         >>> pair = SideBySide(read(model))

@@ -33,6 +33,7 @@ def reestimate_batch_norms(graph: Graph, batches: Iterable[list[np.ndarray]]) ->
         NonFiniteError: what the layers compute is not finite in float32.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> model = keras.Sequential([keras.Input((2,)), kl.BatchNormalization(name="bn")])
         >>> reestimate_batch_norms(read(model), [[np.array([[1.0, 5.0]])], [np.array([[3.0, 5.0]])]])
         >>> model.layers[0].moving_mean.numpy().tolist(), model.layers[0].moving_variance.numpy().tolist()

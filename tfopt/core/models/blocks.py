@@ -56,10 +56,11 @@ class Blocks:
         UnsupportedModelError: for a subclassed or unbuilt model.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> inputs = keras.Input((8,))
         >>> x = keras.layers.Dense(8, name="a")(inputs)
         >>> x = keras.layers.Add(name="sum")([x, keras.layers.Dense(8, name="b")(x)])
-        >>> blocks = Blocks(keras.Model(inputs, keras.layers.Dense(2, name="c")(x)))
+        >>> blocks = Blocks(read(keras.Model(inputs, keras.layers.Dense(2, name="c")(x))))
         >>> [(block.name, block.kind, block.parameters) for block in blocks.candidates]
         [('a', 'layer', 72), ('sum', 'residual', 72)]
         >>> blocks.refused["layer"]["c"]

@@ -22,6 +22,7 @@ def opened(graph: Graph) -> Graph:
     """The graph itself, or that of a copy in which a nested model of the same name is in each composed layer's place.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> @keras.saving.register_keras_serializable(package="example")
         ... class Half(ComposedLayer):
         ...     def call(self, inputs):

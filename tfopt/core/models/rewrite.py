@@ -60,6 +60,7 @@ def rewrite(
         UnsupportedModelError: for a layer that cannot be cloned.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d"), keras.layers.ReLU()])
         >>> tanh = lambda op, rewrite: keras.layers.Activation("tanh") if isinstance(op, keras.layers.ReLU) else None
         >>> [layer.__class__.__name__ for _, layer in rewrite(read(model), tanh).layers]
@@ -85,6 +86,7 @@ def untrained(graph: Graph) -> Graph:
     training would not bring them back. Weight constraints are left behind.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.Dense(2)])
         >>> model.layers[0].trainable = False
         >>> new = untrained(read(model)).model
@@ -112,6 +114,7 @@ def in_float32(graph: Graph) -> Graph:
     """The graph itself, or that of a copy of the model that computes in float32 where it has layers of another policy.
 
     Example:
+        >>> from tfopt.core.models.graph import read
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, dtype="mixed_float16")])
         >>> in_float32(read(model)).model.layers[0].compute_dtype
         'float32'
