@@ -44,7 +44,7 @@ def test_unnamed_outputs_have_the_names_of_a_fresh_process():
         model.compile("adam", ["mse", "mse"], metrics=[["mae"], [keras.metrics.MeanAbsoluteError(name="own")]])
         return model
 
-    found = run(builder, (X, (Y, Y)), objectives="val_dense_1_own", constraints="val_dense_mae >= 0")
+    found = run(builder, (X, (Y, Y)), objectives=[("val_dense_1_own", "min")], constraints="val_dense_mae >= 0")
     assert [trial.state for trial in found.trials] == ["complete"] * 3
 
 
@@ -61,6 +61,7 @@ def test_names_of_the_users_stay():
 def test_two_figures_never_get_one_name():
     before = {**name_counts(), "auc": 4}
     named = keras.metrics.AUC(name="auc")
+    unnamed = keras.metrics.AUC()
     while name_counts()["auc"] < 6:
         unnamed = keras.metrics.AUC()
     model = keras.Sequential([keras.Input((4,)), kl.Dense(1)])
