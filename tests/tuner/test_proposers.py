@@ -86,7 +86,7 @@ def test_another_method_does_not_go_on(tmp_path):
     run(TPE(n_startup_trials=3), budget=1, directory=tmp_path)
     run(TPE(n_startup_trials=3, seed=5), budget=1, directory=tmp_path)
     for other in (TPE(n_startup_trials=4), Mine(), "tpe", random_oracle()):
-        with pytest.raises(InvalidArgumentError, match="with another settings"):
+        with pytest.raises(InvalidArgumentError, match="differs in settings"):
             run(other, budget=1, directory=tmp_path)
 
 
