@@ -23,12 +23,12 @@ ROWS = [
     Row((kl.SimpleRNN, kl.SimpleRNNCell), layer(kl.SimpleRNN, 4, shape=STEPS), cell("simple_rnn_cell")),
     Row(
         (kl.Bidirectional,),
-        layer(kl.Bidirectional, kl.LSTM(3, return_sequences=True), shape=STEPS),
+        between(lambda x: kl.Bidirectional(kl.LSTM(3, return_sequences=True))(x), STEPS),
         (*cell("forward_lstm/lstm_cell"), *cell("backward_lstm/lstm_cell")),
     ),
     Row(
         (kl.RNN,),
-        layer(kl.RNN, kl.SimpleRNNCell(4), shape=STEPS),
+        between(lambda x: kl.RNN(kl.SimpleRNNCell(4))(x), STEPS),
         cell("simple_rnn_cell"),
         channels=no("tfopt does not know RNN"),
     ),
@@ -40,13 +40,13 @@ ROWS = [
     ),
     Row(
         (kl.TimeDistributed,),
-        layer(kl.TimeDistributed, kl.Dense(4), shape=STEPS),
+        between(lambda x: kl.TimeDistributed(kl.Dense(4))(x), STEPS),
         ("dense/kernel",),
         int16x8=floats("FULLY_CONNECTED*3 PACK STRIDED_SLICE*3", SIXTEEN),
     ),
     Row(
         (kl.SpectralNormalization,),
-        layer(kl.SpectralNormalization, kl.Conv2D(4, 3)),
+        between(lambda x: kl.SpectralNormalization(kl.Conv2D(4, 3))(x)),
         ("conv2d/kernel",),
         channels=no("tfopt does not know SpectralNormalization"),
         int8=floats("CONV_2D", "layers inside a layer are not quantized"),

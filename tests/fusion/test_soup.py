@@ -252,7 +252,7 @@ WRONG = {
     "none": (lambda: average_weights([]), InvalidArgumentError, "list of models"),
     "one": (lambda: average_weights(PAIR[:1]), NothingToDoError, "'a' alone"),
     "a model": (lambda: average_weights(PAIR[0]), InvalidArgumentError, "list of models"),
-    "method": (lambda: average_weights(PAIR, method="best"), InvalidArgumentError, "one of 'uniform', 'greedy'"),
+    "method": (lambda: average_weights(PAIR, method="best"), InvalidArgumentError, "must be 'uniform' or 'greedy'"),
     "greedy": (lambda: average_weights(PAIR, method="greedy"), InvalidArgumentError, "by validation data"),
     "no labels": (lambda: average_weights(PAIR, LINE), InvalidArgumentError, "no labels"),
     "batch_norm": (lambda: average_weights(PAIR, batch_norm=LINE), InvalidArgumentError, "without it"),
