@@ -23,12 +23,12 @@ ROWS = [
     Row((kl.SimpleRNN, kl.SimpleRNNCell), layer(kl.SimpleRNN, 4, shape=STEPS), cell("simple_rnn_cell")),
     Row(
         (kl.Bidirectional,),
-        between(lambda x: kl.Bidirectional(kl.LSTM(3, return_sequences=True))(x), STEPS),
+        between(lambda x: kl.Bidirectional(kl.LSTM(3, return_sequences=True, name="lstm"))(x), STEPS),
         (*cell("forward_lstm/lstm_cell"), *cell("backward_lstm/lstm_cell")),
     ),
     Row(
         (kl.RNN,),
-        between(lambda x: kl.RNN(kl.SimpleRNNCell(4))(x), STEPS),
+        between(lambda x: kl.RNN(kl.SimpleRNNCell(4, name="simple_rnn_cell"))(x), STEPS),
         cell("simple_rnn_cell"),
         channels=no("tfopt does not know RNN"),
     ),
@@ -40,13 +40,13 @@ ROWS = [
     ),
     Row(
         (kl.TimeDistributed,),
-        between(lambda x: kl.TimeDistributed(kl.Dense(4))(x), STEPS),
+        between(lambda x: kl.TimeDistributed(kl.Dense(4, name="dense"))(x), STEPS),
         ("dense/kernel",),
         int16x8=floats("FULLY_CONNECTED*3 PACK STRIDED_SLICE*3", SIXTEEN),
     ),
     Row(
         (kl.SpectralNormalization,),
-        between(lambda x: kl.SpectralNormalization(kl.Conv2D(4, 3))(x)),
+        between(lambda x: kl.SpectralNormalization(kl.Conv2D(4, 3, name="conv2d"))(x)),
         ("conv2d/kernel",),
         channels=no("tfopt does not know SpectralNormalization"),
         int8=floats("CONV_2D", "layers inside a layer are not quantized"),
