@@ -1,15 +1,9 @@
 """Attention layers."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging, no
+from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging, unknown
 from keras import layers as kl
 
 KERNELS = ("query/kernel", "key/kernel", "value/kernel", "attention_output/kernel")
-
-
-def unknown(name):
-    return no(f"tfopt does not know {name}")
-
-
 ROWS = [
     Row(
         (kl.MultiHeadAttention,),

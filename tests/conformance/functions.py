@@ -1,24 +1,19 @@
 """Ops that `keras.ops` functions of several values leave in a graph: reductions, products, convolutions."""
 
 import numpy as np
-from conformance.rows import IMAGE, SEQUENCE, SIXTEEN, Row, all_between, floats, no
+from conformance.rows import IMAGE, NO_INTEGERS, SEQUENCE, SIXTEEN, Row, all_between, both, floats, no, unknown
 from keras import ops
 
 from tfopt.core.keras_internals import op_class
 
-NO_INTEGERS = "LiteRT has no integer version"
 UNKNOWN = "unknown to tfopt; `@tfopt.register_layer` makes it known"
-CONSTANT = no("In a nested call() argument, you cannot mix tensors and non-tensors")
+CONSTANT = both(no("In a nested call() argument, you cannot mix tensors and non-tensors"))
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 4)).astype("float32")
 MATRIX = KERNEL[0, 0]
 
 
 def op(names, *calls, shape=IMAGE, **cells):
     return Row(tuple(map(op_class, names)), all_between(*calls, shape=shape), name="ops." + ", ".join(names), **cells)
-
-
-def unknown(name):
-    return no(f"tfopt does not know {name}")
 
 
 def heads(x):
@@ -37,23 +32,15 @@ ROWS = [
         lambda x: ops.var(x, axis=(1, 2)),
         lambda x: ops.std(x, axis=(1, 2)),
         channels=unknown("Std"),
-        int8=floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS),
-        int16x8=floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS),
+        **both(floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS)),
     ),
     op(
         ("Normalize",),
         ops.normalize,
         channels=unknown("Normalize"),
-        int8=floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS),
-        int16x8=floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS),
+        **both(floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS)),
     ),
-    op(
-        ("Sign",),
-        ops.sign,
-        int8=floats("SIGN", UNKNOWN),
-        int16x8=floats("SIGN", UNKNOWN),
-        trains=no("the gradient of a sign is 0"),
-    ),
+    op(("Sign",), ops.sign, **both(floats("SIGN", UNKNOWN)), trains=no("the gradient of a sign is 0")),
     op(("NotEqual", "Any"), not_empty, int8=floats("CAST NOT_EQUAL"), int16x8=floats("CAST NOT_EQUAL", SIXTEEN)),
     op(
         ("Dot", "Inner", "Tensordot"),
@@ -61,30 +48,21 @@ ROWS = [
         lambda x: ops.inner(x, MATRIX),
         lambda x: ops.tensordot(x, MATRIX, 1),
         channels=unknown("Dot"),
-        int8=CONSTANT,
-        int16x8=CONSTANT,
+        **CONSTANT,
     ),
-    op(
-        ("Conv",),
-        lambda x: ops.conv(x, KERNEL),
-        channels=unknown("Conv"),
-        int8=CONSTANT,
-        int16x8=CONSTANT,
-    ),
+    op(("Conv",), lambda x: ops.conv(x, KERNEL), channels=unknown("Conv"), **CONSTANT),
     op(
         ("DepthwiseConv", "SeparableConv"),
         lambda x: ops.depthwise_conv(x, KERNEL[..., :1]),
         lambda x: ops.separable_conv(x, KERNEL[..., :1], KERNEL[:1, :1]),
         channels=unknown("DepthwiseConv"),
-        int8=CONSTANT,
-        int16x8=CONSTANT,
+        **CONSTANT,
     ),
     op(
         ("DotProductAttention",),
         lambda x: ops.reshape(ops.dot_product_attention(heads(x), heads(x), heads(x)), (-1, 8, 4)),
         shape=SEQUENCE,
         channels=unknown("DotProductAttention"),
-        int8=floats("", UNKNOWN),
-        int16x8=floats("", UNKNOWN),
+        **both(floats("BATCH_MATMUL*2 MUL SOFTMAX TRANSPOSE*3", UNKNOWN)),
     ),
 ]

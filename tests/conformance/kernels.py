@@ -1,6 +1,6 @@
 """Layers with kernels of their own: convolutions, matrix products, embeddings."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, floats, layer, no, reading
+from conformance.rows import NO_INTEGERS, SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, both, floats, layer, no, reading
 from keras import layers as kl
 
 from tfopt.core.layers.registry import layers_named
@@ -27,17 +27,10 @@ ROWS = [
         (kl.Conv2D,),
         layer(kl.Conv2D, 4, 3, activation="softsign"),
         KERNEL,
-        int8=floats("ABS ADD DIV", "LiteRT has no integer version of the activation 'softsign'"),
-        int16x8=floats("ABS ADD DIV", "LiteRT has no integer version of the activation 'softsign'"),
+        **both(floats("ABS ADD DIV", f"{NO_INTEGERS} of the activation 'softsign'")),
         name="Conv2D with an activation that has no integer version",
     ),
-    Row(
-        (kl.Conv3D,),
-        layer(kl.Conv3D, 4, 3, shape=VOLUME),
-        KERNEL,
-        int8=floats("ADD CONV_3D", NO_3D),
-        int16x8=floats("ADD CONV_3D", NO_3D),
-    ),
+    Row((kl.Conv3D,), layer(kl.Conv3D, 4, 3, shape=VOLUME), KERNEL, **both(floats("ADD CONV_3D", NO_3D))),
     Row((kl.Conv2DTranspose,), layer(kl.Conv2DTranspose, 4, 3), KERNEL),
     Row(
         (kl.Conv1DTranspose,),
@@ -50,8 +43,7 @@ ROWS = [
         (kl.Conv3DTranspose,),
         layer(kl.Conv3DTranspose, 4, 3, shape=VOLUME),
         KERNEL,
-        int8=floats("ADD CONV_3D_TRANSPOSE", NO_3D),
-        int16x8=floats("ADD CONV_3D_TRANSPOSE", NO_3D),
+        **both(floats("ADD CONV_3D_TRANSPOSE", NO_3D)),
     ),
     Row(
         (kl.DepthwiseConv1D, kl.DepthwiseConv2D),
@@ -68,8 +60,7 @@ ROWS = [
         (kl.Dense,),
         layer(kl.Dense, 4, shape=VOLUME),
         KERNEL,
-        int8=floats("ADD FULLY_CONNECTED"),
-        int16x8=floats("ADD FULLY_CONNECTED"),
+        **both(floats("ADD FULLY_CONNECTED")),
         name="Dense over five axes",
     ),
     Row((kl.EinsumDense,), layer(kl.EinsumDense, "abc,cd->abd", (8, 4), bias_axes="d", shape=SEQUENCE), KERNEL),

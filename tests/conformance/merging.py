@@ -1,6 +1,6 @@
 """Layers and ops in which tensors meet."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging, no
+from conformance.rows import SEQUENCE, SIXTEEN, Row, between, both, floats, merging, no, unknown
 from keras import layers as kl
 from keras import ops
 
@@ -31,15 +31,14 @@ ROWS = [
     Row(
         (kl.Average,),
         merging(lambda a, b: kl.Average()([a, b, kl.ReLU()(b)])),
-        int8=floats("ADD*2 MUL", THREE),
-        int16x8=floats("ADD*2 MUL", THREE),
+        **both(floats("ADD*2 MUL", THREE)),
         name="Average of three",
     ),
     Row((kl.Concatenate,), lists(kl.Concatenate), int16x8=floats("CONCATENATION", SIXTEEN)),
     Row(
         (kl.Dot,),
         merging(lambda a, b: kl.Dot(2)([a, b]), SEQUENCE),
-        channels=no("tfopt does not know Dot"),
+        channels=unknown("Dot"),
         int16x8=floats("BATCH_MATMUL", SIXTEEN),
     ),
     op(("Add", "Subtract", "Multiply", "Maximum"), ops.add, ops.subtract, ops.multiply, ops.maximum),
@@ -61,22 +60,21 @@ ROWS = [
     op(
         ("Stack",),
         lambda a, b: ops.stack([a, b], axis=1),
-        channels=no("tfopt does not know Stack"),
-        int8=floats("PACK", STACK),
-        int16x8=floats("PACK", STACK),
+        channels=unknown("Stack"),
+        **both(floats("PACK", STACK)),
     ),
     op(
         ("Matmul",),
         lambda a, b: ops.matmul(a, ops.transpose(b, (0, 2, 1))),
         shape=SEQUENCE,
-        channels=no("tfopt does not know Matmul"),
+        channels=unknown("Matmul"),
         int16x8=floats("BATCH_MATMUL", SIXTEEN),
     ),
     op(
         ("Einsum",),
         lambda a, b: ops.einsum("abc,adc->abd", a, b),
         shape=SEQUENCE,
-        channels=no("tfopt does not know Einsum"),
+        channels=unknown("Einsum"),
         int16x8=no("got an unexpected keyword argument 'operands'"),
     ),
 ]

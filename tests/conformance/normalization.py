@@ -1,6 +1,6 @@
 """Normalization, and layers that scale channels."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, floats, layer, no
+from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, both, floats, layer, no
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
@@ -53,20 +53,18 @@ ROWS = [
     Row(
         (kl.UnitNormalization,),
         layer(kl.UnitNormalization, axis=1, shape=SEQUENCE),
-        int8=floats("MINIMUM MUL RSQRT SQUARE SUM", "LiteRT normalizes the last axis only"),
-        int16x8=floats("MINIMUM MUL RSQRT SQUARE SUM", "LiteRT normalizes the last axis only"),
+        **both(floats("MINIMUM MUL RSQRT SQUARE SUM", "LiteRT normalizes the last axis only")),
         name="UnitNormalization of another axis",
     ),
     Row(
         (kl.Rescaling, kl.Normalization),
         (layer(kl.Rescaling, 0.5, 1.0), layer(kl.Normalization, mean=[0.1] * 4, variance=[2.0] * 4)),
     ),
-    Row((LayerScale,), layer(LayerScale, 1e-1, 4), int16x8=floats("", SIXTEEN)),
+    Row((LayerScale,), layer(LayerScale, 1e-1, 4), int16x8=floats("MUL", SIXTEEN)),
     Row((StochasticDepth,), layer(StochasticDepth, 0.1), int16x8=floats("", SIXTEEN)),
     Row(
         (CustomScaleLayer,),
         between(lambda x: CustomScaleLayer(0.5)([x, kl.ReLU()(x)])),
-        int8=floats("ADD MUL", "it scales and adds"),
-        int16x8=floats("ADD MUL", "it scales and adds"),
+        **both(floats("ADD MUL", "it scales and adds")),
     ),
 ]

@@ -1,9 +1,11 @@
 """Layers of tfopt."""
 
-from conformance.rows import VECTOR, Row, merging
+from conformance.rows import VECTOR, Row, floats, merging, no, unknown
 
 from tfopt.fusion.cascade import CascadeSelection
 from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
+
+NO_FILE = no("The LiteRT converter has to accept the model")
 
 
 def fused(cls, *args, **config):
@@ -11,8 +13,27 @@ def fused(cls, *args, **config):
 
 
 ROWS = [
-    Row((ParallelFusion,), (fused(ParallelFusion, "mean"), fused(ParallelFusion, "max")), opened=True),
-    Row((VotingFusion,), fused(VotingFusion, "soft", from_logits=True), opened=True),
-    Row((GatedFusion,), fused(GatedFusion), opened=True),
-    Row((CascadeSelection,), fused(CascadeSelection, [0.8], from_logits=True)),
+    Row((ParallelFusion,), (fused(ParallelFusion, "mean"), fused(ParallelFusion, "max")), int16x8=NO_FILE, opened=True),
+    Row(
+        (VotingFusion,),
+        fused(VotingFusion, "soft", from_logits=True),
+        channels=no("softmax mixes them"),
+        int16x8=NO_FILE,
+        opened=True,
+    ),
+    Row(
+        (GatedFusion,),
+        fused(GatedFusion),
+        ("gate/kernel",),
+        channels=no("the softmax of 'gated_fusion/gate' mixes them"),
+        int16x8=NO_FILE,
+        opened=True,
+    ),
+    Row(
+        (CascadeSelection,),
+        fused(CascadeSelection, [0.8], from_logits=True),
+        channels=unknown("CascadeSelection"),
+        int8=floats("SELECT_V2 SOFTMAX", "a cascade compares probabilities with its thresholds"),
+        int16x8=NO_FILE,
+    ),
 ]

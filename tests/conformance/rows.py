@@ -12,6 +12,7 @@ from keras import layers as kl
 IMAGE, SEQUENCE, VECTOR, VOLUME = (6, 6, 4), (8, 4), (4,), (4, 4, 4, 4)
 NOTHING = "its layers give its outputs"  # said of a model that has no channels which could go
 SIXTEEN = "LiteRT has no integer operation for it with 16-bit activations"
+NO_INTEGERS = "LiteRT has no integer version"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ def no(reason: str) -> No:
     return No(reason)
 
 
+def unknown(name: str) -> No:
+    """Channels that a layer reads stay where tfopt does not know the layer."""
+    return no(f"tfopt does not know {name}")
+
+
+def refused(op: str) -> No:
+    """The converter makes no file with this op of TensorFlow."""
+    return no(f"'tf.{op}' op is neither a custom op nor a flex op")
+
+
 def floats(ops: str, reason: str = "", steps: float = 1.0) -> File:
     return File(ops, reason, steps)
 
@@ -90,6 +101,11 @@ def floats(ops: str, reason: str = "", steps: float = 1.0) -> File:
 def within(steps: float) -> File:
     """Integers only, further from the model: its averages are rounded to the steps of what is averaged."""
     return File(steps=steps)
+
+
+def both(cell: File | No) -> dict[str, File | No]:
+    """The same cell for int8 and int16x8."""
+    return {"int8": cell, "int16x8": cell}
 
 
 Call = Callable[..., object]

@@ -1,6 +1,6 @@
 """Layers and ops that move or select values."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, all_between, between, floats, layer, no
+from conformance.rows import SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, all_between, between, floats, layer, no, unknown
 from keras import layers as kl
 from keras import ops
 
@@ -12,10 +12,6 @@ def identities(x):
     for each in (*layers, kl.GaussianNoise(0.1), kl.ActivityRegularization(l2=1e-3)):
         x = each(x)
     return x
-
-
-def unknown(name):
-    return no(f"tfopt does not know {name}")
 
 
 def op(names, *calls, **cells):
@@ -50,13 +46,17 @@ ROWS = [
     Row(
         (kl.Masking,),
         between(lambda x: kl.GlobalAveragePooling1D()(kl.Masking()(x)), SEQUENCE),
-        int8=floats("NOT_EQUAL"),
-        int16x8=floats("NOT_EQUAL SELECT_V2", SIXTEEN),
+        int8=floats("CAST DIV NOT_EQUAL SUM*2"),
+        int16x8=floats("CAST DIV NOT_EQUAL SELECT_V2 SUM*2", SIXTEEN),
     ),
     Row(
         (kl.Masking,),
         between(lambda x: kl.GlobalAveragePooling1D()(kl.Masking(1.0)(x)), SEQUENCE),
         channels=no("whether a step counts depends on all of its values"),
+        int8=floats(
+            "CAST DIV NOT_EQUAL*2 SELECT_V2 SUM*2", "only zero is sure to be an 8-bit integer; use mask_value=0.0"
+        ),
+        int16x8=floats("CAST DIV NOT_EQUAL SELECT_V2 SUM*2", SIXTEEN),
         name="Masking of another value than zero",
     ),
     op(("GetItem",), lambda x: x[:, 1:4, :, :2], channels=no("channels are picked by index")),
@@ -79,7 +79,7 @@ ROWS = [
         lambda x: ops.add(*ops.split(x, 2, axis=-1)),
         lambda x: ops.add(*ops.split(x, 2, axis=1)),
         channels=unknown("Split"),
-        int16x8=floats("SPLIT", SIXTEEN),
+        int16x8=floats("ADD*2 SPLIT*2", SIXTEEN),
     ),
     op(
         ("Tile", "Repeat"),
@@ -113,5 +113,6 @@ ROWS = [
         ("BroadcastTo",),
         lambda x: ops.broadcast_to(ops.mean(x, axis=1, keepdims=True), (16, 6, 6, 4)),
         channels=unknown("BroadcastTo"),
+        int16x8=floats("BROADCAST_TO", SIXTEEN),
     ),
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import keras
 from conformance import (
     activations,
@@ -18,7 +16,6 @@ from conformance import (
     recurrent,
     shaping,
 )
-from conformance.cells import CELLS
 from conformance.rows import Row
 from keras import layers as kl
 
@@ -27,22 +24,18 @@ from tfopt.core.layers import registry
 from tfopt.core.layers.registry import layers_named
 from tfopt.core.models.opening import ComposedLayer
 
-_MODULES = {
-    "Kernels": kernels,
-    "Recurrent layers and wrappers": recurrent,
-    "Attention": attention,
-    "Normalization": normalization,
-    "Pooling, cropping, padding": pooling,
-    "Moving and selecting values": shaping,
-    "Merging": merging,
-    "Activations and functions of single values": activations,
-    "Other functions": functions,
-    "Preprocessing": preprocessing,
-    "Layers of tfopt": own,
-}
-# What the rows themselves do not say is in `cells.py`.
 FAMILIES: dict[str, list[Row]] = {
-    name: [replace(row, **CELLS.get(row.title, {})) for row in module.ROWS] for name, module in _MODULES.items()
+    "Kernels": kernels.ROWS,
+    "Recurrent layers and wrappers": recurrent.ROWS,
+    "Attention": attention.ROWS,
+    "Normalization": normalization.ROWS,
+    "Pooling, cropping, padding": pooling.ROWS,
+    "Moving and selecting values": shaping.ROWS,
+    "Merging": merging.ROWS,
+    "Activations and functions of single values": activations.ROWS,
+    "Other functions": functions.ROWS,
+    "Preprocessing": preprocessing.ROWS,
+    "Layers of tfopt": own.ROWS,
 }
 ROWS: list[Row] = [row for rows in FAMILIES.values() for row in rows]
 

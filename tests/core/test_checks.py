@@ -3,7 +3,6 @@
 import enum
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from tfopt.core.checks import (
     as_names,
     as_number,
     as_numbers,
-    as_path,
     as_seed,
     as_whole,
     is_number,
@@ -177,11 +175,7 @@ def test_seeds_and_counts():
             as_count("epochs", value)
 
 
-def test_paths_and_functions():
-    assert as_path("n", "a/b") == as_path("n", Path("a/b")) == Path("a/b")
-    for value in (None, 3, "", b"a"):
-        with pytest.raises(InvalidArgumentError, match="`n` must be a path"):
-            as_path("n", value)
+def test_functions():
     assert as_callable("n", len) is len
     with pytest.raises(InvalidArgumentError, match="`n` must be a function"):
         as_callable("n", "len")

@@ -7,10 +7,8 @@ saved files hold plain values. True is no number, and NaN and infinity are refus
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -292,21 +290,6 @@ def as_count(argument: str, value: Any) -> int:
         32
     """
     return as_whole(argument, value, least=1)
-
-
-def as_path(argument: str, value: Any) -> Path:
-    """A path of a file or folder.
-
-    Raises:
-        InvalidArgumentError: anything but a text that is not empty or an `os.PathLike`.
-
-    Example:
-        >>> as_path("path", "models/small.tflite").name
-        'small.tflite'
-    """
-    if (isinstance(value, str) and value) or isinstance(value, os.PathLike):
-        return Path(value)
-    raise InvalidArgumentError(f"`{argument}` must be a path, as text or `pathlib.Path`.", received=shown(value))
 
 
 def as_callable(argument: str, value: Any, *, what: str = "a function", fix: str | None = None) -> Callable[..., Any]:
