@@ -5,18 +5,22 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from keras.src import backend
 from keras.src import ops as keras_ops
 from keras.src.activations import activations
 from keras.src.applications import convnext, inception_resnet_v2
-from keras.src.backend.common import global_state
+from keras.src.backend.common import global_state, symbolic_scope
 from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.backend.common.variables import initialize_all_variables
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import Node
+from tensorflow.python.util import tf_decorator, tf_export
 
 __all__ = [
     "Functional",
     "Node",
+    "adds_losses",
     "application_layer",
     "call_in",
     "children",
@@ -24,17 +28,23 @@ __all__ = [
     "compiled_loss",
     "create_values",
     "flat_inputs",
+    "forget_nodes",
     "forget_compilation",
     "functional_like_constructor",
     "functional_of",
     "has_graph",
+    "in_symbolic_scope",
     "input_names",
     "label_loss",
     "logits_behind",
     "mask_of",
     "moving_average_of",
     "name_counts",
+    "node_counts",
     "op_class",
+    "output_spec",
+    "own_variables",
+    "public_name",
     "running_apply",
     "set_mask",
     "set_value",
@@ -168,6 +178,46 @@ def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Var
     if not getattr(optimizer, "use_ema", False):
         return None
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights of the layer itself, those of layers inside it left out."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def output_spec(function: Any, args: tuple, kwargs: dict) -> Any:
+    """Shapes and dtypes of what a function gives, for symbolic tensors anywhere among its arguments."""
+    return backend.compute_output_spec(function, *args, **kwargs)
+
+
+def in_symbolic_scope() -> bool:
+    """True where Keras runs a call to work out its shapes."""
+    return symbolic_scope.in_symbolic_scope()
+
+
+def public_name(function: Any) -> str | None:
+    """The name behind "tf." under which TensorFlow exports this very function, or None."""
+    name = tf_export.get_canonical_name_for_symbol(function)
+    found: Any = tf
+    for part in (name or "").split("."):
+        found = getattr(found, part, None)
+    return name if tf_decorator.unwrap(found)[1] is tf_decorator.unwrap(function)[1] else None
+
+
+def node_counts(ops: list[keras.Operation]) -> list[tuple[keras.Operation, int, int]]:
+    """How many calls each op has been part of."""
+    return [(op, len(op._inbound_nodes), len(op._outbound_nodes)) for op in ops]
+
+
+def forget_nodes(counts: list[tuple[keras.Operation, int, int]]) -> None:
+    """Makes ops forget the calls that came after `node_counts`."""
+    for op, inbound, outbound in counts:
+        del op._inbound_nodes[inbound:], op._outbound_nodes[outbound:]
+
+
+def adds_losses(layer: keras.layers.Layer) -> bool:
+    """True if `add_loss` was called in the layer or one inside it."""
+    return any(inner._losses for inner in sublayers(layer))
 
 
 def name_counts() -> dict[str, int]:

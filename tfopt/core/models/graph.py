@@ -13,27 +13,25 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, tensor_of, topological_nodes
+from tfopt.core.keras_internals import Node, functional_of, has_graph, tensor_of, topological_nodes
+from tfopt.core.models.tracing import traced_model
 
 
 def read(model: object) -> Graph:
-    """The graph of a built Sequential or Functional Keras 3 model, else an error that says what to do.
+    """The graph of a built Keras 3 model, else an error that says what to do.
 
-    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again.
+    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again. Of a
+    subclassed model, and of one that holds such models, it is the graph of a Functional model over the very same layers.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model, one of tf_keras, or what is no model.
+        UnsupportedModelError: for an unbuilt model, one of tf_keras, what is no model, or a subclassed model whose
+            `call` does not run on symbolic tensors.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
         >>> [path for path, _ in read(model).layers]
         ['d']
     """
-    return Graph(check_model(model))
-
-
-def check_model(model: object) -> keras.Model:
-    """`model` if it is a built Sequential or Functional Keras 3 model, else an error that says what to do."""
     if not isinstance(model, keras.Model):
         raise UnsupportedModelError(
             "A `keras.Model` of Keras 3 is expected.",
@@ -42,27 +40,12 @@ def check_model(model: object) -> keras.Model:
             if type(model).__module__.startswith("tf_keras")
             else "Load a saved model with `tfopt.load_model(path)` first.",
         )
-    if not isinstance(model, (keras.Sequential, Functional)):
-        raise UnsupportedModelError(
-            "tfopt reads the layer graph of Sequential and Functional models; a subclassed model has none.",
-            received=f"{type(model).__name__}, a subclass of `keras.Model` with its own `call`",
-            fix="Build it as `keras.Model(inputs, outputs)` from `keras.Input` tensors, or apply tfopt to the "
-            "Functional or Sequential models inside it.",
-        )
-    if not has_graph(model):
-        raise UnsupportedModelError(
-            "The model has to be built: its weights and shapes are not known yet.",
-            received=f"unbuilt {type(model).__name__} '{model.name}'",
-            fix="Add a `keras.Input(shape)` as first layer, or call `model.build(input_shape)`.",
-        )
-    for path, layer in _walk(model):
-        if isinstance(layer, keras.Model) and not isinstance(layer, (keras.Sequential, Functional)):
-            raise UnsupportedModelError(
-                "Nested models have to be Sequential or Functional.",
-                received=f"'{path}', a subclassed {type(layer).__name__}",
-                fix="Rebuild that part as `keras.Model(inputs, outputs)` or as one `keras.layers.Layer`.",
-            )
-    return model
+    return Graph(model if _is_graph(model) else traced_model(model))
+
+
+def _is_graph(model: keras.Model) -> bool:
+    """True for a model that Keras knows as a graph, with all models nested in it."""
+    return has_graph(model) and all(_is_graph(layer) for layer in model.layers if isinstance(layer, keras.Model))
 
 
 def check_finite(graph: Graph) -> None:

@@ -1,39 +1,64 @@
-"""Layers that are written with Keras layers and ops, and what they look like from inside: one nested model each."""
+"""Layers and models that are written as code, and the graphs that they are from inside: one nested model each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
+from tfopt.core.errors import UnsupportedModelError
+from tfopt.core.keras_internals import Functional, has_graph
 from tfopt.core.layers.macs import layer_macs
-from tfopt.core.layers.registry import Record, enter
+from tfopt.core.layers.registry import Record, enter, record_of
 from tfopt.core.models.graph import Call, Graph
-from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
+from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.tracing import Closed, traced
 
 
 class ComposedLayer(keras.layers.Layer):
-    """Base of layers whose `call(inputs)` uses Keras layers and `keras.ops` alone, and reads no other argument.
+    """Base of tfopt's layers whose `call(inputs)` uses Keras layers and `keras.ops` alone."""
 
-    Techniques that treat a model layer by layer, as `quantize` does, look into such a layer through `opened`. What
-    `call` computes from weights of the layer itself, outside of layers inside it, becomes constants there.
-    """
+
+def is_closed(op: keras.Operation) -> bool:
+    """True for a layer or model whose `call` is somebody's code, of which tfopt knows nothing."""
+    if not isinstance(op, keras.layers.Layer) or isinstance(op, keras.layers.InputLayer):
+        return False
+    if isinstance(op, keras.Model):
+        return not has_graph(op)
+    if isinstance(op, (ComposedLayer, keras.layers.Lambda)):
+        return True
+    return record_of(op) is None and not type(op).__module__.startswith(("keras.src.", "tfopt."))
 
 
 def opened(graph: Graph) -> Graph:
-    """The graph itself, or that of a copy in which a nested model of the same name is in each composed layer's place.
+    """The graph itself, or that of a copy in which a nested model of the same name is in each closed layer's place.
+
+    Layers whose `call` gives no graph that computes the same stay as they are; `why_closed` tells the reason.
 
     Example:
         >>> from tfopt.core.models.graph import read
-        >>> @keras.saving.register_keras_serializable(package="example")
-        ... class Half(ComposedLayer):
+        >>> class Half(keras.layers.Layer):
         ...     def call(self, inputs):
-        ...         return keras.ops.multiply(inputs, 0.5)
+        ...         return inputs * 0.5
         >>> model = keras.Sequential([keras.Input((4,)), Half(name="half")])
         >>> [type(call.op).__name__ for call in Graph(opened(read(model)).model.get_layer("half")).calls]
         ['Multiply']
     """
-    if not any(isinstance(layer, ComposedLayer) for _, layer in graph.layers):
+    if not any(is_closed(layer) for _, layer in graph.layers):
         return graph
-    return rewrite(graph, lambda op, state: _as_model(op) if isinstance(op, ComposedLayer) else None)
+    return rewrite(graph, _open)
+
+
+def _open(op: keras.Operation, state: Rewrite) -> keras.Model | None:
+    if isinstance(op, ComposedLayer):
+        return _as_model(op)
+    if not is_closed(op) or state.call is None:
+        return None
+    try:
+        return state.opened(op, traced(op, state.call.node.arguments.args, state.call.node.arguments.kwargs))
+    except Closed:
+        return None
 
 
 def _as_model(layer: ComposedLayer) -> keras.Model:

@@ -23,7 +23,7 @@ from tfopt.core.keras_internals import (
     values_come_later,
 )
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph
+from tfopt.core.models.graph import Call, Graph
 
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
 
@@ -142,7 +142,9 @@ class Rewrite:
     bypass: Mapping[int, Any] = field(default_factory=dict)
     copies: list[tuple] = field(default_factory=list)
     path: str = ""
+    call: Call | None = None
     _models: dict[int, keras.Model] = field(default_factory=dict)
+    _opened: set[int] = field(default_factory=set)
 
     def copy(self, op: keras.Operation, **config: Any) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
@@ -171,6 +173,11 @@ class Rewrite:
         self.copies[-1] = (op, copied, values_of)
         return copied
 
+    def opened(self, op: keras.layers.Layer, inside: keras.Model) -> keras.Model:
+        """The clone of a model that computes what a layer computes, to put in its place; it gets the layer's tensors."""
+        self._opened.add(id(op))
+        return self.model(inside, f"{self.path}/")
+
     def model(self, model: keras.Model, prefix: str = "") -> keras.Model:
         """The clone of a model, `prefix` before its layers' paths; of a shared one there is a single clone."""
         if id(model) not in self._models:
@@ -180,8 +187,8 @@ class Rewrite:
             self._models[id(model)] = clone
         return self._models[id(model)]
 
-    def _ops(self, op: keras.Operation, prefix: str) -> list[keras.Operation]:
-        self.path = prefix + op.name
+    def _ops(self, op: keras.Operation, prefix: str, call: Call | None = None) -> list[keras.Operation]:
+        self.path, self.call = prefix + op.name, call
         replaced = self.replace(op, self)
         if replaced is None:
             return [self.model(op, f"{self.path}/") if isinstance(op, keras.Model) else self.copy(op)]
@@ -191,8 +198,8 @@ class Rewrite:
         graph = self.graph.inner(model)
         source = graph.inputs[0]._keras_history.operation
         needed = {id(call.op) for call in graph.needed(self.bypass)}
-        ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
-        layers = [new for op in ops for new in self._ops(op, prefix)]
+        ops = [(source, None), *((layer, graph.calls_of(layer)[0]) for layer in model.layers if id(layer) in needed)]
+        layers = [new for op, call in ops for new in self._ops(op, prefix, call)]
         if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
             inputs = layers[0].output
             return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
@@ -212,9 +219,12 @@ class Rewrite:
         for call in graph.calls:
             if call in needed:
                 if id(call.op) not in new_ops:
-                    new_ops[id(call.op)] = self._ops(call.op, prefix)
+                    new_ops[id(call.op)] = self._ops(call.op, prefix, call)
                 args, kwargs = call.arguments(values)
-                if not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
+                if id(call.op) in self._opened:
+                    tensors = [values[id(tensor)] for tensor in call.inputs]
+                    args, kwargs = ((tensors if len(tensors) > 1 else tensors[0]),), {}
+                elif not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
                     kwargs = {key: value for key, value in kwargs.items() if value is not None}  # it may not know them
                 if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
                     args, kwargs = call.op.arguments_inside(args, kwargs)
