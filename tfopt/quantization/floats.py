@@ -60,7 +60,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             return super().__call__(*args, **kwargs)
         # Ops take constants in any place, as `1 - x`, layers tensors only: tensors go first, all else by name.
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
-        names = [name for name, value in named.items() if _holds_tensor(value)]
+        names = [name for name, value in named.items() if _is_tensors(value)]
         tensors = [named.pop(name) for name in names]
         return super().__call__(*tensors, **{**named, NAMES: " ".join(names)})
 
@@ -123,5 +123,15 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         return {} if self.output_range is None else {"output": self.output_range}
 
 
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(value))
+def takes_tensors_only(arguments: tuple[tuple, dict]) -> bool:
+    """False for a call with a structure of tensors and numbers, as a shape with a size; layers do not take these."""
+    args, kwargs = arguments
+    parts = [keras.tree.flatten(value) for value in (*args, *kwargs.values())]
+    tensors = [[isinstance(part, keras.KerasTensor) for part in flat] for flat in parts]
+    return all(all(flat) or not any(flat) for flat in tensors)
+
+
+def _is_tensors(value: Any) -> bool:
+    """True for a tensor, or a structure of nothing else; a shape of sizes and numbers is none."""
+    parts = keras.tree.flatten(value)
+    return bool(parts) and all(isinstance(part, keras.KerasTensor) for part in parts)

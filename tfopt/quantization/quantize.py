@@ -17,7 +17,7 @@ from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.floats import FloatLayer
+from tfopt.quantization.floats import FloatLayer, takes_tensors_only
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.lowering import masks_a_number
 from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, treatment, weight_treatment
@@ -162,6 +162,8 @@ class _Plan:
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
+        if state.call is not None and not takes_tensors_only(state.call.given):
+            return [state.copy(op), self._range_behind(op)] if ranged else None
         return FloatLayer(
             state.copy(op),
             kernels,
