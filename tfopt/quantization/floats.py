@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from tfopt.quantization.layers import run_rounded, set_apart
+from tfopt.core.models.fake_quantized import in_mode
+from tfopt.quantization.layers import joined, run_rounded, set_apart
 from tfopt.quantization.ranges import ActivationRange, RangeOwner
 
 NAMES = "tensor_arguments"  # of the call around an op: the names of the op's arguments that are tensors, with blanks
@@ -121,6 +122,17 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
 
     def ranges(self) -> Any:
         return {} if self.output_range is None else {"output": self.output_range}
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class JoiningOp(FloatLayer):
+    """An op that takes its inputs in the range of its output, see `lowering.joins`."""
+
+    def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
+        tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
+        if in_mode("export"):
+            tensors = joined(tensors, self.output_range)
+        return self.output_range(self.layer(**tensors, **kwargs), training)
 
 
 def takes_tensors_only(arguments: tuple[tuple, dict]) -> bool:
