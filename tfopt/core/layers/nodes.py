@@ -20,12 +20,63 @@ _MODULES = {
     "keras.ops": keras.ops,
     **{f"tf.{name}": getattr(tf, name) for name in ("math", "nn", "linalg", "image", "signal", "strings", "bitwise")},
 }
-_OF_TF = set(
-    "argsort boolean_mask broadcast_to cast clip_by_value concat cumsum dynamic_partition dynamic_stitch einsum expand_dims "
-    "eye fill foldl gather gather_nd identity linspace meshgrid norm one_hot ones ones_like pad range rank repeat reshape "
-    "reverse reverse_sequence roll round scatter_nd sequence_mask shape size slice sort split squeeze stack stop_gradient "
-    "strided_slice tensor_scatter_nd_update tensordot tile transpose unique unstack where zeros zeros_like".split()
+# fmt: off
+_OF_TF = frozenset(
+    (
+        "argsort",
+        "boolean_mask",
+        "broadcast_to",
+        "cast",
+        "clip_by_value",
+        "concat",
+        "cumsum",
+        "dynamic_partition",
+        "dynamic_stitch",
+        "einsum",
+        "expand_dims",
+        "eye",
+        "fill",
+        "gather",
+        "gather_nd",
+        "identity",
+        "linspace",
+        "meshgrid",
+        "norm",
+        "one_hot",
+        "ones",
+        "ones_like",
+        "pad",
+        "range",
+        "rank",
+        "repeat",
+        "reshape",
+        "reverse",
+        "reverse_sequence",
+        "roll",
+        "round",
+        "scatter_nd",
+        "sequence_mask",
+        "shape",
+        "size",
+        "slice",
+        "sort",
+        "split",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "strided_slice",
+        "tensor_scatter_nd_update",
+        "tensordot",
+        "tile",
+        "transpose",
+        "unique",
+        "unstack",
+        "where",
+        "zeros",
+        "zeros_like",
+    )
 )
+# fmt: on
 
 
 class WeightTensor(keras.KerasTensor):
