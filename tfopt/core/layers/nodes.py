@@ -96,6 +96,7 @@ class OwnWeight(keras.layers.Layer):
         weight: name of the weight.
         weight_dtype: of the weight.
         trained: whether it is a trainable weight.
+        regularizer, constraint: of the weight.
         variable: the weight itself; a new one of these properties by default.
         **kwargs: `name` and `dtype`, as all layers have them.
 
@@ -120,9 +121,14 @@ class OwnWeight(keras.layers.Layer):
         self.supports_masking = True  # a mask of what it is called on ends here
         self._convert_input_args = False  # what it is called on stays as it is, text too
         self.weight = variable
-        self._config = {"shape": list(shape), "weight": weight, "weight_dtype": weight_dtype, "trained": trained}
-        self._config["regularizer"] = keras.regularizers.get(regularizer)
-        self._config["constraint"] = keras.constraints.get(constraint)
+        self._config: dict[str, Any] = {
+            "shape": list(shape),
+            "weight": weight,
+            "weight_dtype": weight_dtype,
+            "trained": trained,
+            "regularizer": keras.regularizers.get(regularizer),
+            "constraint": keras.constraints.get(constraint),
+        }
 
     @classmethod
     def around(cls, variable: keras.Variable, name: str, dtype: Any) -> OwnWeight:
