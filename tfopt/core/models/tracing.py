@@ -223,7 +223,7 @@ def _spelled(model: Functional, training: bool | None) -> list:
         fixed = dict(node.arguments.kwargs)
         told = fixed.pop("training", None)
         spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, fixed))
-        is_free = told is None or told is training or not any(map(_has_training, sublayers(node.operation)))
+        is_free = training is None or told in (None, training) or not any(map(_has_training, sublayers(node.operation)))
         calls.append((_who(node.operation), str(spelled), is_free))
         numbers.update((id(tensor), len(numbers) + i) for i, tensor in enumerate(node.outputs))
     return calls
@@ -231,6 +231,8 @@ def _spelled(model: Functional, training: bool | None) -> list:
 
 def _who(op: keras.Operation) -> Any:
     """What is called: the same layer or weight, or an op of the same class and settings."""
+    if isinstance(op, MaskOf):
+        return MaskOf
     if isinstance(op, keras.layers.Layer):
         return id(op.weight if isinstance(op, OwnWeight) else op)
     settings = {name: value for name, value in vars(op).items() if name != "name" and not name.startswith("_")}
