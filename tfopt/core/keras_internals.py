@@ -24,6 +24,7 @@ __all__ = [
     "application_layer",
     "call_in",
     "children",
+    "clear_losses",
     "compile_options",
     "compiled_loss",
     "create_values",
@@ -218,6 +219,11 @@ def forget_nodes(counts: list[tuple[keras.Operation, int, int]]) -> None:
 def adds_losses(layer: keras.layers.Layer) -> bool:
     """True if `add_loss` was called in the layer or one inside it."""
     return any(inner._losses for inner in sublayers(layer))
+
+
+def clear_losses(layer: keras.layers.Layer) -> None:
+    """Drops what `add_loss` has added in the layer and those inside it."""
+    layer._clear_losses()
 
 
 def name_counts() -> dict[str, int]:
