@@ -166,7 +166,7 @@ class _Plan:
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
-        if state.call is not None and not takes_tensors_only(state.call.given):
+        if not all(takes_tensors_only(op, call.given) for call in state.calls):
             return [state.copy(op), self._range_behind(op)] if ranged else None
         return FloatLayer(
             state.copy(op),

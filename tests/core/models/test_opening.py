@@ -413,7 +413,7 @@ class Numpy(kl.Layer):
 
 CLOSED = {
     Branches: "computes something else while training",
-    FixedSide: "computes something else while training",
+    FixedSide: "run in inference while it trains",
     Losses: "add_loss",
     Random: "computes something else each time",
     Foreign: "without calling the layer of that weight",
@@ -458,3 +458,75 @@ def test_a_file_may_not_call_any_function():
     for name in ("tf.io.write_file", "tf.py_function", "os.system", "tf.nn", "keras.ops.nothing", "tf.raw_ops.Relu"):
         with pytest.raises(tfopt.InvalidArgumentError, match="function in an opened layer"):
             FunctionCall(name)
+
+
+class InnerDefault(kl.Layer):
+    """`training` with a default, handed on; and a frozen layer that runs in inference."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.drop, self.norm = kl.Dropout(0.5), kl.BatchNormalization(trainable=False)
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.norm(self.drop(x, training=training), training=False)
+
+
+class Same(kl.Layer):
+    def call(self, x):
+        return x
+
+
+class MadeInCall(kl.Layer):
+    def call(self, x):
+        return kl.ReLU(name="made")(x[:])
+
+
+class OwnMask(kl.Layer):
+    """Makes the mask that all behind it read."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = kl.Embedding(5, WIDTH, mask_zero=True)
+        self.supports_masking = True
+
+    def build(self, shape):
+        self.table.build(None)
+        self.built = True
+
+    def call(self, ids):
+        return self.table(ids) * 2.0
+
+    def compute_mask(self, ids, mask=None):
+        return self.table.compute_mask(ids)
+
+
+def test_sizes_that_differ_between_calls_are_unknown():
+    own = kl.Lambda(lambda t: ops.relu(t) * 2.0, name="own")
+    inputs = [keras.Input((steps, WIDTH)) for steps in (3, 5)]
+    model = keras.Model(inputs, [own(each) for each in inputs])
+    copy = tfopt.functional(model)
+    x = [np.ones((2, 3, WIDTH), "float32"), -np.ones((2, 5, WIDTH), "float32")]
+    for old, new in zip(model(x), copy(x), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("cls", [InnerDefault, Same, MadeInCall])
+def test_more_layers_that_are_opened(cls):
+    model = through(cls(name="own"))
+    copy, x = tfopt.functional(model), data_for(model)
+    assert isinstance(copy.get_layer("own"), keras.Model)
+    np.testing.assert_array_equal(copy(x), model(x))
+
+
+def test_masks_that_opened_layers_make_reach_others():
+    inputs = keras.Input((STEPS,), dtype="int32")
+    model = keras.Model(inputs, Masked(name="reads")(OwnMask(name="makes")(inputs)))
+    copy = tfopt.functional(model)
+    assert all(isinstance(copy.get_layer(name), keras.Model) for name in ("makes", "reads"))
+    x = np.array([[1, 0, 2], [0, 0, 3]])
+    np.testing.assert_array_equal(copy(x), model(x))
+    assert np.abs(model(x) - model(np.where(x == 0, 4, x))).max() > 1e-3

@@ -73,14 +73,15 @@ def _patched() -> Iterator[None]:
     """`keras.ops` takes sizes of the graph; TensorFlow's functions, and layers called on constants, become nodes."""
     _Functions.register_once()
     originals = {name: function for name, function in vars(keras.ops).items() if inspect.isfunction(function)}
-    call = keras.layers.Layer.__call__
+    call, item = keras.layers.Layer.__call__, keras.KerasTensor.__getitem__
     for name, function in originals.items():
         setattr(keras.ops, name, _shape if name == "shape" else _with_sizes(name, function))
     keras.layers.Layer.__call__ = _recorded(call)
+    keras.KerasTensor.__getitem__ = lambda tensor, key: item(tensor, (key,) if isinstance(key, slice) else key)
     try:
         yield
     finally:
-        keras.layers.Layer.__call__ = call
+        keras.layers.Layer.__call__, keras.KerasTensor.__getitem__ = call, item
         for name, function in originals.items():
             setattr(keras.ops, name, function)
 
@@ -138,17 +139,27 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(layer, *args, **kwargs)
         given = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, keras.KerasTensor)]
         if not given:
-            args = keras.tree.map_structure(_constant, args)
+            args = keras.tree.map_structure(constant, args)
         elif isinstance(layer, keras.Model) and not has_graph(layer):
-            told = {"training": kwargs["training"]} if "training" in kwargs else {}
-            return function(_graph_of(layer, args, kwargs), given if len(given) > 1 else given[0], **told)
-        return function(layer, *args, **kwargs)
+            return _inside(function, layer, args, kwargs, given)
+        try:
+            return function(layer, *args, **kwargs)
+        except Exception:
+            if type(layer).__module__.startswith("keras.src."):
+                raise
+            return _inside(function, layer, args, kwargs, given)  # Keras cannot tell what an author's own layer gives
 
     return call
 
 
+def _inside(function: Callable[..., Any], layer: keras.layers.Layer, args: tuple, kwargs: dict, given: list) -> Any:
+    """What a layer or model gives that is called as the graph of its `call`."""
+    told = {"training": kwargs["training"]} if "training" in kwargs else {}
+    return function(_graph_of(layer, args, kwargs), given if len(given) > 1 else given[0], **told)
+
+
 @contextlib.contextmanager
-def graphs_shared(trace: Callable[[keras.Model, tuple, dict], Functional]) -> Iterator[None]:
+def graphs_shared(trace: Callable[[keras.layers.Layer, tuple, dict], Functional]) -> Iterator[None]:
     """Within the outermost of these, each model written as code has one graph for all its calls, made by `trace`."""
     if getattr(_here, "models", None) is not None:
         yield
@@ -160,8 +171,8 @@ def graphs_shared(trace: Callable[[keras.Model, tuple, dict], Functional]) -> It
         _here.models = None
 
 
-def _graph_of(model: keras.Model, args: tuple, kwargs: dict) -> Functional:
-    """The graph of a model written as code, one for all its calls with tensors of the same shapes."""
+def _graph_of(model: keras.layers.Layer, args: tuple, kwargs: dict) -> Functional:
+    """The graph of a model or layer written as code, one for all its calls with tensors of the same shapes."""
     given = {name: value for name, value in kwargs.items() if name != "training"}
     shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", x), (args, given))
     key = id(model), str(shapes)
@@ -170,7 +181,8 @@ def _graph_of(model: keras.Model, args: tuple, kwargs: dict) -> Functional:
     return _here.models[key]
 
 
-def _constant(value: Any) -> Any:
+def constant(value: Any) -> Any:
+    """A node for an array; anything else stays."""
     return Constant(value)(_here.anchor) if isinstance(value, np.ndarray) or tf.is_tensor(value) else value
 
 

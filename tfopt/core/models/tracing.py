@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.errors import UnsupportedModelError, first_line
+from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import (
     Functional,
     adds_losses,
+    called_in,
+    children,
     clear_losses,
     forget_nodes,
     functional_of,
@@ -28,8 +31,8 @@ from tfopt.core.keras_internals import (
     sublayers,
     topological_nodes,
 )
-from tfopt.core.layers.nodes import MaskOf, OwnWeight
-from tfopt.core.models.recording import graphs_shared, recording
+from tfopt.core.layers.nodes import MaskOf, OwnWeight, WithMask
+from tfopt.core.models.recording import constant, graphs_shared, recording
 
 
 class Closed(Exception):
@@ -123,38 +126,66 @@ def _is_looked_up(model: Functional, tensor: keras.KerasTensor) -> bool:
 def _traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any]) -> Functional:
     """The graph, of inputs as `structure` of the arguments and the flat inputs says.
 
-    `call` runs twice: a graph is only known to compute the same if both, one of them in training, are equal.
+    `call` runs three times, the last time in training: a graph is only known to compute the same if all are equal.
     """
-    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-    training = True if "training" in inspect.signature(layer.call).parameters else None
     with graphs_shared(traced):
-        model = _run(layer, args, kwargs, structure)
-        again = _run(layer, args, kwargs if training is None else {**kwargs, "training": training}, structure)
-    if _spelled(model, None) != _spelled(again, training):
-        what = "computes something else while training" if training else "computes something else each time"
-        raise Closed(f"its `call` {what}")
-    return model
+        first, second, training = (_run(layer, args, kwargs, structure, told) for told in (None, None, True))
+    if _spelled(layer, first) != _spelled(layer, second):
+        raise Closed("its `call` computes something else each time")
+    fixed = _fixed_in_inference(training)
+    if fixed:
+        raise Closed(f"its `call` has '{fixed}' run in inference while it trains; freeze that by `trainable = False`")
+    if _spelled(layer, first) != _spelled(layer, training):
+        raise Closed("its `call` computes something else while training")
+    return first
 
 
-def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any]) -> Functional:
+def _run(
+    layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any], training: bool | None
+) -> Functional:
     inputs: list[keras.KerasTensor] = []
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
     args, kwargs = keras.tree.map_structure(lambda value: _input(value, inputs), (args, kwargs))
     if not inputs:
         raise Closed("it is called on no tensor")
     counts = node_counts(sublayers(layer))
     try:
-        with tf.GradientTape() as tape, recording(layer, inputs[0]):
-            outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs))
+        with tf.GradientTape() as tape, recording(layer, inputs[0]), called_in(layer, training):
+            told = {"training": training} if _has_training(layer) else {}
+            outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs), **told)
+            outputs = _finished(layer, args, inputs, outputs)
         model = _model(layer, structure(args, inputs), outputs)
         _check_weights(layer, model, tape)
         return model
     except Closed:
         raise
     except Exception as error:  # whatever an author's code says of tensors that hold no values
-        raise Closed(f"its `call` does not run on symbolic tensors ({first_line(error)})") from error
+        raise Closed(f"its `call` does not run on symbolic tensors ({_reason(error)})") from error
     finally:
         forget_nodes(counts)
         clear_losses(layer)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what was said, not of what Keras puts before it."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return (said or [type(error).__name__])[0].rstrip(".")
+
+
+def _finished(layer: keras.layers.Layer, args: tuple, inputs: list[keras.KerasTensor], outputs: Any) -> Any:
+    """The outputs as the layer gives them: with the mask that it computes itself, if it does."""
+    outputs = keras.tree.map_structure(constant, outputs)
+    own_mask = getattr(type(layer).compute_mask, "__qualname__", "") != "Layer.compute_mask"
+    if own_mask and layer.supports_masking and isinstance(outputs, keras.KerasTensor):
+        masks = keras.tree.map_structure(mask_of, args[0] if args else inputs[0])
+        mask = layer.compute_mask(args[0] if args else inputs[0], masks)
+        if isinstance(mask, keras.KerasTensor):
+            outputs = WithMask()([outputs, mask])
+    given = set(map(id, inputs))
+    return keras.tree.map_structure(
+        lambda value: keras.layers.Identity()(value) if id(value) in given else value, outputs
+    )
 
 
 def _input(value: Any, inputs: list[keras.KerasTensor]) -> Any:
@@ -211,32 +242,49 @@ def _check_weights(layer: keras.layers.Layer, model: Functional, tape: tf.Gradie
 # How two graphs of the same layer are compared.
 
 
-def _spelled(model: Functional, training: bool | None) -> list:
-    """The calls of a graph, with tensors by number, and what they are told of training."""
+def _spelled(layer: keras.layers.Layer, model: Functional) -> list:
+    """The calls of a graph, with tensors by number, but for what they are told of training."""
+    known = set(map(id, sublayers(layer)))
     numbers = {id(tensor): i for i, tensor in enumerate(model.inputs)}
     calls = []
     for node in topological_nodes(model):
-        fixed = dict(node.arguments.kwargs)
-        told = fixed.pop("training", None)
-        spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, fixed))
-        is_free = training is None or told in (None, training) or not any(map(_has_training, sublayers(node.operation)))
-        calls.append((_who(node.operation), str(spelled), is_free))
+        named = {name: value for name, value in node.arguments.kwargs.items() if name != "training"}
+        spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, named))
+        calls.append((_who(node.operation, known), str(spelled)))
         numbers.update((id(tensor), len(numbers) + i) for i, tensor in enumerate(node.outputs))
     return calls
 
 
-def _who(op: keras.Operation) -> Any:
-    """What is called: the same layer or weight, or an op of the same class and settings."""
-    if isinstance(op, MaskOf):
-        return MaskOf
+def _fixed_in_inference(model: Functional) -> str:
+    """The name of a layer that is told to run in inference by a call in training, and would run otherwise."""
+    for node in topological_nodes(model):
+        told = node.arguments.kwargs.get("training", True)
+        if told is not True and any(map(_differs_in_training, sublayers(node.operation))):
+            return node.operation.name
+    return ""
+
+
+def _who(op: keras.Operation, known: set[int]) -> Any:
+    """What is called: the same layer or weight, or one that is made in `call`, or an op, of same class and settings."""
+    if isinstance(op, OwnWeight):
+        return id(op.weight)
+    if isinstance(op, keras.layers.Layer) and (id(op) in known or op.weights):
+        return id(op)
     if isinstance(op, keras.layers.Layer):
-        return id(op.weight if isinstance(op, OwnWeight) else op)
-    settings = {name: value for name, value in vars(op).items() if name != "name" and not name.startswith("_")}
+        settings = {name: value for name, value in op.get_config().items() if name != "name"}
+    else:
+        settings = {name: value for name, value in vars(op).items() if name != "name" and not name.startswith("_")}
     return type(op), str(keras.tree.map_structure(lambda value: _spelled_value(value, {}), settings))
 
 
 def _has_training(layer: keras.layers.Layer) -> bool:
     return "training" in inspect.signature(layer.call).parameters
+
+
+def _differs_in_training(layer: keras.layers.Layer) -> bool:
+    """True for a layer that has something of its own to do in training; one around others has not."""
+    frozen = isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
+    return _has_training(layer) and not children(layer) and not frozen and getattr(layer, "rate", None) != 0
 
 
 def _spelled_value(value: Any, numbers: Mapping[int, int]) -> Any:
