@@ -39,6 +39,8 @@ __all__ = [
     "has_graph",
     "in_symbolic_scope",
     "input_names",
+    "keep_mask",
+    "kept_mask",
     "label_loss",
     "logits_behind",
     "mask_of",
@@ -271,6 +273,17 @@ def mask_of(tensor: Any) -> Any:
 def set_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a tensor, as a masking layer does."""
     tensor._keras_mask = mask
+
+
+def keep_mask(tensor: Any) -> None:
+    """Remembers the mask of a tensor where no layer takes it away, as attention does of tensors that it has read."""
+    if mask_of(tensor) is not None:
+        tensor._tfopt_mask = mask_of(tensor)
+
+
+def kept_mask(tensor: Any) -> Any:
+    """The mask that `keep_mask` has remembered, else that which the tensor carries, or None."""
+    return getattr(tensor, "_tfopt_mask", mask_of(tensor))
 
 
 def logits_behind(tensor: Any) -> Any:

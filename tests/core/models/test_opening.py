@@ -530,3 +530,29 @@ def test_masks_that_opened_layers_make_reach_others():
     x = np.array([[1, 0, 2], [0, 0, 3]])
     np.testing.assert_array_equal(copy(x), model(x))
     assert np.abs(model(x) - model(np.where(x == 0, 4, x))).max() > 1e-3
+
+
+class FineTuned(keras.Model):
+    """A base that runs in inference while the model trains, as in fine-tuning."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.head = base, kl.Dense(2)
+
+    def call(self, x):
+        return self.head(self.base(x, training=False))
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+def test_a_part_that_runs_in_inference_does_so_in_training_too(kind, tmp_path):
+    layers = [keras.Input((WIDTH,)), kl.Dense(3), kl.BatchNormalization(name="norm"), kl.Dropout(0.5)]
+    base = keras.Sequential(layers, name="base") if kind == "functional" else Subclassed.Encoder(name="base")
+    model = FineTuned(base)
+    x = np.random.default_rng(0).normal(size=(8, WIDTH)).astype("float32")
+    model(x)
+    copy = tfopt.functional(model)
+    copy.save(tmp_path / "m.keras")
+    for each in (copy, tfopt.load_model(tmp_path / "m.keras")):
+        np.testing.assert_array_equal(each(x, training=True), model(x, training=True))
+        np.testing.assert_array_equal(each(x, training=True), each(x, training=False))
+    assert len(copy.trainable_weights) == len(model.trainable_weights)

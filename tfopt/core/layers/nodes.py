@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import mask_of, output_spec
+from tfopt.core.keras_internals import Functional, keep_mask, kept_mask, mask_of, output_spec
 from tfopt.core.layers.channels import FIXED, Channels, Context
 from tfopt.core.layers.registry import Output, Record, enter
 
@@ -85,6 +85,32 @@ class WeightTensor(keras.KerasTensor):
     @property
     def value(self) -> WeightTensor:
         return self
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class OpenedModel(Functional):
+    """The graph of a layer in the layer's place: masks stay on the tensors, where the layers inside look for them."""
+
+    supports_masking = True
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        return None  # those inside have said it
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return super().call(inputs, training=training, mask=keras.tree.map_structure(mask_of, inputs))
+
+    def _run_through_graph(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        for value in keras.tree.flatten(inputs):
+            keep_mask(value)
+        return super()._run_through_graph(inputs, *args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class InferenceModel(OpenedModel):
+    """A graph that runs in inference while the model around it trains, as `layer(x, training=False)` does."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return super().call(inputs, training=False)  # whatever it is told
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -194,7 +220,7 @@ class MaskOf(keras.layers.Layer):
         self.supports_masking = True
 
     def call(self, inputs: Any) -> Any:
-        mask = mask_of(inputs)
+        mask = kept_mask(inputs)
         return keras.ops.ones(keras.ops.shape(inputs)[:2], "bool") if mask is None else mask
 
     def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:

@@ -13,8 +13,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.keras_internals import Functional, has_graph, in_symbolic_scope, own_variables, public_name
-from tfopt.core.layers.nodes import Constant, OwnWeight, Size, call_of
+from tfopt.core.keras_internals import (
+    Functional,
+    functional_of,
+    has_graph,
+    in_symbolic_scope,
+    mask_of,
+    own_variables,
+    public_name,
+)
+from tfopt.core.layers.nodes import Constant, InferenceModel, OpenedModel, OwnWeight, Size, call_of
 from tfopt.core.layers.twins import twin_of
 
 _here = threading.local()
@@ -127,7 +135,7 @@ def _with_one_unknown(x: Any, newshape: Any) -> tuple[tuple, dict]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor) and value.shape == () and "int" in value.dtype
+    return is_symbolic(value) and value.shape == () and "int" in value.dtype
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,29 +145,63 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         if not _is_recording():
             return function(layer, *args, **kwargs)
-        given = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, keras.KerasTensor)]
-        if not given:
+        if not any(map(is_symbolic, keras.tree.flatten((args, kwargs)))):
             args = keras.tree.map_structure(constant, args)
-        elif isinstance(layer, keras.Model) and not has_graph(layer):
-            return _inside(function, layer, args, kwargs, given)
+        closed = isinstance(layer, keras.Model) and not has_graph(layer)
+        in_inference = kwargs.get("training") is False and isinstance(layer, keras.Model)
+        if closed:
+            return _inside(function, layer, args, kwargs, in_inference)
+        if in_inference:
+            told = {name: value for name, value in kwargs.items() if name != "training"}
+            return function(_in_inference(functional_of(layer)), *args, **told)
         try:
-            return function(layer, *args, **kwargs)
+            return function(layer, *args, **{**kwargs, **masks_for(layer, args, kwargs)})
         except Exception:
             if type(layer).__module__.startswith("keras.src."):
                 raise
-            return _inside(function, layer, args, kwargs, given)  # Keras cannot tell what an author's own layer gives
+            return _inside(function, layer, args, kwargs)  # Keras cannot tell what an author's own layer gives
 
     return call
 
 
-def _inside(function: Callable[..., Any], layer: keras.layers.Layer, args: tuple, kwargs: dict, given: list) -> Any:
+def _inside(
+    function: Callable[..., Any], layer: keras.layers.Layer, args: tuple, kwargs: dict, in_inference: bool = False
+) -> Any:
     """What a layer or model gives that is called as the graph of its `call`."""
-    told = {"training": kwargs["training"]} if "training" in kwargs else {}
-    return function(_graph_of(layer, args, kwargs), given if len(given) > 1 else given[0], **told)
+    given = [value for value in keras.tree.flatten((args, kwargs)) if is_symbolic(value)]
+    graph = _graph_of(layer, args, kwargs, InferenceModel if in_inference else OpenedModel)
+    told = {"training": kwargs["training"]} if "training" in kwargs and not in_inference else {}
+    return function(graph, given if len(given) > 1 else given[0], **told)
+
+
+def _in_inference(graph: Functional) -> Functional:
+    """A model of the same layers that runs in inference whatever it is told, one for all calls."""
+    key = id(graph), "in inference"
+    if key not in _here.models:
+        _here.models[key] = InferenceModel(graph.input, graph.output, name=graph.name)
+    return _here.models[key]
+
+
+def masks_for(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The masks of tensors that `call` asks for and Keras hands over by itself."""
+    parameters = inspect.signature(layer.call).parameters
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    tensors = {name: value for name, value in given.items() if any(map(is_symbolic, keras.tree.flatten(value)))}
+    wanted = {"mask" if len(tensors) == 1 else f"{name}_mask": value for name, value in tensors.items()}
+    masks = {name: keras.tree.map_structure(mask_of, value) for name, value in wanted.items() if name in parameters}
+    return {
+        name: mask
+        for name, mask in masks.items()
+        if given.get(name) is None and any(map(is_symbolic, keras.tree.flatten(mask)))
+    }
+
+
+def is_symbolic(value: Any) -> bool:
+    return isinstance(value, keras.KerasTensor)
 
 
 @contextlib.contextmanager
-def graphs_shared(trace: Callable[[keras.layers.Layer, tuple, dict], Functional]) -> Iterator[None]:
+def graphs_shared(trace: Callable[[keras.layers.Layer, tuple, dict, type[Functional]], Functional]) -> Iterator[None]:
     """Within the outermost of these, each model written as code has one graph for all its calls, made by `trace`."""
     if getattr(_here, "models", None) is not None:
         yield
@@ -171,13 +213,13 @@ def graphs_shared(trace: Callable[[keras.layers.Layer, tuple, dict], Functional]
         _here.models = None
 
 
-def _graph_of(model: keras.layers.Layer, args: tuple, kwargs: dict) -> Functional:
+def _graph_of(model: keras.layers.Layer, args: tuple, kwargs: dict, cls: type[Functional]) -> Functional:
     """The graph of a model or layer written as code, one for all its calls with tensors of the same shapes."""
     given = {name: value for name, value in kwargs.items() if name != "training"}
     shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", x), (args, given))
-    key = id(model), str(shapes)
+    key = id(model), str(shapes), cls
     if key not in _here.models:
-        _here.models[key] = _here.trace(model, args, kwargs)
+        _here.models[key] = _here.trace(model, args, kwargs, cls)
     return _here.models[key]
 
 
@@ -199,7 +241,7 @@ class _Functions(tf.__internal__.dispatch.GlobalOpDispatcher):
 
     def handle(self, op: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         given = keras.tree.flatten((args, kwargs))
-        if not (_is_recording() and any(isinstance(value, keras.KerasTensor) for value in given)):
+        if not (_is_recording() and any(is_symbolic(value) for value in given)):
             return self.NOT_SUPPORTED
         name = public_name(op)
         if name is None:

@@ -31,21 +31,22 @@ from tfopt.core.keras_internals import (
     sublayers,
     topological_nodes,
 )
-from tfopt.core.layers.nodes import MaskOf, OwnWeight, WithMask
-from tfopt.core.models.recording import constant, graphs_shared, recording
+from tfopt.core.layers.nodes import MaskOf, OpenedModel, OwnWeight, WithMask
+from tfopt.core.models.recording import constant, graphs_shared, is_symbolic, masks_for, recording
 
 
 class Closed(Exception):
     """Why a layer cannot be a graph."""
 
 
-def traced(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Functional:
+def traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, cls: type[Functional] = OpenedModel) -> Functional:
     """The graph of one call of a layer: a model over the layers inside it, which are the very same objects.
 
     Args:
         layer: built; one whose `call` uses Keras layers, `keras.ops`, or functions of TensorFlow.
         args, kwargs: of the call. The symbolic tensors in them become the inputs of the model: a list in their order,
             or one tensor.
+        cls: of the model.
 
     Raises:
         Closed: with the reason why there is no graph that computes the same.
@@ -57,7 +58,7 @@ def traced(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> Functional:
         >>> [type(op).__name__ for op in traced(Half(name="half"), (keras.Input((4,)),), {}).operations]
         ['InputLayer', 'Multiply']
     """
-    return _traced(layer, args, kwargs, lambda args, inputs: inputs if len(inputs) > 1 else inputs[0])
+    return _traced(layer, args, kwargs, lambda args, inputs: inputs if len(inputs) > 1 else inputs[0], cls)
 
 
 def traced_model(model: keras.Model, inputs: Any = None) -> Functional:
@@ -88,7 +89,7 @@ def traced_model(model: keras.Model, inputs: Any = None) -> Functional:
 
 def _traced_model(model: keras.Model, inputs: Any) -> Functional:
     try:
-        return _traced(model, (inputs,), {}, lambda args, inputs: args[0])
+        return _traced(model, (inputs,), {}, lambda args, inputs: args[0], Functional)
     except Closed as reason:
         raise UnsupportedModelError(
             "The `call` of a subclassed model must run on symbolic tensors, as that of a Functional model does.",
@@ -123,13 +124,15 @@ def _is_looked_up(model: Functional, tensor: keras.KerasTensor) -> bool:
     return bool(readers) and all(isinstance(op, keras.layers.Embedding) for op in readers)
 
 
-def _traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any]) -> Functional:
-    """The graph, of inputs as `structure` of the arguments and the flat inputs says.
+def _traced(
+    layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any], cls: type[Functional]
+) -> Functional:
+    """The graph, of inputs as `structure` of the arguments and the flat inputs says, as a model of class `cls`.
 
     `call` runs three times, the last time in training: a graph is only known to compute the same if all are equal.
     """
     with graphs_shared(traced):
-        first, second, training = (_run(layer, args, kwargs, structure, told) for told in (None, None, True))
+        first, second, training = (_run(layer, args, kwargs, structure, cls, told) for told in (None, None, True))
     if _spelled(layer, first) != _spelled(layer, second):
         raise Closed("its `call` computes something else each time")
     fixed = _fixed_in_inference(training)
@@ -141,7 +144,12 @@ def _traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Cal
 
 
 def _run(
-    layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any], training: bool | None
+    layer: keras.layers.Layer,
+    args: tuple,
+    kwargs: dict,
+    structure: Callable[..., Any],
+    cls: type[Functional],
+    training: bool | None,
 ) -> Functional:
     inputs: list[keras.KerasTensor] = []
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
@@ -152,9 +160,10 @@ def _run(
     try:
         with tf.GradientTape() as tape, recording(layer, inputs[0]), called_in(layer, training):
             told = {"training": training} if _has_training(layer) else {}
+            kwargs = {**kwargs, **masks_for(layer, args, kwargs)}
             outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs), **told)
             outputs = _finished(layer, args, inputs, outputs)
-        model = _model(layer, structure(args, inputs), outputs)
+        model = _model(layer, structure(args, inputs), outputs, cls)
         _check_weights(layer, model, tape)
         return model
     except Closed:
@@ -174,26 +183,29 @@ def _reason(error: Exception) -> str:
 
 
 def _finished(layer: keras.layers.Layer, args: tuple, inputs: list[keras.KerasTensor], outputs: Any) -> Any:
-    """The outputs as the layer gives them: with the mask that it computes itself, if it does."""
+    """The outputs as the layer gives them: with the mask that it makes, or passes on."""
     outputs = keras.tree.map_structure(constant, outputs)
-    own_mask = getattr(type(layer).compute_mask, "__qualname__", "") != "Layer.compute_mask"
-    if own_mask and layer.supports_masking and isinstance(outputs, keras.KerasTensor):
-        masks = keras.tree.map_structure(mask_of, args[0] if args else inputs[0])
-        mask = layer.compute_mask(args[0] if args else inputs[0], masks)
-        if isinstance(mask, keras.KerasTensor):
-            outputs = WithMask()([outputs, mask])
-    given = set(map(id, inputs))
-    return keras.tree.map_structure(
-        lambda value: keras.layers.Identity()(value) if id(value) in given else value, outputs
-    )
+    first = args[0] if args else inputs[0]
+    if layer.supports_masking and is_symbolic(outputs) and mask_of(outputs) is None:
+        masks = layer.compute_mask(first, keras.tree.map_structure(mask_of, first))
+        mask = next(iter(keras.tree.flatten(masks)), None)
+        outputs = WithMask()([outputs, mask]) if is_symbolic(mask) else outputs
+    return keras.tree.map_structure(lambda value: _apart(value, inputs), outputs)
+
+
+def _apart(value: Any, inputs: list[keras.KerasTensor]) -> Any:
+    """A tensor of its own where a layer gives its input: a model that does would not be called anew."""
+    return keras.layers.Identity()(value) if any(value is tensor for tensor in inputs) else value
 
 
 def _input(value: Any, inputs: list[keras.KerasTensor]) -> Any:
     """An input of the graph for a symbolic tensor among the arguments; anything else stays."""
-    if not isinstance(value, keras.KerasTensor):
+    if not is_symbolic(value):
         return value
     source = getattr(value, "_keras_history", (None,))[0]
     name = source.name if isinstance(source, keras.layers.InputLayer) else None
+    if any(tensor.name == name for tensor in inputs):
+        name = None
     inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype, sparse=value.sparse, name=name))
     if mask_of(value) is not None:
         set_mask(inputs[-1], MaskOf()(inputs[-1]))
@@ -210,7 +222,7 @@ def _cast(layer: keras.layers.Layer, values: Any) -> Any:
     """The arguments as the layer gets them: floats in the dtype that it computes in."""
 
     def cast(value: Any) -> Any:
-        is_float = isinstance(value, keras.KerasTensor) and keras.backend.is_float_dtype(value.dtype)
+        is_float = is_symbolic(value) and keras.backend.is_float_dtype(value.dtype)
         if is_float and layer.autocast and value.dtype != layer.compute_dtype:
             return keras.ops.cast(value, layer.compute_dtype)
         return value
@@ -218,13 +230,13 @@ def _cast(layer: keras.layers.Layer, values: Any) -> Any:
     return values if isinstance(layer, keras.Model) else keras.tree.map_structure(cast, values)
 
 
-def _model(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> Functional:
+def _model(layer: keras.layers.Layer, inputs: Any, outputs: Any, cls: type[Functional]) -> Functional:
     flat = keras.tree.flatten(outputs)
-    if not flat or not all(isinstance(value, keras.KerasTensor) for value in flat):
+    if not flat or not all(map(is_symbolic, flat)):
         raise Closed("it gives something else than tensors computed from its inputs")
     if adds_losses(layer):
         raise Closed("its `call` adds a loss")
-    model = Functional(inputs, outputs, name=layer.name)
+    model = cls(inputs, outputs, name=layer.name)
     if not layer.trainable:
         object.__setattr__(model, "_trainable", False)
     return model
@@ -288,6 +300,6 @@ def _differs_in_training(layer: keras.layers.Layer) -> bool:
 
 
 def _spelled_value(value: Any, numbers: Mapping[int, int]) -> Any:
-    if isinstance(value, keras.KerasTensor):
+    if is_symbolic(value):
         return f"tensor {numbers.get(id(value))}"
     return np.asarray(value).tolist() if hasattr(value, "shape") else repr(value)
