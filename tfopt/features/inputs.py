@@ -30,7 +30,7 @@ class Features:
         self.graph = ChannelGraph(graph, features=True, zero=zero)
         self.inputs = input_names(graph.model)
         channels = dict(zip(self.inputs, self.graph.features, strict=True))
-        self.labels = {name: each.labels.reshape(-1) for name, each in channels.items()}
+        self.labels = {name: each.labels[-1] for name, each in channels.items()}
         self._roots = {name: self.graph.roots(labels) for name, labels in self.labels.items()}
         self._makers = {
             int(root): slot.path for slot in self.graph.slots if slot.role == "out" for root in np.unique(slot.labels)

@@ -1,0 +1,99 @@
+"""How channels pass through products of tensors that are summed over an axis, as matrix products and einsum are."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported
+
+NOT_ZERO = "its products are summed, and they are not zero when masked"
+
+
+def contracted(context: Context, operands: Sequence[tuple[Channels, str]], result: str, shape: Any = None) -> Channels:
+    """What einsum makes of tensors: axes of the same letter have the same channels, those not in `result` are summed.
+
+    Masked channels have to be zero in one of the tensors where they are summed over; otherwise they stay.
+    """
+    letters = {letter for _, term in operands for letter in term}
+    labels = {letter: _of_letter(context, operands, letter) for letter in letters}
+    zero = {
+        letter: any(x.zero for x, term in operands if letter in term) or not labels[letter].any() for letter in letters
+    }
+    for letter in letters - set(result):
+        if not zero[letter]:
+            context.graph.freeze(labels[letter], f"read by '{context.path}': {NOT_ZERO}")
+    axes = tuple(labels[letter] for letter in result)
+    return Channels(axes, context.shapes[0] if shape is None else shape, all(zero[letter] for letter in result))
+
+
+def _of_letter(context: Context, operands: Sequence[tuple[Channels, str]], letter: str) -> np.ndarray:
+    """The channels of the axes of one letter; one channel that is spread over several stays."""
+    found = [(x.labels[term.index(letter)], x.shape[term.index(letter)]) for x, term in operands if letter in term]
+    wide = [labels for labels, size in found if size != 1] or [labels for labels, _ in found]
+    for labels, size in found:
+        if size == 1 and labels is not wide[0] and len(wide[0]) > 1:
+            context.graph.freeze(labels, f"'{context.path}' spreads one over several")
+        elif labels is not wide[0]:
+            context.graph.tie(wide[0], labels)
+    return max(wide, key=len)
+
+
+def _operand(value: Any) -> Channels:
+    """An operand of a product; a constant has no channels."""
+    if isinstance(value, Channels):
+        return value
+    shape = tuple(np.shape(value))
+    return Channels((NONE,) * len(shape), shape, zero=False)
+
+
+def matmul_channels(context: Context, first: Any, second: Any, *_: Any, **__: Any) -> Channels:
+    first, second = _operand(first), _operand(second)
+    rows, columns = ("i" if len(first.shape) > 1 else ""), ("j" if len(second.shape) > 1 else "")
+    outer = string.ascii_uppercase[: max(len(first.shape), len(second.shape), 2) - 2]
+    front = [outer[len(outer) - max(len(x.shape) - 2, 0) :] for x in (first, second)]
+    terms = f"{front[0]}{rows}k", f"{front[1]}k{columns}"
+    return contracted(context, [(first, terms[0]), (second, terms[1])], f"{max(front, key=len)}{rows}{columns}")
+
+
+def einsum_channels(context: Context, *given: Any, **__: Any) -> Channels:
+    operands = [_operand(value) for value in given]
+    terms, arrow, result = context.op.subscripts.replace(" ", "").partition("->")
+    if not arrow:
+        raise Unsupported("einsum without an arrow")
+    unused = [letter for letter in string.ascii_letters if letter not in terms]
+    written = [_written_out(term, len(x.shape), unused) for term, x in zip(terms.split(","), operands, strict=True)]
+    if any(len(set(term)) < len(term) for term in written):
+        raise Unsupported("einsum takes a diagonal")
+    return contracted(
+        context, list(zip(operands, written, strict=True)), _written_out(result, len(context.shapes[0]), unused)
+    )
+
+
+def _written_out(term: str, rank: int, unused: Sequence[str]) -> str:
+    """The letters of an einsum term; those under its ellipsis are aligned at the last, as broadcasting has it."""
+    before, ellipsis, after = term.partition("...")
+    count = rank - len(before) - len(after) if ellipsis else 0
+    return before + "".join(unused[:count][::-1]) + after
+
+
+def dot_channels(context: Context, inputs: list[Channels], *_: Any, **__: Any) -> Channels:
+    layer, (first, second) = context.op, inputs
+    axes = (layer.axes, layer.axes) if isinstance(layer.axes, int) else layer.axes
+    terms = [_batch_term(x, axis, free) for x, axis, free in zip(inputs, axes, (string.ascii_lowercase, string.ascii_uppercase), strict=True)]
+    if layer.normalize and not (first.zero and second.zero):
+        for x, term in zip(inputs, terms, strict=True):
+            context.graph.freeze(x.labels[term.index("0")], f"read by '{context.path}': {NOT_ZERO}")
+    result = "1" + "".join(letter for term in terms for letter in term if letter not in "01")
+    output = contracted(context, list(zip(inputs, terms, strict=True)), result)
+    return Channels((*output.labels, *[NONE] * (len(context.shapes[0]) - len(result))), output.shape, output.zero)
+
+
+def _batch_term(x: Channels, axis: int, free: str) -> str:
+    """The term of an operand: "1" for the batch, "0" for the axis that is summed over."""
+    letters = ["1", *free[: len(x.shape) - 1]]
+    letters[axis % len(x.shape)] = "0"
+    return "".join(letters)
