@@ -268,7 +268,7 @@ def test_sizes_by_hand():
 @pytest.mark.parametrize(
     ("reader", "reason"),
     [
-        (kl.GroupNormalization(2), "GroupNormalization normalizes channels together"),
+        (kl.GroupNormalization(3), None),
         (kl.Softmax(), "softmax mixes them"),
         (kl.Lambda(lambda x: x, output_shape=(6,)), "tfopt does not know Lambda"),
         (kl.Reshape((3, 2)), None),

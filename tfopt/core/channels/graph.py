@@ -220,8 +220,14 @@ class ChannelGraph:
             args, kwargs = call.arguments(values)
             shapes = [tuple(tensor.shape) for tensor in call.outputs]
             results = self._call(graph, call.op, prefix + call.op.name, shapes, args, kwargs)
+            results = [self._known_to_stay(each) for each in results]
             values.update((id(tensor), result) for tensor, result in zip(call.outputs, results, strict=True))
         return [values[id(tensor)] for tensor in graph.outputs]
+
+    def _known_to_stay(self, x: Channels) -> Channels:
+        """The channels of a tensor without those of axes that met an axis of the inputs, and so are none."""
+        labels = (own if self._sets.roots(own).any() else NONE for own in x.labels)
+        return replace(x, labels=tuple(labels))
 
     def _enter_inputs(self, graph: Graph, inputs: Sequence[Channels]) -> None:
         """Each call of a nested model has to bring the same channels; its input layers follow their number."""

@@ -160,8 +160,8 @@ def _activation_channels(context: Context, x: Channels, *_: Any, **__: Any) -> C
 
 def _softmax_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     axes = np.atleast_1d(getattr(context.op, "axis", -1))
-    if any(axis % len(x.shape) in x.along() for axis in axes):
-        raise Unsupported("softmax mixes them")
+    for axis in {int(axis) % len(x.shape) for axis in axes} & set(x.along()):
+        context.keep(x.labels[axis], "softmax mixes them")
     return context.same(x, zero=False)
 
 

@@ -25,12 +25,10 @@ def _multi_head_channels(
     if len(layer.output_dense.kernel.shape) != 3:
         raise Unsupported("attention with an output of several axes")
     _read_by_projections(context, query, value, value if key is None else key, kwargs)
-    if layer.num_heads > 1:
-        heads = context.graph.created(context.path, layer.query_dense.kernel, 1)
-        _along_heads(context, heads, heads)
-        context.graph.size(layer, ("num_heads",), lambda count: count(heads))
-    else:
-        heads = NONE
+    heads = context.graph.created(context.path, layer.query_dense.kernel, 1)
+    _along_heads(context, heads, heads)
+    context.graph.size(layer, ("num_heads",), lambda count: count(heads))
+    if layer.num_heads == 1:
         keys = context.graph.created(context.path, layer.query_dense.kernel, 2)
         values = context.graph.created(context.path, layer.value_dense.kernel, 2)
         _within_heads(context, keys, values)
@@ -48,21 +46,17 @@ def _group_query_channels(
     """A head of keys and values goes with all heads of queries that share it; the output is as wide as the query."""
     layer = context.op
     _read_by_projections(context, query, value, value if key is None else key, kwargs)
-    heads = NONE
-    if layer.num_key_value_heads > 1:
-        pairs = context.graph.created(context.path, layer._key_dense.kernel, 1)
-        heads = np.repeat(pairs, layer.num_query_heads // layer.num_key_value_heads)
-        _along_heads(context, heads, pairs)
-        context.graph.size(layer, ("num_key_value_heads",), lambda count: count(pairs))
-    elif layer.num_query_heads > 1:
-        heads = context.graph.created(context.path, layer._query_dense.kernel, 1)
-        _along_heads(context, heads, None)
-    else:
+    pairs = context.graph.created(context.path, layer._key_dense.kernel, 1)
+    shared = layer.num_query_heads // layer.num_key_value_heads
+    heads = np.repeat(pairs, shared) if len(pairs) > 1 else None
+    heads = context.graph.created(context.path, layer._query_dense.kernel, 1, heads)
+    _along_heads(context, heads, pairs)
+    context.graph.size(layer, ("num_key_value_heads",), lambda count: count(pairs))
+    context.graph.size(layer, ("num_query_heads",), lambda count: count(heads))
+    if layer.num_query_heads == 1:
         inner = context.graph.created(context.path, layer._query_dense.kernel, 2)
         _within_heads(context, inner, inner)
         context.graph.size(layer, ("head_dim",), lambda count: count(inner))
-    if heads.any():
-        context.graph.size(layer, ("num_query_heads",), lambda count: count(heads))
     labels = context.graph.created(context.path, layer._output_dense.kernel, -1)
     for x in (query, value):
         context.graph.tie(labels, x.labels[-1])
@@ -83,10 +77,10 @@ def _read_by_projections(context: Context, query: Channels, value: Channels, key
             context.read(dense.kernel, 0, x, context.along(x))
 
 
-def _along_heads(context: Context, heads: np.ndarray, pairs: np.ndarray | None) -> None:
-    """The heads of queries, and those of keys and values; None for a single one that stays."""
+def _along_heads(context: Context, heads: np.ndarray, pairs: np.ndarray) -> None:
+    """The heads of queries, and those of keys and values."""
     for labels, names in ((heads, ("query", "gate")), (pairs, ("key", "value"))):
-        for dense in _projections_of(context.op, *names) if labels is not None else ():
+        for dense in _projections_of(context.op, *names):
             context.graph.created(context.path, dense.kernel, 1, labels)
             if dense.bias is not None:
                 context.graph.slot(context.path, dense.bias, 0, labels, "each")
@@ -156,7 +150,7 @@ def _attention_channels(
     read, other = context.along(query), context.along(key)
     context.graph.tie(read, other)
     if not ((query.zero and key.zero) if adds else (query.zero or key.zero)):
-        context.graph.freeze(read, f"read by '{context.path}': {NOT_ZERO}")
+        context.keep(read, NOT_ZERO)
     outputs = [context.output(context.along(value), zero=value.zero)]
     return [*outputs, *map(context.fixed, range(1, len(context.shapes)))]
 
@@ -180,17 +174,17 @@ def _dot_product_channels(
     if any(x.along() for x in tensors_in(given)):
         raise Unsupported("a mask that has channels")
     for x in (query, key, value):
-        context.graph.freeze(x.labels[1], f"read by '{context.path}': its positions are ranked by a softmax")
+        context.keep(x.labels[1], "its positions are ranked by a softmax")
     heads, inner = query.labels[2:]
     for x in (key, value):
         if x.shape[2] != query.shape[2]:
             for labels in (x.labels[2], heads):
-                context.graph.freeze(labels, f"read by '{context.path}': several heads of queries share one of keys")
+                context.keep(labels, "several heads of queries share one of keys")
         else:
             context.graph.tie(heads, x.labels[2])
         context.graph.tie(inner, x.labels[3])
     if not (query.zero or key.zero):
-        context.graph.freeze(inner, f"read by '{context.path}': {NOT_ZERO}")
+        context.keep(inner, NOT_ZERO)
     if inner.any() and given.get("scale") is None:
         context.graph.argument(context.op, 5, "scale", lambda kept: len(inner) ** -0.5)
     return Channels((NONE, NONE, heads, inner), context.shapes[0], value.zero)

@@ -149,6 +149,10 @@ class Context:
         """An output without channels."""
         return Channels((NONE,) * len(self.shapes[index]), self.shapes[index], zero=False)
 
+    def keep(self, labels: np.ndarray, reason: str) -> None:
+        """Channels that the layer reads have to stay."""
+        self.graph.freeze(labels, f"read by '{self.path}': {reason}")
+
     def along(self, x: Channels, axis: int = -1) -> np.ndarray:
         """The channels of `x` along one axis, one for each index; those along other axes have to stay."""
         return self.graph.axis_labels(x, axis, f"'{self.path}' works along another axis")
@@ -220,8 +224,8 @@ def value_by_value(context: Context, x: Channels, *_: Any, **__: Any) -> Channel
 
 def reduced(context: Context, x: Channels, axes: list[int], keepdims: bool) -> Channels:
     """The output of a layer that makes one value of all along some axes."""
-    if set(axes) & set(x.along()):
-        raise Unsupported("channels are reduced to one value")
+    for axis in set(axes) & set(x.along()):
+        context.keep(x.labels[axis], "channels are reduced to one value")
     labels = x.labels if keepdims else [labels for axis, labels in enumerate(x.labels) if axis not in axes]
     return Channels(tuple(labels), context.shapes[0], x.zero)
 

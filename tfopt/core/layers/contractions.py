@@ -25,7 +25,7 @@ def contracted(context: Context, operands: Sequence[tuple[Channels, str]], resul
     }
     for letter in letters - set(result):
         if not zero[letter]:
-            context.graph.freeze(labels[letter], f"read by '{context.path}': {NOT_ZERO}")
+            context.keep(labels[letter], NOT_ZERO)
     axes = tuple(labels[letter] for letter in result)
     return Channels(axes, context.shapes[0] if shape is None else shape, all(zero[letter] for letter in result))
 
@@ -86,7 +86,7 @@ def dot_channels(context: Context, inputs: list[Channels], *_: Any, **__: Any) -
     terms = [_batch_term(x, axis, free) for x, axis, free in zip(inputs, axes, (string.ascii_lowercase, string.ascii_uppercase), strict=True)]
     if layer.normalize and not (first.zero and second.zero):
         for x, term in zip(inputs, terms, strict=True):
-            context.graph.freeze(x.labels[term.index("0")], f"read by '{context.path}': {NOT_ZERO}")
+            context.keep(x.labels[term.index("0")], NOT_ZERO)
     result = "1" + "".join(letter for term in terms for letter in term if letter not in "01")
     output = contracted(context, list(zip(inputs, terms, strict=True)), result)
     return Channels((*output.labels, *[NONE] * (len(context.shapes[0]) - len(result))), output.shape, output.zero)
