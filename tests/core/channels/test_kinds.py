@@ -189,7 +189,9 @@ def attention_layers(x):
 
 def dot(x):
     a, b = (kl.Dense(8, name=name)(x) for name in "ab")
-    return head(kl.Dot(2, normalize=True)([a, b])) + kl.Dense(3)(kl.GlobalMaxPooling1D()(kl.Dot(1)([kl.Dense(4)(b), a])))
+    return head(kl.Dot(2, normalize=True)([a, b])) + kl.Dense(3)(
+        kl.GlobalMaxPooling1D()(kl.Dot(1)([kl.Dense(4)(b), a]))
+    )
 
 
 def group_norm(x):

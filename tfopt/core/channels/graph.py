@@ -1,8 +1,8 @@
 """Channel groups: which channels of which weights belong together, so that removing one means removing all.
 
-Each index along each axis of each tensor carries the number of the channel that it belongs to. A layer's rule, in `core/layers`, says
-which axes of its weights its inputs' channels index, and which channels its output has. Where two channels meet, as in
-an addition, they become one (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, solves the same task on
+Each index along each axis of each tensor carries the number of the channel that it belongs to. A layer's rule, in
+`core/layers`, says which axes of its weights its inputs' channels index, and which channels its output has. Where two
+channels meet, as in an addition, they become one (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, solves the same task on
 traced gradients).
 """
 

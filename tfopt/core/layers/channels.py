@@ -230,6 +230,13 @@ def reduced(context: Context, x: Channels, axes: list[int], keepdims: bool) -> C
     return Channels(tuple(labels), context.shapes[0], x.zero)
 
 
+def normalized(context: Context, x: Channels, axes: Any) -> Channels:
+    """The output of a layer that divides by the norm along some axes."""
+    if {int(axis) % len(x.shape) for axis in np.atleast_1d(axes)} & set(x.along()) and not x.zero:
+        raise Unsupported("the norm counts them, and they are not zero when masked")
+    return context.same(x)
+
+
 def per_channel(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     """The rule of users' layers that keep channels apart; nothing is known of what they make of zeros."""
     labels = context.along(x)

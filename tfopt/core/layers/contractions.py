@@ -83,7 +83,8 @@ def _written_out(term: str, rank: int, unused: Sequence[str]) -> str:
 def dot_channels(context: Context, inputs: list[Channels], *_: Any, **__: Any) -> Channels:
     layer, (first, second) = context.op, inputs
     axes = (layer.axes, layer.axes) if isinstance(layer.axes, int) else layer.axes
-    terms = [_batch_term(x, axis, free) for x, axis, free in zip(inputs, axes, (string.ascii_lowercase, string.ascii_uppercase), strict=True)]
+    free = string.ascii_lowercase, string.ascii_uppercase
+    terms = [_batch_term(x, axis, letters) for x, axis, letters in zip(inputs, axes, free, strict=True)]
     if layer.normalize and not (first.zero and second.zero):
         for x, term in zip(inputs, terms, strict=True):
             context.keep(x.labels[term.index("0")], NOT_ZERO)

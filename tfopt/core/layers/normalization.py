@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
-from tfopt.core.layers.channels import Channels, Context, Unsupported, all_along
+from tfopt.core.layers.channels import Channels, Context, Unsupported, all_along, normalized
 from tfopt.core.layers.registry import Output, Record, enter
 
 
@@ -35,10 +35,10 @@ def _layer_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channe
     layer = context.op
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     last = len(x.shape) - 1
-    normalized = {axis % len(x.shape) for axis in axes}
-    if not normalized & set(x.along()):
+    along = {axis % len(x.shape) for axis in axes}
+    if not along & set(x.along()):
         return context.same(x, zero=False)
-    if normalized != {last}:
+    if along != {last}:
         raise Unsupported("normalization over other axes than the last")
     _check_counted(context, x)
     labels = all_along(x, last)
@@ -88,10 +88,7 @@ enter(Record(output=Output.RANGE, channels=_group_channels), kl.GroupNormalizati
 
 
 def _unit_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
-    normalized = {axis % len(x.shape) for axis in np.atleast_1d(context.op.axis)}
-    if normalized & set(x.along()) and not x.zero:
-        raise Unsupported("the norm counts them, and they are not zero when masked")
-    return context.same(x)
+    return normalized(context, x, context.op.axis)
 
 
 enter(Record(channels=_unit_channels), kl.UnitNormalization)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.core.keras_internals import op_class
-from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported, reduced, value_by_value
+from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported, normalized, reduced, value_by_value
 from tfopt.core.layers.registry import Output, Record, enter
 
 # One value in, one value out.
@@ -26,10 +26,6 @@ enter(Record(channels=value_by_value), op_class("Sign"))
 enter(_float("LiteRT's converter leaves it in float; write it as `0 - x`"), op_class("Negative"))
 enter(_float("LiteRT's converter leaves it in float; write it as `x * x`"), op_class("Square"))
 enter(_float("the logarithm of an 8-bit value near zero would be far off"), op_class("Log"))
-enter(
-    Record(output=Output.FLOAT, reason="LiteRT has no integer version"),
-    *map(op_class, ("Var", "Std", "Normalize")),
-)
 
 
 def _not_equal_channels(context: Context, first: Any, second: Any, *_: Any, **__: Any) -> Channels:
@@ -74,3 +70,13 @@ enter(replace(_REDUCTION, in_16_bits=True), op_class("Mean"))
 enter(replace(_REDUCTION, channels=_sum_channels), op_class("Sum"))
 enter(replace(_REDUCTION, output=Output.SAME), op_class("Max"), op_class("Min"))
 enter(Record(channels=_any_channels), op_class("Any"))
+
+_NO_INTEGERS = Record(output=Output.FLOAT, reason="LiteRT has no integer version", channels=_reduction_channels)
+enter(_NO_INTEGERS, op_class("Var"), op_class("Std"))
+
+
+def _normalize_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
+    return normalized(context, x, context.op.axis)
+
+
+enter(replace(_NO_INTEGERS, channels=_normalize_channels), op_class("Normalize"))

@@ -87,7 +87,8 @@ def _cuts(key: Any) -> bool:
 
 def _new_keys(keys: list, x: Channels, kept: Kept) -> list:
     """The keys for the tensor without the channels that go."""
-    new, axis = [], 0
+    new: list = []
+    axis = 0
     for key in keys:
         if key is None:
             new.append(None)

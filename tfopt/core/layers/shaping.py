@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ def _reshaped(context: Context, x: Channels) -> Channels:
             labels[axis] = own
         left = old[0]
     for axis in range(left):
-        context.graph.freeze(x.labels[axis], f"'{context.path}' joins them with an axis of unknown size")
+        context.graph.freeze(x.labels[axis], f"'{context.path}' joins them with the batch, or an axis of unknown size")
     return Channels(tuple(labels), shape, x.zero)
 
 
