@@ -73,6 +73,12 @@ class Features:
                     received=f"without {_listed(left)} of input '{name}'",
                     fix="Name these too.",
                 )
+        if any(np.isin(part, removed).all() for part in self.graph.parts):
+            raise UnsupportedModelError(
+                "Of the features that the model picks out of an input as one part, at least one has to stay.",
+                received="all features of a slice or split",
+                fix="Keep one of them.",
+            )
         return removed
 
     def dropped(self, drop: Any, keep: Any) -> dict[str, np.ndarray]:

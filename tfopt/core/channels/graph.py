@@ -2,8 +2,8 @@
 
 Each index along each axis of each tensor carries the number of the channel that it belongs to. A layer's rule, in
 `core/layers`, says which axes of its weights its inputs' channels index, and which channels its output has. Where two
-channels meet, as in an addition, they become one (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, solves the same task on
-traced gradients).
+channels meet, as in an addition, they become one (Fang et al. 2023, DepGraph, https://arxiv.org/abs/2301.12900, solves
+the same task on traced gradients).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tfopt.core.layers.channels import (
     shape_rule,
     tensors_in,
 )
-from tfopt.core.layers.registry import prunable_weights, rule_of
+from tfopt.core.layers.registry import rule_of
 from tfopt.core.models.graph import Graph
 
 INPUT_STAYS = "an input of the model keeps its shape"
@@ -241,12 +241,15 @@ class ChannelGraph:
 
     def _tie_all(self, known: Sequence[Channels], new: Sequence[Channels]) -> None:
         """What is called more than once is called on the same channels."""
-        for first, second in zip(known, new, strict=True):
-            for own, other in zip(first.labels, second.labels, strict=True):
-                if 1 in (len(own), len(other)) or len(own) == len(other):
-                    self.tie(own, other)
-                else:
-                    self.freeze(np.concatenate([own, other]), "what reads them is called on tensors of several sizes")
+        pairs = list(zip(known, new, strict=False))
+        axes = [pair for first, second in pairs for pair in zip(first.labels, second.labels, strict=False)]
+        alike = len(known) == len(new) and all(len(first.labels) == len(second.labels) for first, second in pairs)
+        if alike and all(1 in (len(own), len(other)) or len(own) == len(other) for own, other in axes):
+            for own, other in axes:
+                self.tie(own, other)
+            return
+        for labels in (labels for x in (*known, *new) for labels in x.labels if labels.any()):
+            self.freeze(labels, "what reads them is called on tensors of several shapes")
 
     def _call(self, graph: Graph, op: Any, path: str, shapes: list[Shape], args: tuple, kwargs: dict) -> list[Channels]:
         if isinstance(op, keras.Model):
@@ -285,7 +288,7 @@ class ChannelGraph:
         for channels in tensors_in(arguments):
             for axis in channels.along():
                 self.freeze(channels.labels[axis], f"read by '{context.path}': {reason}")
-        if isinstance(context.op, keras.layers.Layer) and prunable_weights(context.op):
+        if isinstance(context.op, keras.layers.Layer) and any(len(w.shape) > 1 for w in context.op.trainable_weights):
             self._passed_over[context.path] = reason
         return [context.fixed(index) for index in range(len(context.shapes))]
 

@@ -18,13 +18,13 @@ from tfopt.core.layers.registry import Record, Shape, enter
 
 
 def _multi_head_channels(
-    context: Context, query: Channels, value: Channels, key: Channels | None = None, *_: Any, **kwargs: Any
+    context: Context, query: Channels, value: Channels, key: Channels | None = None, *args: Any, **kwargs: Any
 ) -> list[Channels]:
     """Whole heads go where there are several; of a single head the inner widths get smaller."""
     layer = context.op
     if len(layer.output_dense.kernel.shape) != 3:
         raise Unsupported("attention with an output of several axes")
-    _read_by_projections(context, query, value, value if key is None else key, kwargs)
+    _read_by_projections(context, query, value, value if key is None else key, (args, kwargs))
     heads = context.graph.created(context.path, layer.query_dense.kernel, 1)
     _along_heads(context, heads, heads)
     context.graph.size(layer, ("num_heads",), lambda count: count(heads))
@@ -41,11 +41,11 @@ def _multi_head_channels(
 
 
 def _group_query_channels(
-    context: Context, query: Channels, value: Channels, key: Channels | None = None, *_: Any, **kwargs: Any
+    context: Context, query: Channels, value: Channels, key: Channels | None = None, *args: Any, **kwargs: Any
 ) -> list[Channels]:
     """A head of keys and values goes with all heads of queries that share it; the output is as wide as the query."""
     layer = context.op
-    _read_by_projections(context, query, value, value if key is None else key, kwargs)
+    _read_by_projections(context, query, value, value if key is None else key, (args, kwargs))
     pairs = context.graph.created(context.path, layer._key_dense.kernel, 1)
     shared = layer.num_query_heads // layer.num_key_value_heads
     heads = np.repeat(pairs, shared) if len(pairs) > 1 else None
@@ -69,8 +69,8 @@ def _projections_of(layer: Any, *names: str) -> list[Any]:
     return [dense for dense in found if dense is not None]
 
 
-def _read_by_projections(context: Context, query: Channels, value: Channels, key: Channels, kwargs: dict) -> None:
-    if any(x.along() for x in tensors_in(kwargs)):
+def _read_by_projections(context: Context, query: Channels, value: Channels, key: Channels, masks: tuple) -> None:
+    if any(x.along() for x in tensors_in(masks)):
         raise Unsupported("a mask that has channels")
     for name, x in (("query", query), ("gate", query), ("key", key), ("value", value)):
         for dense in _projections_of(context.op, name):

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported
+from tfopt.core.layers.channels import FIXED, NONE, Channels, Context, Unsupported
 
 NOT_ZERO = "its products are summed, and they are not zero when masked"
 
 
-def contracted(context: Context, operands: Sequence[tuple[Channels, str]], result: str, shape: Any = None) -> Channels:
+def _contracted(context: Context, given: Sequence[tuple[Any, str]], result: str) -> Channels:
     """What einsum makes of tensors: axes of the same letter have the same channels, those not in `result` are summed.
 
-    Masked channels have to be zero in one of the tensors where they are summed over; otherwise they stay.
+    Masked channels have to be zero in one of the tensors where they are summed over; otherwise they stay, as do those
+    that meet a constant.
     """
+    operands = [(value, term) for value, term in given if isinstance(value, Channels)]
+    for letter in {letter for value, term in given if not isinstance(value, Channels) for letter in term}:
+        for labels in (x.labels[term.index(letter)] for x, term in operands if letter in term):
+            context.keep(labels[labels != FIXED], "a constant has a value for each")
     letters = {letter for _, term in operands for letter in term}
     labels = {letter: _of_letter(context, operands, letter) for letter in letters}
     zero = {
@@ -26,8 +31,8 @@ def contracted(context: Context, operands: Sequence[tuple[Channels, str]], resul
     for letter in letters - set(result):
         if not zero[letter]:
             context.keep(labels[letter], NOT_ZERO)
-    axes = tuple(labels[letter] for letter in result)
-    return Channels(axes, context.shapes[0] if shape is None else shape, all(zero[letter] for letter in result))
+    axes = tuple(labels.get(letter, NONE) for letter in result)
+    return Channels(axes, context.shapes[0], all(zero.get(letter, True) for letter in result))
 
 
 def _of_letter(context: Context, operands: Sequence[tuple[Channels, str]], letter: str) -> np.ndarray:
@@ -42,35 +47,29 @@ def _of_letter(context: Context, operands: Sequence[tuple[Channels, str]], lette
     return max(wide, key=len)
 
 
-def _operand(value: Any) -> Channels:
-    """An operand of a product; a constant has no channels."""
-    if isinstance(value, Channels):
-        return value
-    shape = tuple(np.shape(value))
-    return Channels((NONE,) * len(shape), shape, zero=False)
-
-
 def matmul_channels(context: Context, first: Any, second: Any, *_: Any, **__: Any) -> Channels:
-    first, second = _operand(first), _operand(second)
-    rows, columns = ("i" if len(first.shape) > 1 else ""), ("j" if len(second.shape) > 1 else "")
-    outer = string.ascii_uppercase[: max(len(first.shape), len(second.shape), 2) - 2]
-    front = [outer[len(outer) - max(len(x.shape) - 2, 0) :] for x in (first, second)]
-    terms = f"{front[0]}{rows}k", f"{front[1]}k{columns}"
-    return contracted(context, [(first, terms[0]), (second, terms[1])], f"{max(front, key=len)}{rows}{columns}")
+    ranks = [_rank(first), _rank(second)]
+    rows, columns = "i" * (ranks[0] > 1), "j" * (ranks[1] > 1)
+    outer = string.ascii_uppercase[: max(*ranks, 2) - 2]
+    front = [outer[len(outer) - max(rank - 2, 0) :] for rank in ranks]
+    operands = [(first, f"{front[0]}{rows}k"), (second, f"{front[1]}k{columns}")]
+    return _contracted(context, operands, f"{max(front, key=len)}{rows}{columns}")
+
+
+def _rank(value: Any) -> int:
+    return len(value.shape) if isinstance(value, Channels) else np.ndim(value)
 
 
 def einsum_channels(context: Context, *given: Any, **__: Any) -> Channels:
-    operands = [_operand(value) for value in given]
     terms, arrow, result = context.op.subscripts.replace(" ", "").partition("->")
     if not arrow:
         raise Unsupported("einsum without an arrow")
     unused = [letter for letter in string.ascii_letters if letter not in terms]
-    written = [_written_out(term, len(x.shape), unused) for term, x in zip(terms.split(","), operands, strict=True)]
+    written = [_written_out(term, _rank(x), unused) for term, x in zip(terms.split(","), given, strict=True)]
     if any(len(set(term)) < len(term) for term in written):
         raise Unsupported("einsum takes a diagonal")
-    return contracted(
-        context, list(zip(operands, written, strict=True)), _written_out(result, len(context.shapes[0]), unused)
-    )
+    result = _written_out(result, len(context.shapes[0]), unused)
+    return _contracted(context, list(zip(given, written, strict=True)), result)
 
 
 def _written_out(term: str, rank: int, unused: Sequence[str]) -> str:
@@ -89,7 +88,7 @@ def dot_channels(context: Context, inputs: list[Channels], *_: Any, **__: Any) -
         for x, term in zip(inputs, terms, strict=True):
             context.keep(x.labels[term.index("0")], NOT_ZERO)
     result = "1" + "".join(letter for term in terms for letter in term if letter not in "01")
-    output = contracted(context, list(zip(inputs, terms, strict=True)), result)
+    output = _contracted(context, list(zip(inputs, terms, strict=True)), result)
     return Channels((*output.labels, *[NONE] * (len(context.shapes[0]) - len(result))), output.shape, output.zero)
 
 

@@ -41,6 +41,9 @@ def _written_out(key: Any, rank: int) -> list:
     keys = list(key) if isinstance(key, (list, tuple)) else [key]
     if not all(each is None or each is Ellipsis or isinstance(each, (int, np.integer, slice)) for each in keys):
         raise Unsupported("indexing with arrays")
+    ends = [end for each in keys if isinstance(each, slice) for end in (each.start, each.stop, each.step)]
+    if not all(end is None or isinstance(end, (int, np.integer)) for end in ends):
+        raise Unsupported("slices whose ends are computed")
     keys = [int(each) if isinstance(each, np.integer) else each for each in keys]
     missing = rank - sum(each is not None and each is not Ellipsis for each in keys)
     place = keys.index(Ellipsis) if Ellipsis in keys else len(keys)
@@ -56,9 +59,6 @@ def _picked(context: Context, x: Channels, key: Any, axis: int) -> np.ndarray:
     if isinstance(key, int):
         context.graph.freeze(labels[[key]], f"'{context.path}' picks one by its index")
         return NONE
-    ends = (key.start, key.stop, key.step)
-    if not all(end is None or isinstance(end, (int, np.integer)) for end in ends):
-        raise Unsupported("channels are picked by indices that are computed")
     if abs(key.step or 1) > 1:
         _tie_strides(context, labels, key)
     picked = labels[key]
@@ -69,7 +69,8 @@ def _picked(context: Context, x: Channels, key: Any, axis: int) -> np.ndarray:
 def _tie_strides(context: Context, labels: np.ndarray, key: slice) -> None:
     """Where every n-th channel is picked, n in a row go together."""
     step = key.step
-    if step < 0 or len(labels) % step or len(labels[key]) != len(labels) // step:
+    whole = 0 <= (key.start or 0) < step and len(labels[key]) * step == len(labels)
+    if not whole:
         raise Unsupported("channels are picked in steps that do not reach from the first to the last")
     rows = labels.reshape(-1, step)
     context.graph.tie(rows, rows[:, :1])

@@ -90,13 +90,14 @@ def _regrouped(context: Context, labels: Sequence[np.ndarray], sizes: Sequence[i
     Of several axes that are joined the last keeps its channels. Channels that are spread over several new axes are
     tied, so that they differ along the last of them only.
     """
-    wide = [axis for axis, own in enumerate(labels) if context.graph.may_go(own)]
-    for axis in wide[:-1]:
-        context.graph.freeze(labels[axis], f"'{context.path}' joins their axis with one of other channels")
+    wide = [axis for axis, own in enumerate(labels) if own.any()]
     if not wide:
         return [NONE] * len(sizes)
+    kept = ([axis for axis in wide if context.graph.may_go(labels[axis])] or wide)[-1]
+    for axis in set(wide) - {kept}:
+        context.graph.freeze(labels[axis], f"'{context.path}' joins their axis with one of other channels")
     old = [len(own) for own in labels]
-    own = labels[wide[-1]].reshape([-1 if axis == wide[-1] else 1 for axis in range(len(old))])
+    own = labels[kept].reshape([-1 if axis == kept else 1 for axis in range(len(old))])
     spread = np.broadcast_to(own, old).reshape(sizes)
     last = max((axis for axis in range(len(sizes)) if _differs(spread, axis)), default=len(sizes) - 1)
     along = np.moveaxis(spread, last, -1).reshape(-1, sizes[last])

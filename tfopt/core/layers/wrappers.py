@@ -21,6 +21,8 @@ def _time_distributed_channels(context: Context, x: Channels, *_: Any, **__: Any
     result = rule(Context(context.graph, inner, context.path, [_without_time(context.shapes[0])]), step)
     for size in context.graph.kept_sizes.pop(id(inner), []):
         context.graph.size(context.op, ("layer", "config", *size.key), size.value)
+    if id(inner) in context.graph.padded:
+        context.graph.padded[id(context.op)] = context.graph.padded.pop(id(inner))
     return Channels((*result.labels[:1], NONE, *result.labels[1:]), context.shapes[0], result.zero)
 
 
