@@ -21,8 +21,8 @@ def _contracted(context: Context, given: Sequence[tuple[Any, str]], result: str)
     """
     operands = [(value, term) for value, term in given if isinstance(value, Channels)]
     for letter in {letter for value, term in given if not isinstance(value, Channels) for letter in term}:
-        for labels in (x.labels[term.index(letter)] for x, term in operands if letter in term):
-            context.keep(labels[labels != FIXED], "a constant has a value for each")
+        for own in (x.labels[term.index(letter)] for x, term in operands if letter in term):
+            context.keep(own[own != FIXED], "a constant has a value for each")
     letters = {letter for _, term in operands for letter in term}
     labels = {letter: _of_letter(context, operands, letter) for letter in letters}
     zero = {
