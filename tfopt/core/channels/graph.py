@@ -138,6 +138,8 @@ class ChannelGraph:
 
     def tie(self, first: np.ndarray, second: np.ndarray) -> None:
         """Makes channels of two label arrays, broadcast to each other, one and the same."""
+        if first is second:
+            return
         for low, high in self._sets.join(first, second):
             reason = self.reasons.get(low) or self.reasons.get(high)
             if reason:
@@ -226,8 +228,12 @@ class ChannelGraph:
 
     def _known_to_stay(self, x: Channels) -> Channels:
         """The channels of a tensor without those of axes that met an axis of the inputs, and so are none."""
-        labels = (own if self._sets.roots(own).any() else NONE for own in x.labels)
-        return replace(x, labels=tuple(labels))
+        labels = tuple(own if own is NONE or self._some_differ(own) else NONE for own in x.labels)
+        return replace(x, labels=labels)
+
+    def _some_differ(self, labels: np.ndarray) -> bool:
+        """True if not all of these channels are those of the inputs; mostly the first one tells."""
+        return bool(self._sets.roots(labels[:1])[0] != FIXED or self._sets.roots(labels).any())
 
     def _enter_inputs(self, graph: Graph, inputs: Sequence[Channels]) -> None:
         """Each call of a nested model has to bring the same channels; its input layers follow their number."""
