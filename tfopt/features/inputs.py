@@ -31,7 +31,7 @@ class Features:
         self.graph = ChannelGraph(graph, features=True, zero=zero)
         self.inputs = input_names(graph.model)
         channels = dict(zip(self.inputs, self.graph.features, strict=True))
-        self.labels = {name: each.labels.reshape(-1) for name, each in channels.items()}
+        self.labels = {name: each.labels[-1] for name, each in channels.items()}
         self._roots = {name: self.graph.roots(labels) for name, labels in self.labels.items()}
         self._makers = {
             int(root): slot.path for slot in self.graph.slots if slot.role == "out" for root in np.unique(slot.labels)
@@ -74,6 +74,12 @@ class Features:
                     received=f"without {_listed(left)} of input '{name}'",
                     fix="Name these too.",
                 )
+        if any(np.isin(part, removed).all() for part in self.graph.parts):
+            raise UnsupportedModelError(
+                "Of the features that the model picks out of an input as one part, at least one has to stay.",
+                received="all features of a slice or split",
+                fix="Keep one of them.",
+            )
         return removed
 
     def dropped(self, drop: Any, keep: Any) -> dict[str, np.ndarray]:

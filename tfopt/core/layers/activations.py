@@ -160,8 +160,8 @@ def _activation_channels(context: Context, x: Channels, *_: Any, **__: Any) -> C
 
 def _softmax_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     axes = np.atleast_1d(getattr(context.op, "axis", -1))
-    if any((axis - 1 if axis > 0 else axis % len(x.shape)) in x.along() for axis in axes):
-        raise Unsupported("softmax mixes them")
+    for axis in {int(axis) % len(x.shape) for axis in axes} & set(x.along()):
+        context.keep(x.labels[axis], "softmax mixes them")
     return context.same(x, zero=False)
 
 
@@ -191,8 +191,8 @@ def _relu_in_16_bits(op: Any, tensors: int) -> bool:
 def _prelu_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     alpha = context.op.alpha
     for axis in x.along():
-        if alpha.shape[axis] > 1:
-            context.graph.slot(context.path, alpha, axis, context.along(x, axis), "each")
+        if alpha.shape[axis - 1] > 1:
+            context.graph.slot(context.path, alpha, axis - 1, x.labels[axis], "each")
     return context.same(x)
 
 
