@@ -33,7 +33,7 @@ from tfopt.core.layers.channels import (
     shape_rule,
     tensors_in,
 )
-from tfopt.core.layers.registry import rule_of
+from tfopt.core.layers.registry import record_of, rule_of
 from tfopt.core.models.graph import Graph
 
 INPUT_STAYS = "an input of the model keeps its shape"
@@ -294,7 +294,7 @@ class ChannelGraph:
         for channels in tensors_in(arguments):
             for axis in channels.along():
                 self.freeze(channels.labels[axis], f"read by '{context.path}': {reason}")
-        if isinstance(context.op, keras.layers.Layer) and any(len(w.shape) > 1 for w in context.op.trainable_weights):
+        if _has_kernels(context.op):
             self._passed_over[context.path] = reason
         return [context.fixed(index) for index in range(len(context.shapes))]
 
@@ -319,3 +319,11 @@ class ChannelGraph:
             )
             parts = [part for part in self.parts if np.isin(part, channels).all()]
             yield Group(tuple(paths), channels, tuple(slots), tuple(parts))
+
+
+def _has_kernels(op: Any) -> bool:
+    """True for a layer that multiplies with weights of its own, as far as is known of it."""
+    record = record_of(op)
+    if not isinstance(op, keras.layers.Layer) or (record is not None and record.macs is None):
+        return False
+    return any(len(weight.shape) > 1 for weight in op.trainable_weights)
