@@ -15,7 +15,8 @@ from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
 from tfopt.distillation.loss_layers.base import FEATURES, DistillationLoss
-from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
+from tfopt.core.data.pairs import output_names
+from tfopt.distillation.outputs import has_keys, output_index, output_shapes
 from tfopt.distillation.plan import Objective
 from tfopt.distillation.shapes import fits
 from tfopt.distillation.taught import Taught

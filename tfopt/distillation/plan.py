@@ -14,7 +14,8 @@ from tfopt.core.data.outputs import OutputKind
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.distillation.features import observed
 from tfopt.distillation.loss_layers.base import LOGITS, DistillationLoss
-from tfopt.distillation.outputs import output_names, part_of
+from tfopt.core.data.pairs import output_names
+from tfopt.distillation.outputs import part_of
 from tfopt.distillation.scores import OF_CLASSES, Task, task_of_kind, to_scores, to_values
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers

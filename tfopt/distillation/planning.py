@@ -11,7 +11,8 @@ import keras
 from tfopt.core.data.outputs import OutputKind, output_kinds
 from tfopt.core.keras_internals import compiled_loss
 from tfopt.distillation.choice import chosen_loss, task_of
-from tfopt.distillation.outputs import output_names, part_of
+from tfopt.core.data.pairs import output_names
+from tfopt.distillation.outputs import part_of
 from tfopt.distillation.plan import Objective, Plan
 from tfopt.distillation.scores import task_of_kind
 from tfopt.distillation.teachers import Teachers

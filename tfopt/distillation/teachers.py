@@ -12,7 +12,8 @@ from tfopt.core.data.outputs import OutputKind, output_kinds
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 from tfopt.distillation.features import feature_shape, observed
-from tfopt.distillation.outputs import has_keys, output_names, output_shapes
+from tfopt.core.data.pairs import output_names
+from tfopt.distillation.outputs import has_keys, output_shapes
 from tfopt.distillation.scores import OF_CLASSES, Task, averaged, task_of_kind, to_scores
 from tfopt.distillation.taught import Taught
 
