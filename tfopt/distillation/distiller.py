@@ -91,7 +91,7 @@ class Distiller(SavedWithTeacher):
         alpha, temperature = arguments.checked_numbers(alpha, temperature)
         models = arguments.teaching_models(student, teacher)
         arguments.check_weights(teacher_weights, models)
-        teachers = Teachers(models, teacher_weights) if models else None
+        teachers = Teachers(models, teacher_weights, like=student) if models else None
         given = None if losses is None else arguments.checked_losses(losses, temperature)
         found = arguments.objectives(given or [], student, teachers)
         if given is None and teachers is not None:

@@ -11,10 +11,11 @@ import tensorflow as tf
 from keras import ops
 
 from tfopt.core.data.outputs import OutputKind
+from tfopt.core.data.pairs import output_names
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.distillation.asked import Asked
 from tfopt.distillation.features import observed
 from tfopt.distillation.loss_layers.base import LOGITS, DistillationLoss
-from tfopt.core.data.pairs import output_names
 from tfopt.distillation.outputs import part_of
 from tfopt.distillation.scores import OF_CLASSES, Task, task_of_kind, to_scores, to_values
 from tfopt.distillation.taught import Taught
@@ -69,11 +70,12 @@ class Plan:
         self.reads_outputs = compares or any(objective.outputs for objective in objectives)
         self.teacher_paths = sorted({path for _, path in pairs})
         self._student = observed(student, {path for path, _ in pairs}) if pairs else None
-        self._plain = student
+        self._plain, self._asked = student, Asked(student)
 
     def ask(self, inputs: Any, training: bool) -> Answer:
         """One run of the student."""
         features: dict[str, Any] = {}
+        inputs = self._asked.of(self._plain, inputs)
         if self._student is None:
             outputs = self._plain(inputs, training=training)
         else:
@@ -114,8 +116,11 @@ class Plan:
         return sum(objective.loss.weight * loss for objective, loss in zip(self.objectives, losses, strict=True))
 
     def teacher_scores(self, taught: Taught) -> list:
-        """The teacher's outputs, flat, as float32 logits or numbers."""
-        return [ops.cast(values, "float32") for values in keras.tree.flatten(taught.outputs)]
+        """The teacher's outputs, flat, as float32 logits or numbers; cached ones in the order of their names."""
+        names, outputs = self.names if self.teachers is None else self.teachers.names, taught.outputs
+        if isinstance(outputs, dict) and set(outputs) == set(names):
+            outputs = [outputs[name] for name in names]
+        return [ops.cast(values, "float32") for values in keras.tree.flatten(outputs)]
 
     def _features(self, mine: str, theirs: str, answer: Answer, taught: Taught) -> tuple[Any, Any]:
         if theirs not in taught.features:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfopt.core.data.inputs import Input, is_numbered
+from tfopt.core.data.inputs import Input, inputs_of, is_numbered
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 
@@ -16,8 +16,8 @@ from tfopt.core.keras_internals import functional_of
 def paired(mine: Sequence[Input], theirs: Sequence[Input], me: str, them: str) -> list[int]:
     """For each input of `theirs` the place of the one in `mine` that gets the same data.
 
-    Inputs of the same names go together; of those that are left, those whose shape and kind of numbers no other has.
-    Where neither model has names but those that Keras counts, their order tells.
+    Inputs of the same names go together. Of others the shape and the kind of numbers tell, where only one fits. The
+    order tells where there are no names but those that Keras counts.
 
     Args:
         mine, theirs: inputs of two models.
@@ -34,22 +34,26 @@ def paired(mine: Sequence[Input], theirs: Sequence[Input], me: str, them: str) -
     names = [own.name for own in mine]
     if len(mine) != len(theirs):
         raise _unpaired(mine, theirs, me, them)
-    if len(set(names)) == len(names) and set(names) == {own.name for own in theirs}:
+    if sorted(names) == sorted(own.name for own in theirs):
         return [names.index(own.name) for own in theirs]
-    places = {i: names.index(own.name) for i, own in enumerate(theirs) if not is_numbered(own.name) and own.name in names}
+    known = {own.name: place for place, own in enumerate(mine) if not is_numbered(own.name)}
+    places = {i: known[own.name] for i, own in enumerate(theirs) if own.name in known}
     left = [i for i in range(len(theirs)) if i not in places]
-    free = [j for j in range(len(mine)) if j not in places.values()]
-    if all(is_numbered(own.name) for own in [*(theirs[i] for i in left), *(mine[j] for j in free)]):
+    free = [place for place in range(len(mine)) if place not in places.values()]
+    if _order_tells([mine[place] for place in free], [theirs[i] for i in left], len(mine)):
         places.update(zip(left, free, strict=True))
-        return [places[i] for i in range(len(theirs))]
-    for i in left:
-        fitting = [j for j in free if _is_alike(mine[j], theirs[i])]
-        if len(free) > 1 and len(fitting) != 1:
+    else:
+        alike = {i: [place for place in range(len(mine)) if _is_alike(mine[place], theirs[i])] for i in left}
+        if sorted(place for fitting in alike.values() for place in fitting) != free or not all(alike.values()):
             raise _unpaired(mine, theirs, me, them)
-        places[i] = fitting[0] if len(fitting) == 1 else free[0]
-    if len(set(places.values())) < len(theirs):
-        raise _unpaired(mine, theirs, me, them)
+        places.update({i: fitting[0] for i, fitting in alike.items()})
     return [places[i] for i in range(len(theirs))]
+
+
+def _order_tells(mine: Sequence[Input], theirs: Sequence[Input], count: int) -> bool:
+    """Whether inputs that are left go together in their order: there is one in all, or no name speaks against it."""
+    numbered = [is_numbered(own.name) for own in (*mine, *theirs)]
+    return count == 1 or all(numbered) or (len(mine) == 1 and any(numbered))
 
 
 def in_order_of(model: keras.Model, x: Sequence[Any], order: Sequence[int]) -> Any:
@@ -58,6 +62,16 @@ def in_order_of(model: keras.Model, x: Sequence[Any], order: Sequence[int]) -> A
     if isinstance(structure, (list, tuple)) and len(structure) == 1:
         return parts[0]
     return keras.tree.pack_sequence_as(structure, parts)
+
+
+def as_read_by(model: keras.Model, x: Any, first: keras.Model) -> Any:
+    """Inputs in the structure in which `first` takes them, in that in which `model` takes the same.
+
+    Raises:
+        InvalidArgumentError: as `paired`.
+    """
+    order = paired(inputs_of(first), inputs_of(model), first.name, model.name)
+    return in_order_of(model, keras.tree.flatten(x), order)
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -87,12 +101,12 @@ def paired_outputs(mine: keras.Model, theirs: keras.Model) -> list[int]:
     """
     names, others = output_names(mine), output_names(theirs)
     same = len(set(names)) == len(names) and sorted(names) == sorted(others)
-    if same and names != others and all(map(_names_its_outputs, (mine, theirs))):
+    if same and names != others and all(map(names_its_outputs, (mine, theirs))):
         return [names.index(name) for name in others]
     return list(range(len(others)))
 
 
-def _names_its_outputs(model: keras.Model) -> bool:
+def names_its_outputs(model: keras.Model) -> bool:
     """Whether none of the names of the outputs is one that Keras made by counting."""
     functional = functional_of(model)
     if isinstance(functional.output, dict):
