@@ -259,7 +259,7 @@ class Distiller(SavedWithTeacher):
     def metrics(self) -> list:
         """What the logs show."""
         trackers = getattr(self, "_trackers", None)
-        return [*super().metrics, *(trackers.means.values() if trackers else [])]
+        return [*super().metrics, *([trackers.metric] if trackers else [])]
 
     @property
     def output_names(self) -> list[str]:

@@ -20,6 +20,7 @@ from tfopt.distillation.outputs import part_of
 from tfopt.distillation.scores import OF_CLASSES, Task, task_of_kind, to_scores, to_values
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
+from tfopt.distillation.weighting import mean_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,7 @@ class Plan:
                 student, teacher = self._features(*(objective.layers or ("", "")), answer, taught)
                 own, sample_weight = labels, _shared(weights)
             more = {"labels": own} if objective.loss.takes_labels else {}
-            means.append(_mean(objective.loss(student, teacher, **more), sample_weight))
+            means.append(mean_loss(objective.loss, student, teacher, sample_weight, **more))
         return means
 
     def weighted(self, losses: Sequence[Any]) -> Any:
@@ -156,14 +157,6 @@ class Plan:
 def replicas() -> int:
     """Over how many replicas a batch is shared out: each takes its part of the mean."""
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _mean(losses: Any, weights: Any) -> Any:
-    """Mean over the batch of the losses (batch,) times the weights, as Keras takes it: divided by the batch."""
-    if weights is not None:
-        weights = ops.cast(weights, "float32")
-        losses = losses * ops.mean(ops.reshape(weights, (ops.shape(weights)[0], -1)), -1)
-    return ops.mean(losses)
 
 
 def _shared(weights: Any) -> Any:
