@@ -22,7 +22,7 @@ from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.core.types import Data
-from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
+from tfopt.deploy.checks import Options, check_comparison, check_name, check_numbers, check_shapes
 from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.flatbuffer.assembly import assemble
 from tfopt.deploy.flatbuffer.metadata import all_metadata, checked_metadata
@@ -152,6 +152,7 @@ def _part(signature: str, model: Any, data: Any, compare_with: Any, options: Opt
     graph = None if tfmot.is_tf_keras_model(model) else read(model)
     if graph is not None:
         check_finite(graph)
+        check_numbers(graph)
         check_shapes(model)
         check_ranges(graph)
     kind = _resolve(model, graph, options.quantization)
