@@ -14,7 +14,7 @@ def net(names, width=3, title=None, activation="softmax", form=list):
     inputs = {name: keras.Input((SIZES[name],), name=name) for name in names}
     scaled = [kl.Rescaling(1.0 + 9 * place)(inputs[name]) for place, name in enumerate(SIZES) if name in inputs]
     joined = kl.Concatenate()(scaled) if len(scaled) > 1 else scaled[0]
-    outputs = kl.Dense(3, activation, name=None)(kl.Dense(width, "tanh")(joined))
+    outputs = kl.Dense(3, activation, name="out")(kl.Dense(width, "tanh", name="hidden")(joined))
     return keras.Model(inputs if form is dict else [inputs[name] for name in names], outputs, name=title)
 
 
