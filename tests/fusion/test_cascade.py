@@ -372,5 +372,5 @@ def test_files_with_inputs_in_another_order_are_asked_by_name(tmp_path):
         tfopt.export_tflite(model, tmp_path / f"{model.name}.tflite")
     files = TFLiteCascade([tmp_path / "one.tflite", tmp_path / "two.tflite"], [2.0], from_logits=False)
     x = named.arrays(("image", "meta"))
-    for given in (x, list(x.values())):
-        np.testing.assert_allclose(files.predict(given), models[1].predict(x, verbose=0), atol=1e-5)
+    for inputs in (x, [x[tensor.name] for tensor in files.stages[0].inputs]):
+        np.testing.assert_allclose(files.predict(inputs), models[1].predict(x, verbose=0), atol=1e-5)

@@ -149,7 +149,7 @@ class TFLiteCascade:
 
         def run(arrays: list[np.ndarray], stage: TFLiteModel) -> np.ndarray:
             order = paired(as_inputs(first.inputs), as_inputs(stage.inputs), "the first file", "a later one")
-            return stage.predict([arrays[place] for place in order], batch_size)
+            return stage.predict([arrays[place] for place in order], batch_size=batch_size)
 
         runs = [partial(run, stage=stage) for stage in self.stages]
         return in_turn(checked_inputs(x, first.inputs), runs, self.thresholds, self.from_logits)

@@ -190,7 +190,8 @@ def compare(
     seconds = _checked_seconds(models, training_seconds)
     named_metrics(metrics)
     pairs = {name: _pair(name, contender) for name, contender in models.items()}
-    samples = None if data is None else Samples.of(data, _runner(*next(iter(pairs.values()))))
+    graph, file = next(iter(pairs.values()))
+    samples = None if data is None else Samples.of(data, file if graph is None else graph.model)
     rows = []
     for name, (graph, file) in _progress(pairs, verbose):
         scores = {} if samples is None else _scores(_runner(graph, file), samples, metrics, batch_size)
