@@ -182,6 +182,8 @@ def compare(
         FileError: for a file that cannot be read.
 
     Example:
+        >>> import keras
+        >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
         >>> comparison = compare({"small": model}, (np.ones((2, 4)), np.array([0, 2])))
         >>> comparison["small"].parameters, sorted(comparison["small"].scores)
