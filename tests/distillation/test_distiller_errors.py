@@ -87,7 +87,7 @@ def test_bad_arguments_change_nothing(arguments, error, says):
 
 def test_inputs_are_compared_by_name():
     student, teacher = inputs_of({"a": (2,), "b": (2,)}), inputs_of({"a": (2,), "c": (2,)})
-    with pytest.raises(InvalidArgumentError, match="a, b.*a, c"):
+    with pytest.raises(InvalidArgumentError, match="inputs of the same names.*'a'.*'b'.*'a'.*'c'"):
         tfopt.Distiller(student, teacher)
 
 

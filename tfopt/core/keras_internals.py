@@ -1,7 +1,7 @@
 """The few places where Keras 3 has no public way. Everything private that tfopt touches stands here."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -17,10 +17,12 @@ from keras.src.backend.common.variables import initialize_all_variables
 from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import Node
+from keras.src.trainers.compile_utils import MetricsList
 from tensorflow.python.util import tf_decorator, tf_export
 
 __all__ = [
     "Functional",
+    "MeansToLower",
     "Node",
     "adds_losses",
     "application_layer",
@@ -299,6 +301,23 @@ def label_loss(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> A
 def track_loss(model: keras.Model, loss: Any, batch_size: Any) -> None:
     """Adds the loss of a batch to what the logs show as `loss`."""
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+class MeansToLower(MetricsList):
+    """Means in the logs of a model, of which callbacks know that lower is better, as they know it of a loss.
+
+    Args:
+        names: in the logs.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__([keras.metrics.Mean(name=name) for name in names], name="means_to_lower")
+        for mean in self.metrics:
+            mean._direction = "down"
+
+    def result(self) -> dict[str, Any]:
+        """Name -> mean."""
+        return self.get_result()
 
 
 def forget_compilation(model: keras.Model) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from tfopt.core.checks import Range, as_choice, as_count, as_number
-from tfopt.core.errors import FileError, InvalidArgumentError
+from tfopt.core.errors import FileError, InvalidArgumentError, UnsupportedModelError
+from tfopt.core.models.graph import Graph
 from tfopt.deploy.convert import IO_TYPES
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
@@ -66,6 +67,20 @@ def check_comparison(compare_with: Any, min_sqnr_db: Any, signatures: list[str])
             "`min_sqnr_db` bounds the difference from another model.",
             received="compare_with=None",
             fix="Pass that model as `compare_with`, or bound the difference from `model` itself by `tolerance`.",
+        )
+
+
+def check_numbers(graph: Graph) -> None:
+    """Raises for a model that takes text, naming the layers that read it."""
+    texts = [tensor for tensor in graph.inputs if tensor.dtype == "string"]
+    if texts:
+        calls = [call for tensor in texts for call in graph.consumers(tensor)]
+        layers = ", ".join(f"'{call.op.name}'" for call in calls)
+        raise UnsupportedModelError(
+            "The inputs of a .tflite must be numbers: LiteRT has no operations on strings.",
+            received=f"strings into {layers} of '{graph.model.name}'",
+            fix=f"Run {layers} before the file, and export what stands behind, from the numbers on: "
+            "`keras.Model(model.get_layer(name).output, model.outputs)`.",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.data.inputs import inputs_of
 from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.layers.registry import prunable_weights
@@ -21,13 +22,14 @@ from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.core.types import Data
-from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
+from tfopt.deploy.checks import Options, check_comparison, check_name, check_numbers, check_shapes
 from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.flatbuffer.assembly import assemble
 from tfopt.deploy.flatbuffer.metadata import all_metadata, checked_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
-from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for
+from tfopt.deploy.tensors import as_inputs
+from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for, samples_of
 from tfopt.interop import tfmot
 
 # Mean absolute difference from the Keras model, as a fraction of the mean absolute deviation of its outputs. The last
@@ -150,6 +152,7 @@ def _part(signature: str, model: Any, data: Any, compare_with: Any, options: Opt
     graph = None if tfmot.is_tf_keras_model(model) else read(model)
     if graph is not None:
         check_finite(graph)
+        check_numbers(graph)
         check_shapes(model)
         check_ranges(graph)
     kind = _resolve(model, graph, options.quantization)
@@ -217,9 +220,10 @@ def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -
     if isinstance(other, (str, os.PathLike)):
         other = TFLiteModel(other) if Path(other).suffix == ".tflite" else load_model(other)
     if isinstance(other, TFLiteModel):
-        outputs = file_predictions(other, samples)
+        outputs = file_predictions(other, samples_of(as_inputs(other.inputs), samples))
     else:
-        inputs = [tuple(tensor.shape[1:]) for tensor in (other if legacy else read(other).model).inputs]
+        samples = samples if legacy else samples_of(inputs_of(read(other).model), samples)
+        inputs = [tuple(tensor.shape[1:]) for tensor in other.inputs]
         if inputs != [array.shape[1:] for array in samples.values()]:
             raise InvalidArgumentError(
                 "`compare_with` has to take the inputs of the model.",

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from tfopt.core.checks import as_choice, as_count, as_names, as_seed
 from tfopt.core.data.batches import Batch, paired_batches, whole_batch
+from tfopt.core.data.inputs import inputs_of, is_numbered
+from tfopt.core.data.pairs import names_its_outputs, output_names
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data
@@ -93,7 +95,8 @@ def cache_teacher(
     tables = [store.finish()] if whole is None else [MemoryTable(columns_of(_given(whole))), store.finish()]
     names = {part: names_in(part, structure) for part, structure in {**_given(batch), **answers.structure}.items()}
     labels = [names[part] for part in ("targets", "weights") if part in names]
-    element = Taught(names["inputs"], names["outputs"], names["features"]), *labels
+    inputs, outputs = _by_name(names["inputs"], names["outputs"], answers.model)
+    element = Taught(inputs, outputs, names["features"]), *labels
     return TeacherCache(Feed(tables, batch_size, shuffle, seed), element)
 
 
@@ -182,6 +185,16 @@ def _add(store: _Memory | ShardFolder, batch: Batch, answers: Answers, is_whole:
     """Adds the answers; the samples too, unless they are at hand as whole arrays."""
     kept = {} if is_whole else columns_of(_given(batch))
     store.add(list(kept.values()) or batch.inputs, lambda: {**kept, **answers(batch)})
+
+
+def _by_name(inputs: Any, outputs: Any, teacher: keras.Model) -> tuple[Any, Any]:
+    """Several inputs and outputs as dicts where the teacher has names for all: the student may have another order."""
+    keys = [own.name for own in inputs_of(teacher)]
+    if isinstance(inputs, tuple) and len(inputs) == len(keys) and not any(map(is_numbered, keys)):
+        inputs = dict(zip(keys, inputs, strict=True))
+    if isinstance(outputs, tuple) and len(outputs) == len(teacher.outputs) and names_its_outputs(teacher):
+        outputs = dict(zip(output_names(teacher), outputs, strict=True))
+    return inputs, outputs
 
 
 def _given(batch: Batch) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Distiller(SavedWithTeacher):
         alpha, temperature = arguments.checked_numbers(alpha, temperature)
         models = arguments.teaching_models(student, teacher)
         arguments.check_weights(teacher_weights, models)
-        teachers = Teachers(models, teacher_weights) if models else None
+        teachers = Teachers(models, teacher_weights, like=student) if models else None
         given = None if losses is None else arguments.checked_losses(losses, temperature)
         found = arguments.objectives(given or [], student, teachers)
         if given is None and teachers is not None:
@@ -259,7 +259,7 @@ class Distiller(SavedWithTeacher):
     def metrics(self) -> list:
         """What the logs show."""
         trackers = getattr(self, "_trackers", None)
-        return [*super().metrics, *(trackers.means.values() if trackers else [])]
+        return [*super().metrics, *([trackers.metric] if trackers else [])]
 
     @property
     def output_names(self) -> list[str]:

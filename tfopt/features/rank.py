@@ -46,7 +46,8 @@ def rank_features(
 
     Args:
         model: a built Sequential or Functional model.
-        data: `(x, y)` or a dataset of such batches; best data that the model was not trained on. Not for `"weights"`.
+        data: `(x, y)`, with sample weights or not, or a dataset of such batches; best data that the model was not
+            trained on. Weights count in the loss of Taylor, not in scores. Not for `"weights"`.
         criterion: `"permutation"`, `"weights"` or `"taylor"`.
         metric: for permutation: a standard score, another name that Keras knows, a `keras.metrics.Metric`, or a
             function `(y_true, y_pred) -> float`. By default accuracy, or the mean absolute error of a regression.

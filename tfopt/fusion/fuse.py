@@ -9,7 +9,9 @@ from typing import Any
 
 import keras
 
+from tfopt.core.data.inputs import Input, inputs_of, is_numbered
 from tfopt.core.data.outputs import OutputKind
+from tfopt.core.data.pairs import in_order_of, paired, paired_outputs
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
 from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.fake_quantized import check_not_quantized
@@ -102,7 +104,8 @@ def fuse(
     plan, kept = with_weight(plan, len(models), inputs)
     names = _Names(name)
     specs = _new_inputs([models[i] for i in kept], inputs, plan, names)
-    branches = [_branch(models[i], layer_for(layers, i, len(models)), names, trainable) for i in kept]
+    tensors = [_to_fuse(models[i], models[kept[0]], layer_for(layers, i, len(models))) for i in kept]
+    branches = [_branch(models[i], own, names, trainable) for i, own in zip(kept, tensors, strict=True)]
     with _as_argument_error(plan):
         outputs = _fused(plan, branches, specs, names)
         kind_of_model = Cascade if plan.how == "cascade" else keras.Model
@@ -161,18 +164,27 @@ def _new_inputs(models: list[keras.Model], inputs: str, plan: Plan, names: _Name
     if inputs == SEPARATE:
         own = [_like(model, names) for model in models]
         return _Inputs(keras.tree.flatten(own), own)
-    for model in models[1:]:
-        if _specs(model) != _specs(first):
-            raise InvalidArgumentError(
-                "Models with shared inputs must take the same inputs.",
-                received=f"{_specs(first)} for '{first.name}', {_specs(model)} for '{model.name}'",
-                fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
-            )
+    orders = [_shared_order(first, model) for model in models]
     structure = _like(first, names)
     flat = keras.tree.flatten(structure)
-    return _Inputs(
-        structure, [keras.tree.pack_sequence_as(_bare(functional_of(model).input), flat) for model in models]
-    )
+    return _Inputs(structure, [in_order_of(model, flat, order) for model, order in zip(models, orders, strict=True)])
+
+
+def _shared_order(first: keras.Model, model: keras.Model) -> list[int]:
+    """For each input of a model the place of the same input of the first."""
+    mine, theirs = inputs_of(first), inputs_of(model)
+    order = paired(mine, theirs, first.name, model.name) if len(mine) == len(theirs) else []
+    if not order or any(_kind(mine[place]) != _kind(own) for place, own in zip(order, theirs, strict=True)):
+        raise InvalidArgumentError(
+            "Models with shared inputs must take the same inputs.",
+            received=f"{list(map(_kind, mine))} for '{first.name}', {list(map(_kind, theirs))} for '{model.name}'",
+            fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
+        )
+    return order
+
+
+def _kind(own: Input) -> tuple:
+    return own.shape[1:], own.dtype
 
 
 def _like(model: keras.Model, names: _Names) -> Any:
@@ -192,15 +204,21 @@ def _bare(structure: Any) -> Any:
 
 def _plain(layer: keras.layers.InputLayer) -> str:
     """The name of an input; `"input"` for one that Keras has numbered."""
-    return "input" if layer.name.startswith("input_layer") else layer.name
+    return "input" if is_numbered(layer.name) else layer.name
 
 
-def _specs(model: keras.Model) -> list:
-    return [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in functional_of(model).inputs]
+def _to_fuse(model: keras.Model, first: keras.Model, layer: str | None) -> Any:
+    """What a branch gives: the output of a layer, or the outputs of the model; in a list those of the first's names."""
+    if layer is not None:
+        return _features(model, layer)
+    outputs = _bare(functional_of(model).output)
+    if not isinstance(outputs, (list, tuple)) or len(outputs) != len(functional_of(first).outputs):
+        return outputs
+    return type(outputs)(outputs[place] for place in paired_outputs(model, first))
 
 
-def _branch(model: keras.Model, layer: str | None, names: _Names, trainable: bool) -> keras.Model:
-    copied = _renamed(model, names.unique(model.name), None if layer is None else _features(model, layer))
+def _branch(model: keras.Model, outputs: Any, names: _Names, trainable: bool) -> keras.Model:
+    copied = _renamed(model, names.unique(model.name), outputs)
     if not (trainable and model.trainable):
         copied.trainable = False
     return copied

@@ -54,7 +54,8 @@ def fit_weights(
     Args:
         models: models of one output with the same classes, or arrays: their predictions for `x_val`. Outputs are
             summed as they are, all probabilities or all logits; of log-probabilities the probabilities, as `fuse` does.
-        x_val: inputs that no model was trained on, as arrays; None where all predictions are given.
+        x_val: inputs that no model was trained on, as arrays: a dict by name, or a list in the order of the first
+            model, from which the others get theirs by name; None where all predictions are given.
         y_val: labels `(n,)`, `(n, 1)` or one-hot `(n, C)`, or the targets of a regression.
         method: `"greedy"`, ensemble selection with replacement by the metric; `"nnls"`, non-negative least squares;
             `"logloss"`, the least log loss. The last two need SciPy.

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import Functional, keep_mask, kept_mask, mask_of, output_spec
-from tfopt.core.layers.channels import FIXED, Channels, Context
+from tfopt.core.layers.channels import Channels, Context, shape_rule
 from tfopt.core.layers.registry import Output, Record, enter
 
 PACKAGE = "tfopt"
@@ -362,15 +361,24 @@ def function_named(name: str) -> Callable[..., Any]:
 
 def _no_channels(context: Context, *_: Any, **__: Any) -> Channels:
     """What does not depend on the values that it is called on: no channel of these ends here."""
-    shape = context.shapes[0]
-    return Channels(np.full([1] * len(shape), FIXED), shape, zero=False)
+    return context.fixed()
+
+
+def _weight_channels(context: Context, *_: Any, **__: Any) -> Channels:
+    """A weight follows the channels of what it meets, and its size with it."""
+    if context.op.weight is None:
+        return context.fixed()
+    channels = context.weight(context.op.weight)
+    context.graph.size(context.op, ("shape",), shape_rule(channels))
+    return channels
 
 
 def _first(context: Context, inputs: list[Channels], *_: Any, **__: Any) -> Channels:
     return context.same(inputs[0])
 
 
-enter(Record(output=Output.RANGE, channels=_no_channels), OwnWeight, Constant)
+enter(Record(output=Output.RANGE, channels=_weight_channels), OwnWeight)
+enter(Record(output=Output.RANGE, channels=_no_channels), Constant)
 enter(Record(channels=_no_channels), Size, MaskOf)
 enter(Record(output=Output.SAME, channels=_first), WithMask)
 enter(Record(output=Output.SAME), MovingCall)

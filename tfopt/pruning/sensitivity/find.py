@@ -68,7 +68,9 @@ def find_sparsity(
     Args:
         model: a built Sequential or Functional model; compiled, if it is to be fine-tuned: its loss, and for each
             trial a new optimizer of the same settings, are used.
-        data: `(x, y)`, or a dataset of such batches (read once, into memory).
+        data: `(x, y)` or `(x, y, sample_weights)`, or a dataset of such batches (read once, into memory). The weights
+            count in fine-tuning and in the loss of a criterion; scores count each sample once, as `metrics=` of
+            `compile` does.
         max_drop: in the units of the metric: 0.01 is one point of accuracy in a hundred.
         metric, mode, batch_size, verbose: as in `sensitivity`. The batch size holds for fine-tuning too.
         sparsities: fractions to try, each in (0, 1). By default 0.1 to 0.95, then halfway between the last that held

@@ -51,7 +51,8 @@ def sensitivity(
     Args:
         model: a built Sequential or Functional model.
         data: `(x, y)` to score on, or a dataset of such batches (read once, into memory): data that the model was not
-            trained on, and not the test set either, for what is chosen by it looks better on it.
+            trained on, and not the test set either, for what is chosen by it looks better on it. Sample weights may
+            come with it; scores count each sample once.
         metric: a standard score ("accuracy", "precision", "recall", "f1", "mae", "rmse"), another name that Keras
             knows, a `keras.metrics.Metric`, or a function `(y_true, y_pred) -> float`.
         mode: `"max"` if a higher score is better, `"min"` if a lower one is. `"auto"`: lower for errors and for losses
