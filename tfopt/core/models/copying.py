@@ -6,6 +6,7 @@ layer, and one that shares a weight or is used inside another layer is copied as
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -218,7 +219,12 @@ def _is_function_of(layer: kl.Layer, name: str, value: Any) -> bool:
 
 def _is_foreign(value: Any) -> bool:
     """True for an object of a class that neither Keras nor its backend brings, such as a user's regularizer."""
-    return type(value).__module__.partition(".")[0] not in _KNOWN
+    return _is_foreign_class(type(value))
+
+
+@functools.cache
+def _is_foreign_class(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in _KNOWN
 
 
 def _root(value: Any) -> str:

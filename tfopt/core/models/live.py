@@ -278,11 +278,12 @@ _WAYS: tuple[tuple[type, Callable[[LiveCopier, Any], Any]], ...] = (
 
 def _set_state(copied: Any, state: Any) -> None:
     """Gives an object its attributes, as `copy.deepcopy` does."""
-    if hasattr(copied, "__setstate__"):
+    if hasattr(type(copied), "__setstate__"):
         copied.__setstate__(state)
         return
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-    vars(copied).update(attributes or {})
+    if attributes:
+        vars(copied).update(attributes)
     for name, part in (slots or {}).items():
         setattr(copied, name, part)
 
