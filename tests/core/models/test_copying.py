@@ -1,6 +1,5 @@
 """Copies of layers as they are in memory: own classes, functions, adapted state, what layers share."""
 
-import copy
 import functools
 import gc
 import weakref
@@ -48,7 +47,7 @@ def assert_copied(model, x=X, y=Y):
     copied = rewrite(read(model)).model
     np.testing.assert_array_equal(copied.predict(x, verbose=0), want)
     assert [layer.name for layer in copied.layers] == [layer.name for layer in model.layers]
-    assert [weight.path for weight in copied.weights] == [weight.path for weight in model.weights]
+    assert [weight.name for weight in copied.weights] == [weight.name for weight in model.weights]
     assert not {id(v) for v in model.variables} & {id(v) for v in copied.variables}
     assert not copied.compiled
     fit(copied, x, y)
@@ -202,6 +201,11 @@ class Counting(kl.Layer):
         return self.helper.layer(x) * self.plain
 
 
+def in_steps(layer):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, kl.Flatten()(layer(kl.Reshape((2, 2))(inputs))))
+
+
 OWN = {
     "incomplete": lambda: Incomplete(3.0, name="own"),
     "broken": lambda: Broken(3.0, name="own"),
@@ -217,9 +221,7 @@ OWN = {
     "a functional model with methods": Doubling,
     "compiled call": Compiled,
     "other variables": Counting,
-    "an own layer in a wrapper of Keras": lambda: keras.Sequential(
-        [keras.Input((4,)), kl.Reshape((2, 2)), kl.TimeDistributed(Bare(3.0)), kl.Flatten()]
-    ),
+    "an own layer in a wrapper of Keras": lambda: in_steps(kl.TimeDistributed(Bare(3.0))),
 }
 
 
@@ -270,7 +272,7 @@ class Saved(Scale):
 
 
 def test_a_copy_saves_and_loads(tmp_path):
-    copied = assert_copied(around(Saved(3.0), Holding(functional())[0] if False else kl.Dense(4)))
+    copied = assert_copied(around(Saved(3.0), kl.Dense(4)))
     copied.save(tmp_path / "copy.keras")
     loaded = keras.saving.load_model(tmp_path / "copy.keras")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), copied.predict(X, verbose=0))
@@ -332,14 +334,13 @@ class Cell(kl.Layer):
     [
         lambda: kl.RNN(Cell(4)),
         lambda: kl.RNN([Cell(3), kl.LSTMCell(4)]),
-        lambda: kl.Bidirectional(kl.RNN(Cell(2))),
-        lambda: kl.Bidirectional(kl.GRU(2, activation=Swish(2.0))),
+        lambda: kl.Bidirectional(kl.GRU(2, activation=tf.nn.relu)),
+        lambda: kl.GRU(4, activation=Swish(2.0)),
         lambda: kl.LSTM(4, recurrent_activation=functools.partial(ops.hard_sigmoid)),
     ],
 )
 def test_cells(layer):
-    inner = keras.Sequential([keras.Input((4,)), kl.Reshape((2, 2)), layer()])
-    assert_copied(around(inner))
+    assert_copied(around(in_steps(layer())))
 
 
 class Noisy(kl.Layer):
@@ -402,7 +403,7 @@ def test_a_function_that_reads_a_layer_of_the_model_reads_its_copy(how):
 
 @pytest.mark.parametrize(
     "activation",
-    [tf.nn.swish, tf.nn.relu6, tf.sigmoid, tf.nn.crelu, functools.partial(ops.leaky_relu, negative_slope=0.3), Swish(2.0)],
+    [tf.nn.swish, tf.nn.relu6, tf.sigmoid, tf.math.sin, functools.partial(ops.leaky_relu, negative_slope=0.3), Swish(2.0)],
 )
 def test_activations_stay(activation):
     copied = assert_copied(around(kl.Dense(4, activation=activation, name="d")))
@@ -413,7 +414,7 @@ def test_activations_stay(activation):
 
 @pytest.mark.parametrize("activation", [kl.LeakyReLU(0.1), kl.PReLU(alpha_initializer="ones"), Scale(2.0), Incomplete(2.0)])
 def test_activations_that_are_layers(activation):
-    model = around(kl.Dense(4, activation=copy.copy(activation) if False else activation, name="d"))
+    model = around(kl.Dense(4, activation=activation, name="d"))
     copied = assert_copied(model)
     assert type(copied.get_layer("d").activation) is type(activation)
     assert copied.get_layer("d").activation is not activation
@@ -480,15 +481,15 @@ def test_tied_embeddings_stay_tied(kind, sequential):
 
 
 def test_a_weight_of_two_layers_stays_one():
-    inputs = keras.Input((4,))
-    first, second = kl.Dense(4, name="one"), kl.Dense(4, name="two")
-    model = keras.Model(inputs, second(first(inputs)))
-    second._kernel = first._kernel
-    second._trainable_variables[0] = first._kernel
-    copied = rewrite(read(model)).model
+    class Same(kl.Dense):
+        def build(self, shape):
+            self._kernel, self.bias = first.kernel, self.add_weight(shape=(4,), name="bias")
+
+    first = kl.Dense(4, name="one")
+    model = around(first, Same(4, name="two"))
+    copied = assert_copied(model)
     assert copied.get_layer("one").kernel is copied.get_layer("two").kernel
     assert copied.get_layer("one").bias is not copied.get_layer("two").bias
-    np.testing.assert_array_equal(copied(X), model(X))
 
 
 def test_a_layer_of_two_nested_models_stays_one():

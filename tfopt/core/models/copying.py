@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras import layers as kl
 
 from tfopt.core.errors import TfoptError, UnsupportedModelError, first_line
-from tfopt.core.keras_internals import children, own_variables, sublayers
+from tfopt.core.keras_internals import children, only_own_values, own_variables, sublayers
 from tfopt.core.models.live import LiveCopier
 
 # Layers of Keras with state or functions that their config does not hold, or does not give back.
@@ -180,31 +180,41 @@ def tells_all(op: keras.Operation) -> bool:
 
 
 def config_of(op: keras.Operation) -> dict[str, Any]:
-    """The config of a layer or op; functions and objects that have none are left out of a layer of Keras.
+    """The config of a layer or op. Functions and objects of others are left out where Keras wrote the layer.
 
     Example:
         >>> import tensorflow as tf
         >>> config_of(kl.Dense(2, activation=tf.nn.silu))["units"]
         2
     """
-    try:
-        return op.get_config()
-    except Exception:
-        if not _is_known(op):
-            raise
+    if isinstance(op, kl.Layer) and _is_known(op) and any(_is_given(*part) for part in _attributes(op)):
         return _without_objects(op).get_config()
+    return op.get_config()
 
 
-def _without_objects(op: keras.Operation) -> Any:
-    """A copy of a layer of Keras with Keras' own objects in the place of others."""
-    copied = LiveCopier()(op)
-    for layer in sublayers(copied):
-        for name, value in list(vars(layer).items()):
-            if _is_function_of(layer, name, value) and _root(value) != "keras":
-                setattr(layer, name, keras.activations.linear)
-            elif _is_foreign(value):
-                setattr(layer, name, None)
+@keras.saving.register_keras_serializable(package="tfopt")
+def kept_function(x: Any) -> Any:
+    """Stands in a config for a function that a copy takes over from its original."""
+    return x
+
+
+def _without_objects(op: kl.Layer) -> Any:
+    """A copy of a layer of Keras whose functions and objects all have a config."""
+    with only_own_values():
+        copied = LiveCopier()(op)
+    for layer, name, value in list(_attributes(copied)):
+        if _is_given(layer, name, value):
+            setattr(layer, name, kept_function if inspect.isfunction(value) else None)
     return copied
+
+
+def _attributes(op: kl.Layer) -> Iterator[tuple[kl.Layer, str, Any]]:
+    return ((layer, name, value) for layer in sublayers(op) for name, value in vars(layer).items())
+
+
+def _is_given(layer: kl.Layer, name: str, value: Any) -> bool:
+    """True for a function or object that is not of Keras or tfopt."""
+    return _is_foreign(value) or (_is_function_of(layer, name, value) and _root(value) not in ("keras", "tfopt"))
 
 
 def _is_known(op: keras.Operation) -> bool:

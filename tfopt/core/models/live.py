@@ -39,6 +39,7 @@ _SHARED = (
     *(keras.DTypePolicy, tf.DType, tf.TensorShape, tf.Tensor, tf.TypeSpec),
 )
 _LIBRARIES = {"keras", "tensorflow", "numpy", "tfopt", "builtins"}
+_WRAPPERS = "tensorflow.python.trackable.data_structures"  # lists and dicts of a layer that TensorFlow watches
 _UNCOPYABLE = (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, pickle.PicklingError)
 
 
@@ -102,6 +103,8 @@ class LiveCopier:
     def _made(self, value: Any) -> Any:
         if type(value) in _CONTAINERS:
             return _CONTAINERS[type(value)](self, value)
+        if type(value).__module__ == _WRAPPERS:
+            return self._by_parts(value)
         for kinds, make in _WAYS:
             if isinstance(value, kinds):
                 return make(self, value)

@@ -272,7 +272,7 @@ def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, sh
     for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable
-        if hasattr(new_layer, "finalize_state"):  # adapted layers, as Normalization, keep what derives from variables
+        if isinstance(new_layer, keras.layers.Normalization):  # it keeps what derives from its variables
             new_layer.finalize_state()
 
 
