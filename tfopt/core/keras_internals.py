@@ -33,6 +33,7 @@ __all__ = [
     "application_layer",
     "call_in",
     "children",
+    "compiled_again",
     "compile_options",
     "compiled_loss",
     "create_values",
@@ -181,6 +182,11 @@ def new_variable_like(variable: keras.Variable) -> keras.Variable:
     set_value(made, variable)
     register_uninitialized_variable(made)
     return made
+
+
+def compiled_again(function: Any, python_function: Any) -> Any:
+    """What `tf.function` makes of another function, with the options of one that exists and nothing that it traced."""
+    return function._clone(python_function)
 
 
 # How a layer is taken apart.

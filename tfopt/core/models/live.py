@@ -23,6 +23,7 @@ from tfopt.core.keras_internals import (
     TrackedOrderedDict,
     TrackedSet,
     Tracker,
+    compiled_again,
     history_within,
     inner_nodes,
     new_variable_like,
@@ -220,9 +221,9 @@ class LiveCopier:
         return type(value)(self._copied(value.func), *self._all(value.args), **self._items(value.keywords))
 
     def _compiled(self, value: Any) -> Any:
-        """A function that TensorFlow compiles: what it has traced is left behind where the function is another one."""
+        """A function that TensorFlow compiles: what it has traced reads the variables of the original."""
         function = self._copied(value.python_function)
-        return value if function is value.python_function else self._by_parts(value)
+        return value if function is value.python_function else compiled_again(value, function)
 
     def _weak(self, value: weakref.ref) -> weakref.ref:
         target = value()
