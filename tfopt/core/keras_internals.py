@@ -33,13 +33,13 @@ __all__ = [
     "application_layer",
     "call_in",
     "children",
-    "compiled_again",
     "compile_options",
+    "compiled_again",
     "compiled_loss",
     "create_values",
     "flat_inputs",
-    "forget_nodes",
     "forget_compilation",
+    "forget_nodes",
     "functional_like_constructor",
     "functional_of",
     "has_graph",
@@ -175,7 +175,7 @@ def only_own_values() -> Iterator[None]:
 
 
 def new_variable_like(variable: keras.Variable) -> keras.Variable:
-    """A variable of the same properties, regularizer and constraint left out; `create_values` gives it the same value."""
+    """A variable of the same properties, without regularizer and constraint; `create_values` gives it the same value."""
     made = object.__new__(type(variable))
     state = {name: value for name, value in vars(variable).items() if not name.startswith("_self_")}
     vars(made).update({**state, "_value": None, "_regularizer": None, "_constraint": None})
@@ -238,11 +238,13 @@ def inner_nodes(op: Any) -> list[Node]:
 
 def history_within(tensor: keras.KerasTensor, nodes: Container[int]) -> KerasHistory | None:
     """Where a symbolic tensor comes from, counted among some nodes only; None if from another."""
-    history = getattr(tensor, "_keras_history", None)
-    made_by = history.operation._inbound_nodes if history is not None and history.operation is not None else []
-    if not made_by or id(made_by[history.node_index]) not in nodes:
+    history: Any = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
         return None
-    return history._replace(node_index=sum(id(node) in nodes for node in made_by[: history.node_index]))
+    calls = history.operation._inbound_nodes
+    if id(calls[history.node_index]) not in nodes:
+        return None
+    return history._replace(node_index=sum(id(node) in nodes for node in calls[: history.node_index]))
 
 
 def retrack(tracker: Tracker) -> None:

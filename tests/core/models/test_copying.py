@@ -56,7 +56,8 @@ def assert_copied(model, x=X, y=Y):
     np.testing.assert_array_equal(model.predict(x, verbose=0), want)
     fit(model, x, y)
     trained = [[not np.array_equal(*pair) for pair in zip(before, values(m), strict=True)] for m in (model, copied)]
-    assert any(trained[0]) and trained[0] == trained[1]
+    assert any(trained[0])
+    assert trained[0] == trained[1]
     for variable, value in zip(model.variables, before, strict=True):
         variable.assign(value)
     return copied
@@ -230,7 +231,9 @@ OWN = {
     "holding an unbuilt sequential model": lambda: Holding(keras.Sequential([kl.Dense(4), Bare(2.0)])),
     "holding a compiled model": lambda: Holding(compiled(functional())),
     "holding a compiled subclassed model": lambda: Holding(compiled(Own())),
-    "holding models in models": lambda: Holding(keras.Sequential([keras.Input((4,)), functional(), Holding(functional())])),
+    "holding models in models": lambda: Holding(
+        keras.Sequential([keras.Input((4,)), functional(), Holding(functional())])
+    ),
     "a functional model with methods": Doubling,
     "compiled call": Compiled,
     "compiled method": CompiledMethod,
@@ -257,7 +260,9 @@ def test_copies_of_copies_and_verbs(name):
 def test_the_copy_of_a_compiled_model_inside_is_not_compiled():
     inner = compiled(Own())
     copied = rewrite(read(around(Holding(inner)))).model.layers[2].inner
-    assert inner.compiled and not copied.compiled and copied.optimizer is None
+    assert inner.compiled
+    assert not copied.compiled
+    assert copied.optimizer is None
     assert not any("optimizer" in link.name for link in copied._self_unconditional_checkpoint_dependencies)
 
 
@@ -275,7 +280,7 @@ def test_layers_added_to_a_copied_list_are_tracked():
     layer = Holding(functional())
     layer.build((None, 4))
     copied = LiveCopier()(layer)
-    assert copied.several.tracker is copied._tracker and copied._tracker is not layer._tracker
+    assert copied.several.tracker is copied._tracker is not layer._tracker
     assert copied._tracker.stored_ids["layers"] == {id(inner) for inner in copied._layers}
 
 
@@ -417,7 +422,14 @@ def test_a_function_that_reads_a_layer_of_the_model_reads_its_copy(how):
 
 @pytest.mark.parametrize(
     "activation",
-    [tf.nn.swish, tf.nn.relu6, tf.sigmoid, tf.math.sin, functools.partial(ops.leaky_relu, negative_slope=0.3), Swish(2.0)],
+    [
+        tf.nn.swish,
+        tf.nn.relu6,
+        tf.sigmoid,
+        tf.math.sin,
+        functools.partial(ops.leaky_relu, negative_slope=0.3),
+        Swish(2.0),
+    ],
 )
 def test_activations_stay(activation):
     copied = assert_copied(around(kl.Dense(4, activation=activation, name="d")))
@@ -426,7 +438,9 @@ def test_activations_stay(activation):
     np.testing.assert_allclose(found(X), activation(X))
 
 
-@pytest.mark.parametrize("activation", [kl.LeakyReLU(0.1), kl.PReLU(alpha_initializer="ones"), Scale(2.0), Incomplete(2.0)])
+@pytest.mark.parametrize(
+    "activation", [kl.LeakyReLU(0.1), kl.PReLU(alpha_initializer="ones"), Scale(2.0), Incomplete(2.0)]
+)
 def test_activations_that_are_layers(activation):
     model = around(kl.Dense(4, activation=activation, name="d"))
     copied = assert_copied(model)
@@ -483,11 +497,11 @@ def language_model(kind, sequential):
 @pytest.mark.parametrize("kind", ["layer", "weight", "lambda", "hidden weight"])
 def test_tied_embeddings_stay_tied(kind, sequential):
     model = language_model(kind, sequential)
-    try:
-        copied = assert_copied(model, TOKENS, WORDS)
-    except tfopt.UnsupportedModelError as error:
-        assert sequential and kind in ("lambda", "hidden weight") and "share" in str(error)
+    if sequential and kind == "hidden weight":  # not built yet where the weight is read
+        with pytest.raises(tfopt.UnsupportedModelError, match="share"):
+            rewrite(read(model))
         return
+    copied = assert_copied(model, TOKENS, WORDS)
     assert len(copied.weights) == len(model.weights) == 3
     hidden = keras.Model(copied.inputs, copied.layers[-2].output).predict(TOKENS, verbose=0)
     want = hidden @ copied.get_layer("words").embeddings.numpy().T
@@ -556,7 +570,9 @@ class ActivatedIncomplete(Activated):
         return {**kl.Layer.get_config(self), "activation": keras.activations.serialize(self.activation)}
 
 
-@pytest.mark.parametrize("layer", [kl.Dense(4, tf.nn.swish), ActivatedIncomplete("tanh", factor=3.0), kl.Dense(4, Swish())])
+@pytest.mark.parametrize(
+    "layer", [kl.Dense(4, tf.nn.swish), ActivatedIncomplete("tanh", factor=3.0), kl.Dense(4, Swish())]
+)
 def test_a_copy_with_another_activation(layer):
     layer.name = "d"
     model = around(layer)

@@ -20,7 +20,15 @@ from tfopt.core.keras_internals import children, only_own_values, own_variables,
 from tfopt.core.models.live import LiveCopier
 
 # Layers of Keras with state or functions that their config does not hold, or does not give back.
-_HIDDEN = (kl.Lambda, kl.StringLookup, kl.IntegerLookup, kl.TextVectorization, kl.Discretization, kl.JaxLayer, kl.FlaxLayer)
+_HIDDEN = (
+    kl.Lambda,
+    kl.StringLookup,
+    kl.IntegerLookup,
+    kl.TextVectorization,
+    kl.Discretization,
+    kl.JaxLayer,
+    kl.FlaxLayer,
+)
 _KNOWN = {"builtins", "keras", "tfopt", "collections", "inspect", "numpy", "tensorflow", "typing"}
 _PLAIN_VALUES = (type(None), bool, int, float, str, list, tuple)
 
@@ -64,6 +72,10 @@ class Copies:
             if config:
                 self._changed.append(op)
         return copied
+
+    def remade(self, op: kl.Layer, config: dict[str, Any]) -> Any:
+        """A layer made anew from its config, `config` laid over it; its weights are not carried over."""
+        return _first_result(op, [lambda: self._from_config(op, config)])
 
     def in_float32(self, op: kl.Layer) -> Any:
         """A copy that computes in float32, and has its weights so."""
@@ -229,7 +241,8 @@ def _is_function_of(layer: kl.Layer, name: str, value: Any) -> bool:
 
 def _is_foreign(value: Any) -> bool:
     """True for an object of a class that neither Keras nor its backend brings, such as a user's regularizer."""
-    return _is_foreign_class(type(value))
+    kind: Any = type(value)
+    return _is_foreign_class(kind)
 
 
 @functools.cache
@@ -248,9 +261,12 @@ def _pairs(source: kl.Layer, copied: kl.Layer) -> list[tuple[kl.Layer, kl.Layer]
 
 
 def _classes_inside(op: keras.Operation) -> dict[str, type]:
-    """The classes of layers and objects inside a layer by name, so that users' own need not be registered with Keras."""
+    """The classes of what is inside a layer by name, so that users' own need not be registered with Keras."""
     layers = sublayers(op)
-    inside = [*(layers if children(op) else ()), *(v for layer in layers for v in vars(layer).values() if _is_foreign(v))]
+    inside = [
+        *(layers if children(op) else ()),
+        *(v for layer in layers for v in vars(layer).values() if _is_foreign(v)),
+    ]
     return {type(part).__name__: type(part) for part in inside}
 
 

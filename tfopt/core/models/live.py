@@ -144,7 +144,9 @@ class LiveCopier:
             return value
         copied = object.__new__(type(value))
         self.remember(value, copied)
-        vars(copied).update({**vars(value), "_keras_history": history._replace(operation=self._copied(history.operation))})
+        vars(copied).update(
+            {**vars(value), "_keras_history": history._replace(operation=self._copied(history.operation))}
+        )
         return copied
 
     def _tracker(self, value: Tracker) -> Tracker:
@@ -248,7 +250,8 @@ class LiveCopier:
             return value
         if isinstance(reduced, str):
             return value
-        make, args, state, items, pairs, *_ = (*reduced, None, None, None)
+        parts: list[Any] = [*reduced, None, None, None]
+        make, args, state, items, pairs = parts[:5]
         copied = make(*self._all(args))
         self.remember(value, copied)
         if state is not None:

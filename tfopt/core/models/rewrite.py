@@ -28,6 +28,10 @@ from tfopt.core.models.graph import Call, Graph
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
 
 
+class DoesNotFitError(UnsupportedModelError):
+    """Keras could not build the changed model: shapes that do not fit together, or too little memory."""
+
+
 def rewrite(
     graph: Graph,
     replace: Replace | None = None,
@@ -57,7 +61,7 @@ def rewrite(
         The graph of the new model, which is Sequential for a Sequential, Functional otherwise.
 
     Raises:
-        UnsupportedModelError: for a layer that cannot be cloned.
+        UnsupportedModelError: for a layer that cannot be cloned; `DoesNotFitError` where Keras cannot build the model.
 
     Example:
         >>> from tfopt.core.models.graph import read
@@ -163,6 +167,10 @@ class Rewrite:
             self.copies.append((op, copied, None))
         return copied
 
+    def remade(self, op: keras.layers.Layer, **config: Any) -> Any:
+        """The same, with new initial values."""
+        return self.made.remade(op, config)
+
     def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config: Any) -> Any:
         """The same, where `values_of` gives the array for the copy of each variable.
 
@@ -173,7 +181,7 @@ class Rewrite:
         return copied
 
     def opened(self, op: keras.layers.Layer, inside: keras.Model) -> keras.Model:
-        """The clone of a model that computes what a layer computes, to put in its place; it gets the layer's tensors."""
+        """The clone of a model that computes what a layer computes, for its place; it gets the layer's tensors."""
         self._opened.add(id(op))
         return self.model(inside, f"{self.path}/")
 
@@ -269,7 +277,7 @@ def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, sh
     if shared is not None:
         for old, new in zip(source.variables, target.variables, strict=True):
             constraints.carry(old, new, shared)
-    for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
+    for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=False):  # an activation layer may go
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable
         if isinstance(new_layer, keras.layers.Normalization):  # it keeps what derives from its variables
@@ -295,7 +303,7 @@ def _all_or_nothing(state: Rewrite) -> Iterator[None]:
     except TfoptError:
         raise
     except Exception as error:  # of Keras, TensorFlow or a user's layer
-        raise UnsupportedModelError(
+        raise DoesNotFitError(
             "The layers of the changed model must fit together and in memory.",
             received=f"at '{state.path}': {type(error).__name__}: {first_line(error)}",
             fix="Leave out the layer, or choose other sizes.",
