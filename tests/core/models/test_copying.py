@@ -508,6 +508,17 @@ def test_tied_embeddings_stay_tied(kind, sequential):
     np.testing.assert_allclose(copied.predict(TOKENS, verbose=0), want, rtol=1e-5, atol=1e-6)
 
 
+def test_tied_embeddings_stay_tied_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = language_model("layer", False)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    copied = in_float32(read(model)).model
+    assert copied.layers[-1].embedding is copied.get_layer("words")
+    assert {layer.compute_dtype for layer in copied.layers[1:]} == {"float32"}
+
+
 def test_a_weight_of_two_layers_stays_one():
     class Same(kl.Dense):
         def build(self, shape):

@@ -79,7 +79,7 @@ class Copies:
 
     def in_float32(self, op: kl.Layer) -> Any:
         """A copy that computes in float32, and has its weights so."""
-        if tells_all(op):
+        if tells_all(op) and not self._is_shared(op):
             return self.of(op, **_with_float32(config_of(op)))
         copied = self.of(op)
         for layer in sublayers(copied):
