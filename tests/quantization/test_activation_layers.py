@@ -1,4 +1,4 @@
-"""Activations that are functions of TensorFlow or layers are integers in the file, as the functions of Keras that they equal."""
+"""Activations that are functions of TensorFlow, or layers, are integers in the file as their twins of Keras are."""
 
 import keras
 import numpy as np

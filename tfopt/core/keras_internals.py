@@ -175,7 +175,7 @@ def only_own_values() -> Iterator[None]:
 
 
 def new_variable_like(variable: keras.Variable) -> keras.Variable:
-    """A variable of the same properties, without regularizer and constraint; `create_values` gives it the same value."""
+    """A variable like another, without regularizer and constraint; `create_values` gives it the same value."""
     made = object.__new__(type(variable))
     state = {name: value for name, value in vars(variable).items() if not name.startswith("_self_")}
     vars(made).update({**state, "_value": None, "_regularizer": None, "_constraint": None})

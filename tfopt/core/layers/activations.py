@@ -129,8 +129,9 @@ def own_activation(function: Any) -> Any:
     """An activation for one more layer: the function itself, or a layer like the one that is given.
 
     Example:
-        >>> own_activation(keras.activations.relu) is keras.activations.relu, own_activation(kl.LeakyReLU(0.1, name="slope")).name
-        (True, 'slope')
+        >>> slope = kl.LeakyReLU(0.1)
+        >>> own_activation(tf.nn.silu) is tf.nn.silu, own_activation(slope).negative_slope, own_activation(slope) is slope
+        (True, 0.1, False)
     """
     if type(function) is kl.Activation:
         return function.activation

@@ -300,7 +300,7 @@ def _all_or_nothing(state: Rewrite) -> Iterator[None]:
     try:
         with _collector_paused(), only_own_values():
             yield
-    except TfoptError:
+    except (TfoptError, NameError):
         raise
     except Exception as error:  # of Keras, TensorFlow or a user's layer
         raise DoesNotFitError(
