@@ -9,11 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.checks import POSITIVE, as_count, as_number, as_whole
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.models.copying import config_of, tells_all
 from tfopt.core.models.graph import (
     Call,
     Graph,
@@ -24,7 +24,7 @@ from tfopt.core.models.graph import (
     trace_back,
 )
 from tfopt.core.models.opening import opened
-from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.rewrite import DoesNotFitError, Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
 _WIDTH_KEYS: dict[type, str] = {
@@ -150,23 +150,23 @@ def _rebuilt(graph: Graph, widths: dict[int, int], seed: int | None) -> Graph:
         reached = state.path
         if isinstance(op, (keras.Model, kl.Normalization)) or not isinstance(op, keras.layers.Layer):
             return None
-        config = op.get_config()
+        if not tells_all(op) and not op.trainable_variables:  # adapted, or a function: nothing to draw anew
+            return None
+        config = config_of(op)
         if id(op) in widths:
             config[_WIDTH_KEYS[type(op)]] = widths[id(op)]
         elif id(op) in input_widths:
             config["batch_shape"] = (*config["batch_shape"][:-1], input_widths[id(op)])
         elif isinstance(op, kl.Reshape):
             config["target_shape"] = _following_shape(op)
-        return type(op).from_config(config if seeds is None else _seeded(config, seeds))
+        return state.remade(op, **(config if seeds is None else _seeded(config, seeds)))
 
     try:
         return rewrite(graph, replace)
-    except TfoptError:
-        raise
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+    except DoesNotFitError as error:
         raise InvalidArgumentError(
             f"The shapes in '{graph.model.name}' have to fit together after scaling.",
-            received=f"at '{reached}': {_reason(error)}",
+            received=f"at '{reached}': {_reason(error.__cause__ or error)}",
             fix="Name the layers that feed it in `include` or `exclude`, so that they scale together or not at all.",
         ) from error
 
@@ -229,6 +229,6 @@ def _seeded(config: Any, seeds: Iterator[int]) -> Any:
     return seeded
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("Exception encountered")), type(error).__name__)

@@ -13,7 +13,8 @@ from tfopt.core.data.inputs import Input, inputs_of, is_numbered
 from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.pairs import in_order_of, paired, paired_outputs
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
-from tfopt.core.keras_internals import functional_of
+from tfopt.core.keras_internals import create_values, functional_of, only_own_values
+from tfopt.core.models.copying import Copies
 from tfopt.core.models.fake_quantized import check_not_quantized
 from tfopt.core.models.graph import Graph, check_finite, read
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
@@ -309,11 +310,15 @@ def _copied(layer: keras.layers.Layer, names: _Names) -> keras.layers.Layer:
     if isinstance(layer, keras.Model) and layer.built:
         read(layer)
         return _renamed(layer, names.unique(layer.name))
-    copied = type(layer).from_config({**layer.get_config(), "name": names.unique(layer.name)})
-    if layer.built:
-        copied.build_from_config(layer.get_build_config())
-        transfer_values(layer, copied)
-        transfer_settings(layer, copied, {})
+    with only_own_values():
+        copied = Copies(layer).of(layer)
+        copied.name = names.unique(layer.name)
+        if layer.built:
+            if not copied.built:
+                copied.build_from_config(layer.get_build_config())
+            transfer_values(layer, copied)
+            create_values()
+            transfer_settings(layer, copied, {})
     return copied
 
 

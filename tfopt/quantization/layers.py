@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.layers.activations import activation_kind
+from tfopt.core.layers.activations import activation_kind, own_activation
 from tfopt.core.layers.registry import prunable_weights, range_axes
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
@@ -167,7 +167,7 @@ class QuantizedLayer(QuantizedWrapper):
         return cls(
             state.copy(layer, **config),
             wanted.kernels,
-            activation=wanted.activation,
+            activation=own_activation(wanted.activation),
             quantize_output=wanted.output,
             affine=wanted.affine,
             **options,
@@ -238,7 +238,7 @@ class QuantizedLayer(QuantizedWrapper):
     def stripped(self, state: Rewrite) -> list:
         layer: Any = state.copy(self.layer)
         if self.activation is not None:
-            layer.activation = self.activation
+            layer.activation = own_activation(self.activation)
         return [layer]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.keras_internals import children, op_class
 from tfopt.core.layers.channels import Argument
+from tfopt.core.models.copying import config_of
 from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import Rewrite, rewrite
 
@@ -76,7 +77,7 @@ def _called_with(op: Any, values: list[tuple[Argument, Any]]) -> Any:
 
 def _resized(op: Any, state: Rewrite, changes: dict[tuple[str, ...], Any]) -> Any:
     """A copy of the layer with some entries of its config, nested ones by their path of keys, changed."""
-    config = _unbuilt(op.get_config())
+    config = _unbuilt(config_of(op))
     for (*folders, name), value in changes.items():
         inner = config
         for folder in folders:
