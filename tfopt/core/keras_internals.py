@@ -7,20 +7,17 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src import backend
 from keras.src import ops as keras_ops
 from keras.src.activations import activations
 from keras.src.applications import convnext, inception_resnet_v2
-from keras.src.backend.common import global_state, symbolic_scope
+from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.backend.common.variables import initialize_all_variables, register_uninitialized_variable
-from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import KerasHistory, Node
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import MetricsList
 from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
-from tensorflow.python.util import tf_decorator, tf_export
 
 __all__ = [
     "Functional",
@@ -32,41 +29,30 @@ __all__ = [
     "TrackedOrderedDict",
     "TrackedSet",
     "Tracker",
-    "adds_losses",
     "application_layer",
     "call_in",
-    "called_in",
     "children",
-    "clear_losses",
     "compile_options",
     "compiled_again",
     "compiled_loss",
     "create_values",
     "flat_inputs",
     "forget_compilation",
-    "forget_nodes",
     "functional_like_constructor",
     "functional_of",
     "has_graph",
     "history_within",
-    "in_symbolic_scope",
     "inner_nodes",
     "input_names",
-    "keep_mask",
-    "kept_mask",
     "label_loss",
     "logits_behind",
     "mask_of",
     "moving_average_of",
     "name_counts",
     "new_variable_like",
-    "node_counts",
     "only_own_values",
     "op_class",
-    "output_spec",
     "own_state",
-    "own_variables",
-    "public_name",
     "retrack",
     "running_apply",
     "set_mask",
@@ -298,64 +284,6 @@ def moving_average_of(optimizer: keras.optimizers.Optimizer, variable: keras.Var
     return optimizer._model_variables_moving_average[optimizer._get_variable_index(variable)]
 
 
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The weights of the layer itself, those of layers inside it left out."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def output_spec(function: Any, args: tuple, kwargs: dict) -> Any:
-    """Shapes and dtypes of what a function gives, for symbolic tensors anywhere among its arguments."""
-    return backend.compute_output_spec(function, *args, **kwargs)
-
-
-def in_symbolic_scope() -> bool:
-    """True where Keras runs a call to work out its shapes."""
-    return symbolic_scope.in_symbolic_scope()
-
-
-def public_name(function: Any) -> str | None:
-    """The name behind "tf." under which TensorFlow exports this very function, or None."""
-    name = tf_export.get_canonical_name_for_symbol(function)
-    found: Any = tf
-    for part in (name or "").split("."):
-        found = getattr(found, part, None)
-    return name if tf_decorator.unwrap(found)[1] is tf_decorator.unwrap(function)[1] else None
-
-
-def node_counts(ops: list[keras.Operation]) -> list[tuple[keras.Operation, int, int]]:
-    """How many calls each op has been part of."""
-    return [(op, len(op._inbound_nodes), len(op._outbound_nodes)) for op in ops]
-
-
-def forget_nodes(counts: list[tuple[keras.Operation, int, int]]) -> None:
-    """Makes ops forget the calls that came after `node_counts`."""
-    for op, inbound, outbound in counts:
-        del op._inbound_nodes[inbound:], op._outbound_nodes[outbound:]
-
-
-def adds_losses(layer: keras.layers.Layer) -> bool:
-    """True if `add_loss` was called in the layer or one inside it."""
-    return any(inner._losses for inner in sublayers(layer))
-
-
-@contextlib.contextmanager
-def called_in(layer: keras.layers.Layer, training: bool | None) -> Iterator[None]:
-    """Layers called within it find themselves in a call of `layer` that was told `training`."""
-    before = global_state.get_global_attribute("current_call_ctx")
-    context = CallContext(entry_layer=layer)
-    context.set_value("training", training)
-    global_state.set_global_attribute("current_call_ctx", context)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute("current_call_ctx", before)
-
-
-def clear_losses(layer: keras.layers.Layer) -> None:
-    """Drops what `add_loss` has added in the layer and those inside it."""
-    layer._clear_losses()
-
-
 def name_counts() -> dict[str, int]:
     """How many names Keras has made of each kind by itself: `{"dense": 2}` after `dense` and `dense_1`."""
     return dict(global_state.get_global_attribute("object_name_uids") or {})
@@ -385,17 +313,6 @@ def mask_of(tensor: Any) -> Any:
 def set_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a tensor, as a masking layer does."""
     tensor._keras_mask = mask
-
-
-def keep_mask(tensor: Any) -> None:
-    """Remembers the mask of a tensor where no layer takes it away, as attention does of tensors that it has read."""
-    if mask_of(tensor) is not None:
-        tensor._tfopt_mask = mask_of(tensor)
-
-
-def kept_mask(tensor: Any) -> Any:
-    """The mask that `keep_mask` has remembered, else that which the tensor carries, or None."""
-    return getattr(tensor, "_tfopt_mask", mask_of(tensor))
 
 
 def logits_behind(tensor: Any) -> Any:

@@ -9,9 +9,10 @@ import keras
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import Functional, keep_mask, kept_mask, mask_of, output_spec
+from tfopt.core.keras_internals import Functional, mask_of
 from tfopt.core.layers.channels import Channels, Context, shape_rule
 from tfopt.core.layers.registry import Output, Record, enter
+from tfopt.core.tracing_internals import keep_mask, kept_mask, output_spec
 
 PACKAGE = "tfopt"
 # What a model file may call when it is loaded: functions that compute, none that reach files, processes or Python code.

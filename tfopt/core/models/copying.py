@@ -16,8 +16,9 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.errors import TfoptError, UnsupportedModelError, first_line
-from tfopt.core.keras_internals import children, only_own_values, own_variables, sublayers
+from tfopt.core.keras_internals import children, only_own_values, sublayers
 from tfopt.core.models.live import LiveCopier
+from tfopt.core.tracing_internals import own_variables
 
 # Layers of Keras with state or functions that their config does not hold, or does not give back.
 _HIDDEN = (

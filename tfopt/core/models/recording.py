@@ -13,17 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.keras_internals import (
-    Functional,
-    functional_of,
-    has_graph,
-    in_symbolic_scope,
-    mask_of,
-    own_variables,
-    public_name,
-)
+from tfopt.core.keras_internals import Functional, functional_of, has_graph, mask_of
 from tfopt.core.layers.nodes import Constant, InferenceModel, OpenedModel, OwnWeight, Size, call_of
 from tfopt.core.layers.twins import twin_of
+from tfopt.core.tracing_internals import in_symbolic_scope, own_variables, public_name
 
 _here = threading.local()
 _TRACKED = {"_trainable_variables", "_non_trainable_variables"}  # what Keras keeps of a layer, whatever its call does

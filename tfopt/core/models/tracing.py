@@ -18,21 +18,17 @@ import tensorflow as tf
 from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import (
     Functional,
-    adds_losses,
-    called_in,
     children,
-    clear_losses,
-    forget_nodes,
     functional_of,
     has_graph,
     mask_of,
-    node_counts,
     set_mask,
     sublayers,
     topological_nodes,
 )
 from tfopt.core.layers.nodes import MaskOf, OpenedModel, OwnWeight, WithMask
 from tfopt.core.models.recording import constant, graphs_shared, is_symbolic, masks_for, recording
+from tfopt.core.tracing_internals import adds_losses, called_in, clear_losses, forget_nodes, node_counts
 
 
 class Closed(Exception):
