@@ -260,7 +260,7 @@ def _spelled(layer: keras.layers.Layer, model: Functional) -> list:
         spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, named))
         calls.append((_who(node.operation, known), str(spelled)))
         numbers.update((id(tensor), len(numbers) + i) for i, tensor in enumerate(node.outputs))
-    return calls
+    return [*calls, [numbers[id(tensor)] for tensor in model.outputs]]
 
 
 def _fixed_in_inference(model: Functional) -> str:
