@@ -348,11 +348,22 @@ def unsettle(model: Any) -> None:
 
 
 def closed_layers(model: Any) -> list[str]:
-    """Path and class of each layer that is still somebody's code."""
+    """Path, class and reason of each layer that is still somebody's code."""
     from tfopt.core.models.graph import read
     from tfopt.core.models.opening import is_closed
+    from tfopt.core.models.tracing import Closed, traced
 
-    return [f"{path} ({type(layer).__name__})" for path, layer in read(model).layers if is_closed(layer)]
+    graph = read(model)
+    paths = {id(layer): path for path, layer in graph.layers}
+    found = {}
+    for call in (call for part in graph.graphs for call in part.calls if is_closed(call.op)):
+        try:
+            traced(call.op, call.node.arguments.args, call.node.arguments.kwargs)
+            reason = "can be traced"
+        except Closed as error:
+            reason = str(error)
+        found[id(call.op)] = f"{paths.get(id(call.op))} ({type(call.op).__name__}): {reason}"
+    return list(found.values())
 
 
 NO_OP = (*("LayerNormalization", "GroupNormalization", "BatchNormalization", "UnitNormalization", "RMSNormalization"),)

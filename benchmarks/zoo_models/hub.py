@@ -14,8 +14,9 @@ SHAPE = (32, 32, 3)
 LENGTH, WORDS = 12, 60
 SIZES = {"vocabulary_size": WORDS, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32}
 GROUPED = {
-    **{"vocabulary_size": WORDS, "num_layers": 2, "hidden_dim": 16, "intermediate_dim": 32},
-    **{"num_query_heads": 4, "num_key_value_heads": 2},
+    **{name: size for name, size in SIZES.items() if name != "num_heads"},
+    "num_query_heads": 4,
+    "num_key_value_heads": 2,
 }
 
 
