@@ -17,9 +17,9 @@ from tfopt.core.models.rewrite import Rewrite, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.floats import FloatLayer
+from tfopt.quantization.floats import FloatLayer, JoiningOp, takes_tensors_only
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.lowering import masks_a_number
+from tfopt.quantization.lowering import joins, masks_a_number
 from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, treatment, weight_treatment
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
@@ -142,6 +142,9 @@ class _Plan:
             self._stays_float(state.path, f" ({type(op).__name__}: {inside})")
         elif not wanted.is_plain:
             self.count += 1
+        if joins(op) and not isinstance(op, keras.layers.Layer):
+            ranged = self.training.range_arguments(op)
+            return JoiningOp(state.copy(op), quantize_output=True, activation_bits=self.bits, **ranged)
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
         if wanted.composite:
@@ -162,6 +165,8 @@ class _Plan:
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
+        if state.call is not None and not takes_tensors_only(state.call.given):
+            return [state.copy(op), self._range_behind(op)] if ranged else None
         return FloatLayer(
             state.copy(op),
             kernels,

@@ -81,7 +81,7 @@ class ActivationRange:
     def __call__(self, inputs: Any, training: Any) -> Any:
         values = tf.cast(inputs, tf.float32)
         if in_mode("export"):
-            return self._rounded(values, *self.bounds())
+            return self.rounded(values)
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
             if self.histogram is None:
@@ -94,6 +94,10 @@ class ActivationRange:
             return tf.cast(self._rounded(values, low, high), inputs.dtype)
         rounded = self._rounded(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
+
+    def rounded(self, values: Any) -> Any:
+        """The values in the range as it is now."""
+        return self._rounded(tf.cast(values, tf.float32), *self.bounds())
 
     def _rounded(self, values: Any, low: Any, high: Any) -> Any:
         if self.learned and not in_mode("export"):

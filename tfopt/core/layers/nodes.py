@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import output_spec
+from tfopt.core.keras_internals import mask_of, output_spec
 from tfopt.core.layers.channels import FIXED, Channels, Context
 from tfopt.core.layers.registry import Output, Record, enter
 
@@ -66,6 +66,7 @@ class OwnWeight(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.supports_masking = True  # a mask of what it is called on ends here
         self._convert_input_args = False  # what it is called on stays as it is, text too
         self.weight = variable
         self._config = {"shape": list(shape), "weight": weight, "weight_dtype": weight_dtype, "trained": trained}
@@ -120,6 +121,30 @@ class OwnWeight(keras.layers.Layer):
         config["regularizer"] = keras.regularizers.serialize(config["regularizer"])
         config["constraint"] = keras.constraints.serialize(config["constraint"])
         return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class MaskOf(keras.layers.Layer):
+    """The mask that a tensor carries as a tensor of the graph; all True where it carries none.
+
+    Example:
+        >>> MaskOf()(keras.layers.Masking()(np.array([[[0.0], [2.0]]]))).numpy().tolist()
+        [[False, True]]
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any) -> Any:
+        mask = mask_of(inputs)
+        return keras.ops.ones(keras.ops.shape(inputs)[:2], "bool") if mask is None else mask
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(inputs.shape[:2], dtype="bool")
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        return None
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -186,16 +211,27 @@ class FunctionCall(keras.Operation):
     def __init__(self, function: str, name: str | None = None):
         super().__init__(name=name)
         self.function = function
-        self._function = function_named(function)
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        self.call = function_named(function)  # itself, so that its parameters have their names
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return output_spec(self._function, args, kwargs)
+        return output_spec(self.call, args, kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {"function": self.function, "name": self.name}
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class MovingCall(FunctionCall):
+    """A call of a function that only moves or repeats values."""
+
+
+_MOVES = {f"keras.ops.{name}" for name in ("broadcast_to", "reshape", "tile", "repeat", "slice")}
+_MOVES |= {f"tf.{name}" for name in ("broadcast_to", "reshape", "tile", "repeat", "slice", "gather", "strided_slice")}
+
+
+def call_of(function: str) -> FunctionCall:
+    """The node of a function, by its public name."""
+    return (MovingCall if function in _MOVES else FunctionCall)(function)
 
 
 def function_named(name: str) -> Callable[..., Any]:
@@ -208,6 +244,7 @@ def function_named(name: str) -> Callable[..., Any]:
     space, _, own = name.rpartition(".")
     module = tf if space == "tf" and own in _OF_TF else _MODULES.get(space)
     function = getattr(module, own, None)
+    function = getattr(function, "instead_of", function)  # while a layer is opened, others stand in their place
     if not callable(function):
         raise InvalidArgumentError(
             "A function in an opened layer must be one of `keras.ops`, or one of TensorFlow that only computes.",
@@ -224,5 +261,6 @@ def _no_channels(context: Context, *_: Any, **__: Any) -> Channels:
 
 
 enter(Record(output=Output.RANGE, channels=_no_channels), OwnWeight, Constant)
-enter(Record(channels=_no_channels), Size)
+enter(Record(channels=_no_channels), Size, MaskOf)
+enter(Record(output=Output.SAME), MovingCall)
 enter(Record(output=Output.FLOAT, reason="unknown to tfopt; `@tfopt.register_layer` makes it known"), FunctionCall)

@@ -117,6 +117,11 @@ class Call:
     def outputs(self) -> list:
         return self.node.outputs
 
+    @property
+    def given(self) -> tuple[tuple, dict]:
+        """The call's positional and keyword arguments."""
+        return self.node.arguments.args, self.node.arguments.kwargs
+
     def arguments(self, values: dict) -> tuple[tuple, dict]:
         """The call's positional and keyword arguments, each tensor `t` replaced by `values[id(t)]`."""
         return self.node.arguments.fill_in(values)
@@ -130,6 +135,7 @@ class Graph:
     Args:
         model: that `read` or a rewrite vouches for.
         nested: the graphs of nested models that are known, by id of the model; shared by all graphs of one model.
+        closed: layers written as code of which `opened` could make no graph, by path, with the reasons.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU()])
@@ -137,8 +143,11 @@ class Graph:
         ['Dense', 'ReLU']
     """
 
-    def __init__(self, model: keras.Model, nested: dict[int, Graph] | None = None):
+    def __init__(
+        self, model: keras.Model, nested: dict[int, Graph] | None = None, closed: Mapping[str, str] | None = None
+    ):
         self.model = model
+        self.closed = closed or {}
         self._nested: dict[int, Graph] = {} if nested is None else nested
         self._nested[id(model)] = self
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 
-from tfopt.core.errors import UnsupportedModelError
-from tfopt.core.keras_internals import Functional, has_graph
+from tfopt.core.keras_internals import has_graph
 from tfopt.core.layers.macs import layer_macs
 from tfopt.core.layers.registry import Record, enter, record_of
 from tfopt.core.models.graph import Call, Graph
@@ -21,7 +17,12 @@ class ComposedLayer(keras.layers.Layer):
 
 
 def is_closed(op: keras.Operation) -> bool:
-    """True for a layer or model whose `call` is somebody's code, of which tfopt knows nothing."""
+    """True for a layer whose `call` is code of which tfopt knows nothing; `opened` makes a graph of it if it can.
+
+    Example:
+        >>> is_closed(keras.layers.Lambda(abs)), is_closed(keras.layers.Dense(2))
+        (True, False)
+    """
     if not isinstance(op, keras.layers.Layer) or isinstance(op, keras.layers.InputLayer):
         return False
     if isinstance(op, keras.Model):
@@ -34,7 +35,7 @@ def is_closed(op: keras.Operation) -> bool:
 def opened(graph: Graph) -> Graph:
     """The graph itself, or that of a copy in which a nested model of the same name is in each closed layer's place.
 
-    Layers whose `call` gives no graph that computes the same stay as they are; `why_closed` tells the reason.
+    Layers whose `call` gives no graph that computes the same stay as they are; `closed` of the graph tells why.
 
     Example:
         >>> from tfopt.core.models.graph import read
@@ -47,18 +48,20 @@ def opened(graph: Graph) -> Graph:
     """
     if not any(is_closed(layer) for _, layer in graph.layers):
         return graph
-    return rewrite(graph, _open)
+    closed: dict[str, str] = {}
 
+    def replace(op: keras.Operation, state: Rewrite) -> keras.Model | None:
+        if isinstance(op, ComposedLayer):
+            return _as_model(op)
+        if not is_closed(op) or state.call is None:
+            return None
+        try:
+            return state.opened(op, traced(op, *state.call.given))
+        except Closed as reason:
+            closed[state.path] = str(reason)
+            return None
 
-def _open(op: keras.Operation, state: Rewrite) -> keras.Model | None:
-    if isinstance(op, ComposedLayer):
-        return _as_model(op)
-    if not is_closed(op) or state.call is None:
-        return None
-    try:
-        return state.opened(op, traced(op, state.call.node.arguments.args, state.call.node.arguments.kwargs))
-    except Closed:
-        return None
+    return Graph(rewrite(graph, replace).model, closed=closed)
 
 
 def _as_model(layer: ComposedLayer) -> keras.Model:

@@ -28,10 +28,11 @@ from tfopt.core.keras_internals import (
     node_counts,
     own_variables,
     public_name,
+    set_mask,
     sublayers,
     topological_nodes,
 )
-from tfopt.core.layers.nodes import Constant, FunctionCall, OwnWeight, Size
+from tfopt.core.layers.nodes import Constant, MaskOf, OwnWeight, Size, call_of
 from tfopt.core.layers.twins import twin_of
 
 
@@ -146,9 +147,11 @@ def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callab
         raise Closed("it is called on no tensor")
     counts = node_counts(sublayers(layer))
     try:
-        with _recording(layer, inputs[0]):
+        with tf.GradientTape() as tape, _recording(layer, inputs[0]):
             outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs))
-        return _model(layer, structure(args, inputs), outputs)
+        model = _model(layer, structure(args, inputs), outputs)
+        _check_weights(layer, model, tape)
+        return model
     except Closed:
         raise
     except Exception as error:  # whatever an author's code says of tensors that hold no values
@@ -162,11 +165,11 @@ def _input(value: Any, inputs: list[keras.KerasTensor]) -> Any:
     """An input of the graph for a symbolic tensor among the arguments; anything else stays."""
     if not isinstance(value, keras.KerasTensor):
         return value
-    if mask_of(value) is not None:
-        raise Closed("it reads masked steps")
     source = getattr(value, "_keras_history", (None,))[0]
     name = source.name if isinstance(source, keras.layers.InputLayer) else None
     inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype, sparse=value.sparse, name=name))
+    if mask_of(value) is not None:
+        set_mask(inputs[-1], MaskOf()(inputs[-1]))
     return inputs[-1]
 
 
@@ -197,16 +200,16 @@ def _model(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> Functional:
     model = Functional(inputs, outputs, name=layer.name)
     if not layer.trainable:
         object.__setattr__(model, "_trainable", False)
-    _check_weights(layer, model)
     return model
 
 
-def _check_weights(layer: keras.layers.Layer, model: Functional) -> None:
-    """Each weight that trains has to be in the graph, or unused: else its value of today would be a constant there."""
+def _check_weights(layer: keras.layers.Layer, model: Functional, tape: tf.GradientTape) -> None:
+    """Each weight that was read has to be in the graph: else its value of today would be a constant there."""
     known = {id(variable) for variable in model.variables}
-    missing = [variable.path for variable in layer.trainable_variables if id(variable) not in known]
-    if missing:
-        raise Closed(f"it computes with the weight '{missing[0]}' of a layer without calling that layer")
+    read = {id(variable) for variable in tape.watched_variables()}
+    for variable in layer.trainable_variables:
+        if id(variable) not in known and id(variable._value) in read:
+            raise Closed(f"it computes with '{variable.path}' without calling the layer of that weight")
 
 
 # How two graphs of the same layer are compared.
@@ -335,10 +338,23 @@ def _with_sizes(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _is_recording() and name not in _ARITHMETIC and any(map(_is_size, keras.tree.flatten((args, kwargs)))):
-            return FunctionCall(f"keras.ops.{name}")(*args, **kwargs)
+            if name == "reshape":
+                args, kwargs = _with_one_unknown(*args, **kwargs)
+                if not any(map(_is_size, keras.tree.flatten((args, kwargs)))):
+                    return function(*args, **kwargs)
+            return call_of(f"keras.ops.{name}")(*args, **kwargs)
         return function(*args, **kwargs)
 
+    call.instead_of = function  # type: ignore[attr-defined]
     return call
+
+
+def _with_one_unknown(x: Any, newshape: Any) -> tuple[tuple, dict]:
+    """The arguments of `reshape`, with -1 for a size that follows from all others."""
+    unknown = [_is_size(size) or (isinstance(size, int) and size < 0) for size in newshape]
+    if sum(unknown) == 1:
+        newshape = tuple(-1 if one else size for one, size in zip(unknown, newshape, strict=True))
+    return (x, newshape), {}
 
 
 def _is_size(value: Any) -> bool:
@@ -409,4 +425,4 @@ class _Functions(tf.__internal__.dispatch.GlobalOpDispatcher):
         if name is None:
             return self.NOT_SUPPORTED
         result = twin_of(name, op, args, kwargs)
-        return FunctionCall(f"tf.{name}")(*args, **kwargs) if result is NotImplemented else result
+        return call_of(f"tf.{name}")(*args, **kwargs) if result is NotImplemented else result
