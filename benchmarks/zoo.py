@@ -33,7 +33,7 @@ from typing import Any
 
 from common import Target, arguments, commit, finish, table
 
-LIBRARIES = {"keras-hub": ("zoo_models.hub", "HUB"), "own": ("zoo_models.own", "OWN")}
+LIBRARIES = {"own": ("zoo_models.own", "OWN"), "keras-hub": ("zoo_models.hub", "HUB")}
 STEPS = ("functional", "summary", "element", "cluster", "channel", "split", "quantize", "calibrate", "int8")
 STEPS = (*STEPS, "train", "load")
 SECONDS = 300  # for one model
@@ -167,6 +167,7 @@ class Road:
                 self.animal = getattr(importlib.import_module(module), zoo)[self.name]()
         self.model, self.data = self.animal.model, self.animal.data
         self.quantized = self.calibrated = None
+        self.classes = own_classes(self.model)
         self.model(self.data, training=False)
         unsettle(self.model)
         first, second = (flat_outputs(self.model, self.data) for _ in range(2))
@@ -176,15 +177,9 @@ class Road:
     def functional(self) -> dict:
         import tfopt
 
-        if hasattr(tfopt, "functional"):
-            opened = tfopt.functional(self.model, self.data)
-        else:
-            from tfopt.core.models.graph import read
-            from tfopt.core.models.opening import opened as opened_graph
-
-            opened = opened_graph(read(self.model)).model
+        opened = tfopt.functional(self.model, self.data)
         closed = closed_layers(opened)
-        return {"difference": self._equal(self.model, opened, EQUAL), "layers": len(opened.layers), "closed": closed}
+        return {"difference": self._equal(self.model, opened, EQUAL), "closed": closed}
 
     def summary(self) -> dict:
         import tfopt
@@ -207,16 +202,20 @@ class Road:
 
         clustered = tfopt.cluster(self.model, 16)
         counts = [len(np.unique(w)) for w in map(np.asarray, clustered.trainable_weights) if w.size > 64]
-        assert counts and min(counts) <= 16, f"no weight has 16 values or fewer: {sorted(counts)[:5]}"
+        assert min(counts, default=0) <= 16, f"no weight has 16 values or fewer: {sorted(counts)[:5]}"
         return {"clustered": sum(count <= 16 for count in counts), "of": len(counts)}
 
     def channel(self) -> dict:
         import tfopt
 
-        masked = tfopt.prune(self.model, sparsity=0.3, pattern="channel")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            masked = tfopt.prune(self.model, sparsity=0.3, pattern="channel")
+        kept = [str(warning.message) for warning in caught if "keep all" in str(warning.message)]
         small = tfopt.shrink(masked)
         difference = self._equal(masked, small, EQUAL_SHRUNK)
-        return {"left": small.count_params() / self.model.count_params(), "difference": difference}
+        left = small.count_params() / self.model.count_params()
+        return {"left": left, "difference": difference, "said": kept}
 
     def split(self) -> dict | None:
         import tfopt
@@ -258,25 +257,25 @@ class Road:
         integers = sum(op.name in MATRIX_OPS for op in file.op_types()) - floats.total()
         row = {"bytes": export.size_bytes, "float": dict(floats), "integer": integers, "announced": self.announced}
         if floats.total() > self.announced:
-            raise AssertionError(
-                f"{floats.total()} float matrix ops ({dict(floats)}; {integers} in integers), {self.announced} announced"
-            )
+            told = f"{floats.total()} float matrix ops ({dict(floats)}), {integers} in integers"
+            raise AssertionError(f"{told}; {self.announced} announced")
         return row
 
     def train(self) -> dict | None:
         import keras
         import numpy as np
 
-        if self.quantized is None:
-            return None
         model = self.quantized
+        if model is None:
+            return None
         outputs = model(self.data, training=False)
         zeros = keras.tree.map_structure(lambda value: np.zeros(value.shape, "float32"), outputs)
         before = [np.asarray(weight).copy() for weight in model.trainable_weights]
         model.compile(keras.optimizers.SGD(1e-3, clipnorm=1.0), loss=mean_square, jit_compile=False)
         loss = float(np.ravel(model.train_on_batch(self.data, zeros))[0])
         changed = sum(
-            not np.array_equal(old, new) for old, new in zip(before, map(np.asarray, model.trainable_weights), strict=True)
+            not np.array_equal(old, new)
+            for old, new in zip(before, map(np.asarray, model.trainable_weights), strict=True)
         )
         assert np.isfinite(loss), f"the loss is {loss}"
         assert changed, "no weight changed"
@@ -291,7 +290,8 @@ class Road:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
             model.save(path)
-            return {"difference": self._equal(model, tfopt.load_model(path), EQUAL)}
+            loaded = tfopt.load_model(path, custom_objects=self.classes)
+            return {"difference": self._equal(model, loaded, EQUAL)}
 
     def _equal(self, one: Any, other: Any, limit: float) -> float:
         """The largest difference of the outputs over their spread; those that differ from call to call are left out."""
@@ -347,38 +347,32 @@ def unsettle(model: Any) -> None:
             weight.assign(value * generator.uniform(0.8, 1.2, value.shape) + generator.uniform(0, 0.1, value.shape))
 
 
-def closed_layers(model: Any) -> list[str]:
-    """Path, class and reason of each layer that is still somebody's code."""
+def own_classes(model: Any) -> dict[str, type]:
+    """The classes of the layers that a user would tell Keras of, by name."""
+    layers = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith(("keras.", "tfopt."))]
+    return {type(layer).__name__: type(layer) for layer in layers}
+
+
+def closed_layers(model: Any) -> dict[str, str]:
+    """Why each layer of an opened model that is still somebody's code is not a graph."""
     from tfopt.core.models.graph import read
-    from tfopt.core.models.opening import is_closed
-    from tfopt.core.models.tracing import Closed, traced
+    from tfopt.core.models.opening import opened
 
-    graph = read(model)
-    paths = {id(layer): path for path, layer in graph.layers}
-    found = {}
-    for call in (call for part in graph.graphs for call in part.calls if is_closed(call.op)):
-        try:
-            traced(call.op, call.node.arguments.args, call.node.arguments.kwargs)
-            reason = "can be traced"
-        except Closed as error:
-            reason = str(error)
-        found[id(call.op)] = f"{paths.get(id(call.op))} ({type(call.op).__name__}): {reason}"
-    return list(found.values())
+    return opened(read(model)).closed
 
 
-NO_OP = (*("LayerNormalization", "GroupNormalization", "BatchNormalization", "UnitNormalization", "RMSNormalization"),)
-NO_OP = (*NO_OP, "Activation", "Softmax", "ConvertToTensor", "Mean", "Variance", "Rsqrt", "Erf", "Cast", "Where", "Lambda")
+# Matrix ops in a file by the class of a layer that `quantize` said stays float; 10 of a layer that is not known.
+NO_OP = ("LayerNormalization", "GroupNormalization", "BatchNormalization", "UnitNormalization", "RMSNormalization")
+NO_OP = (*NO_OP, "Activation", "Softmax", "ConvertToTensor", "Mean", "Variance", "Rsqrt", "Erf", "Cast", "Where")
 ONE_OP = ("Dense", "EinsumDense", "Einsum", "Matmul", "Dot", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D")
-SEVERAL_OPS = {"SeparableConv1D": 2, "SeparableConv2D": 2, "MultiHeadAttention": 6, "Attention": 2}
+OPS = {"SeparableConv1D": 2, "SeparableConv2D": 2, "MultiHeadAttention": 6, "Attention": 2}
+OPS = {**dict.fromkeys(NO_OP, 0), **dict.fromkeys(ONE_OP, 1), **OPS}
 
 
 def announced_ops(said: list[str]) -> int:
-    """How many matrix ops in the file the layers that `quantize` named account for; without end for others' layers."""
-    count = 0
-    for names, kind in re.findall(r"((?:'[^']+'(?:, )?)+)(?: in part)? \((\w+): ", " ".join(said)):
-        ops = 0 if kind in NO_OP else 1 if kind in ONE_OP else SEVERAL_OPS.get(kind, 10)
-        count += ops * names.count("'") // 2
-    return count
+    """How many matrix ops in the file the layers that `quantize` named account for."""
+    listed = re.findall(r"((?:'[^']+'(?:, )?)+)(?: in part)? \((\w+): ", " ".join(said))
+    return sum(OPS.get(kind, 10) * (names.count("'") // 2) for names, kind in listed)
 
 
 def first_lines(error: BaseException) -> str:
@@ -456,7 +450,9 @@ def targets_of(rows: list[dict]) -> list[Target]:
     return [
         Target(f"models of {total} that were not run", total - len(rows), 0),
         Target("share of the models with a fault or a refusal", bad / max(len(rows), 1), 1 - WITHOUT_FAULT),
-        Target("median of the parameters left by 30 % channel pruning", statistics.median(lefts or [1]), PARAMETERS_LEFT),
+        Target(
+            "median of the parameters left by 30 % channel pruning", statistics.median(lefts or [1]), PARAMETERS_LEFT
+        ),
     ]
 
 
