@@ -178,8 +178,9 @@ class Road:
         import tfopt
 
         opened = tfopt.functional(self.model, self.data)
-        closed = closed_layers(opened)
-        return {"difference": self._equal(self.model, opened, EQUAL), "closed": closed}
+        difference = self._equal(self.model, opened, EQUAL)
+        in_training = self._equal_in_training(opened)
+        return {"difference": difference, "in_training": in_training, "closed": closed_layers(opened)}
 
     def summary(self) -> dict:
         import tfopt
@@ -307,6 +308,22 @@ class Road:
         assert difference <= limit, f"the outputs differ by {difference:.1e} of their spread"
         return difference
 
+    def _equal_in_training(self, opened: Any) -> float | None:
+        """The same in training; None for a model that gives something else each time there, as with dropout."""
+        import numpy as np
+
+        values = [np.asarray(weight).copy() for weight in self.model.variables]
+        wanted, again = (flat_outputs(self.model, self.data, training=True) for _ in range(2))
+        got = flat_outputs(opened, self.data, training=True)
+        for weight, value in zip(self.model.variables, values, strict=True):
+            weight.assign(value)
+        if not all(np.array_equal(a, b) for a, b in zip(wanted, again, strict=True)):
+            return None
+        spreads = [(float(np.abs(a - b).max()), float(np.ptp(a)) or 1.0) for a, b in zip(wanted, got, strict=True)]
+        difference = max(difference / spread for difference, spread in spreads)
+        assert difference <= 1e-4, f"in training the outputs differ by {difference:.1e} of their spread"
+        return difference
+
 
 def at_sizes(model: Any, data: Any) -> Any:
     """PROBE"""
@@ -327,11 +344,11 @@ def mean_square(wanted: Any, got: Any) -> Any:
     return keras.ops.mean(keras.ops.square(keras.ops.cast(got, "float32") - wanted))
 
 
-def flat_outputs(model: Any, data: Any) -> list:
+def flat_outputs(model: Any, data: Any, training: bool = False) -> list:
     import keras
     import numpy as np
 
-    outputs = keras.tree.flatten(model(data, training=False))
+    outputs = keras.tree.flatten(model(data, training=training))
     return [np.asarray(value).astype("float64") for value in outputs]
 
 

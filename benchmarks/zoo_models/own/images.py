@@ -517,6 +517,30 @@ def retinanet_head() -> Animal:
     return Animal(Detector(5, keras.Model(inputs, [fine, deep])), images())
 
 
+# A base that is tuned while its batch normalization stays in inference mode.
+
+
+class FineTuned(keras.Model):
+    def __init__(self, base, classes):
+        super().__init__()
+        self.base = base
+        self.pool = layers.GlobalAveragePooling2D()
+        self.head = layers.Dense(classes)
+
+    def call(self, x):
+        return self.head(self.pool(self.base(x, training=False)))
+
+
+@_enter
+def fine_tuned_base() -> Animal:
+    inputs = keras.Input((32, 32, 3))
+    x = inputs
+    for filters in (16, 24, 32):
+        x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    return Animal(FineTuned(keras.Model(inputs, x), 5), images())
+
+
 # Generators and encoders.
 
 
