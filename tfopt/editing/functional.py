@@ -17,7 +17,6 @@ from tfopt.core.models.opening import is_closed, opened
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.models.tracing import traced_model
 from tfopt.core.types import Data
-from tfopt.core.types import Data
 
 
 def functional(model: keras.Model, data: Data | None = None) -> keras.Model:

@@ -8,6 +8,7 @@ import keras
 
 from tfopt.core.checks import as_count
 from tfopt.core.models.graph import read
+from tfopt.core.models.opening import opened
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.kernels import plan_kernels
 from tfopt.editing.places import Where, carried_out, places_of
@@ -46,7 +47,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
         >>> [layer.activation.__name__ for layer in swap_activation(model, "elu").layers]
         ['elu', 'softmax']
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_activation")
     plan, outcome = plan_activations(graph, places, as_target(to))
     fix = "Name an output or a gate in `where` to swap it too."
@@ -86,7 +87,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
         (5, 5)
     """
     size = as_count("size", size)
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_kernel_size")
     plan, outcome = plan_kernels(graph, places, size)
     fix = "Name layers with kernels of size 1 in `where` to enlarge them."
@@ -119,7 +120,7 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
         >>> swap_pooling(model, "average").get_layer("pool").__class__.__name__
         'AveragePooling2D'
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_pooling")
     plan, outcome = plan_pooling(places, to)
     return carried_out(graph, plan, outcome, "Each pooling is as asked for already, or there is none.", verbose)

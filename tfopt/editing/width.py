@@ -23,6 +23,7 @@ from tfopt.core.models.graph import (
     read,
     trace_back,
 )
+from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
@@ -81,7 +82,7 @@ def scale_width(
         >>> [layer.units for layer in scale_width(model, 0.5).layers]
         [32, 10]
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     factor = as_number("factor", factor, POSITIVE, fix="0.5 halves the width of each layer.")
     round_to = as_count("round_to", round_to)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
@@ -93,7 +94,7 @@ def scale_width(
 
 def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Returns the same architecture with new weights, but for those of `Normalization`; `seed` as in `scale_width`."""
-    return _rebuilt(read(model), {}, seed).model
+    return _rebuilt(opened(read(model), blocks_only=True), {}, seed).model
 
 
 def _new_widths(graph: Graph, factor: float, included: list[str], excluded: list[str], round_to: int) -> dict[int, int]:

@@ -14,6 +14,7 @@ from tfopt.core.keras_internals import input_names
 from tfopt.core.layers.channels import FIXED
 from tfopt.core.models.fake_quantized import check_not_quantized
 from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.opening import opened
 
 Place = tuple[str, int]  # name of an input, index of a feature
 
@@ -146,7 +147,7 @@ class Features:
 
 def read_float(model: keras.Model, verb: str) -> Graph:
     """The graph of a model; raises for one that is not built, quantized, or with NaN in its weights."""
-    graph = read(model)
+    graph = opened(read(model))
     check_not_quantized(graph, verb)
     check_finite(graph)
     return graph

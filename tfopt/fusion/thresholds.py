@@ -17,6 +17,7 @@ from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, UnsupportedModelError
 from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened
 from tfopt.core.reporting.render import Report, Table, count, decimal, percent
 from tfopt.core.types import Arrays
 from tfopt.fusion.cascade import Cascade
@@ -153,7 +154,7 @@ def fit_thresholds(
 
 
 def _macs(model: keras.Model) -> int:
-    counts = model_macs(read(model))
+    counts = model_macs(opened(read(model)))
     unknown = [path for path, macs in counts.items() if macs is None]
     if unknown:
         raise UnsupportedModelError(

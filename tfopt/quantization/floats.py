@@ -130,9 +130,10 @@ class JoiningOp(FloatLayer):
 
     def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
         tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
+        own_range: Any = self.output_range
         if in_mode("export"):
-            tensors = joined(tensors, self.output_range)
-        return self.output_range(self.layer(**tensors, **kwargs), training)
+            tensors = joined(tensors, own_range)
+        return own_range(self.layer(**tensors, **kwargs), training)
 
 
 def takes_tensors_only(arguments: tuple[tuple, dict]) -> bool:

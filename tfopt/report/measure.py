@@ -16,6 +16,7 @@ from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened as open_layers
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.report.records import FileSummary, ModelSummary, OpRow, WeightRow
 from tfopt.report.rows import LayerRow
@@ -52,7 +53,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             return TFLiteModel(source)
         from tfopt.core.models.loading import load_model
 
-        return read(load_model(source))
+        return open_layers(read(load_model(source)))
     if isinstance(source, TFLiteModel):
         return source
     if not isinstance(source, keras.Model):
@@ -60,7 +61,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             "A Keras model, a `TFLiteModel` or the path of a file is expected.",
             received=f"{type(source).__module__}.{type(source).__name__}",
         )
-    return read(source)
+    return open_layers(read(source))
 
 
 def model_summary(graph: Graph) -> ModelSummary:

@@ -20,12 +20,63 @@ _MODULES = {
     "keras.ops": keras.ops,
     **{f"tf.{name}": getattr(tf, name) for name in ("math", "nn", "linalg", "image", "signal", "strings", "bitwise")},
 }
-_OF_TF = set(
-    "argsort boolean_mask broadcast_to cast clip_by_value concat cumsum dynamic_partition dynamic_stitch einsum expand_dims "
-    "eye fill foldl gather gather_nd identity linspace meshgrid norm one_hot ones ones_like pad range rank repeat reshape "
-    "reverse reverse_sequence roll round scatter_nd sequence_mask shape size slice sort split squeeze stack stop_gradient "
-    "strided_slice tensor_scatter_nd_update tensordot tile transpose unique unstack where zeros zeros_like".split()
+# fmt: off
+_OF_TF = frozenset(
+    (
+        "argsort",
+        "boolean_mask",
+        "broadcast_to",
+        "cast",
+        "clip_by_value",
+        "concat",
+        "cumsum",
+        "dynamic_partition",
+        "dynamic_stitch",
+        "einsum",
+        "expand_dims",
+        "eye",
+        "fill",
+        "gather",
+        "gather_nd",
+        "identity",
+        "linspace",
+        "meshgrid",
+        "norm",
+        "one_hot",
+        "ones",
+        "ones_like",
+        "pad",
+        "range",
+        "rank",
+        "repeat",
+        "reshape",
+        "reverse",
+        "reverse_sequence",
+        "roll",
+        "round",
+        "scatter_nd",
+        "sequence_mask",
+        "shape",
+        "size",
+        "slice",
+        "sort",
+        "split",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "strided_slice",
+        "tensor_scatter_nd_update",
+        "tensordot",
+        "tile",
+        "transpose",
+        "unique",
+        "unstack",
+        "where",
+        "zeros",
+        "zeros_like",
+    )
 )
+# fmt: on
 
 
 class WeightTensor(keras.KerasTensor):
@@ -45,6 +96,7 @@ class OwnWeight(keras.layers.Layer):
         weight: name of the weight.
         weight_dtype: of the weight.
         trained: whether it is a trainable weight.
+        regularizer, constraint: of the weight.
         variable: the weight itself; a new one of these properties by default.
         **kwargs: `name` and `dtype`, as all layers have them.
 
@@ -69,9 +121,14 @@ class OwnWeight(keras.layers.Layer):
         self.supports_masking = True  # a mask of what it is called on ends here
         self._convert_input_args = False  # what it is called on stays as it is, text too
         self.weight = variable
-        self._config = {"shape": list(shape), "weight": weight, "weight_dtype": weight_dtype, "trained": trained}
-        self._config["regularizer"] = keras.regularizers.get(regularizer)
-        self._config["constraint"] = keras.constraints.get(constraint)
+        self._config: dict[str, Any] = {
+            "shape": list(shape),
+            "weight": weight,
+            "weight_dtype": weight_dtype,
+            "trained": trained,
+            "regularizer": keras.regularizers.get(regularizer),
+            "constraint": keras.constraints.get(constraint),
+        }
 
     @classmethod
     def around(cls, variable: keras.Variable, name: str, dtype: Any) -> OwnWeight:

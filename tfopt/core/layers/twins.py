@@ -46,7 +46,10 @@ _TWINS: dict[str, Callable[..., Any]] = {
     "nn.leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, negative_slope=alpha),
     "nn.softmax": lambda logits, axis=None: ops.softmax(logits, axis=-1 if axis is None else axis),
     "nn.log_softmax": lambda logits, axis=None: ops.log_softmax(logits, axis=-1 if axis is None else axis),
-    **{f"math.{name}": _one(getattr(ops, name)) for name in ("sigmoid", "tanh", "exp", "square", "sqrt", "rsqrt", "abs")},
+    **{
+        f"math.{name}": _one(getattr(ops, name))
+        for name in ("sigmoid", "tanh", "exp", "square", "sqrt", "rsqrt", "abs")
+    },
     **{f"math.{name}": _two(getattr(ops, name)) for name in ("add", "subtract", "multiply", "maximum", "minimum")},
     "math.divide": _two(ops.divide),
     "math.truediv": _two(ops.true_divide),

@@ -20,8 +20,8 @@ from tfopt.core.models.tracing import traced_model
 def read(model: object) -> Graph:
     """The graph of a built Keras 3 model, else an error that says what to do.
 
-    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again. Of a
-    subclassed model, and of one that holds such models, it is the graph of a Functional model over the very same layers.
+    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again. A
+    subclassed model, or one that holds subclassed models, is read as a Functional model over the very same layers.
 
     Raises:
         UnsupportedModelError: for an unbuilt model, one of tf_keras, what is no model, or a subclassed model whose

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import keras
 
-from tfopt.core.keras_internals import has_graph
+from tfopt.core.keras_internals import children, has_graph
 from tfopt.core.layers.macs import layer_macs
 from tfopt.core.layers.registry import Record, enter, record_of
 from tfopt.core.models.graph import Call, Graph
-from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.rewrite import Rewrite, rewrite, transfer_settings, transfer_values
 from tfopt.core.models.tracing import Closed, traced
 
 
@@ -32,10 +32,11 @@ def is_closed(op: keras.Operation) -> bool:
     return record_of(op) is None and not type(op).__module__.startswith(("keras.src.", "tfopt."))
 
 
-def opened(graph: Graph) -> Graph:
+def opened(graph: Graph, *, blocks_only: bool = False) -> Graph:
     """The graph itself, or that of a copy in which a nested model of the same name is in each closed layer's place.
 
-    Layers whose `call` gives no graph that computes the same stay as they are; `closed` of the graph tells why.
+    Layers whose `call` gives no graph that computes the same stay as they are; `closed` of the graph tells why. With
+    `blocks_only` no layers are opened but authors' own that hold layers.
 
     Example:
         >>> from tfopt.core.models.graph import read
@@ -46,15 +47,19 @@ def opened(graph: Graph) -> Graph:
         >>> [type(call.op).__name__ for call in Graph(opened(read(model)).model.get_layer("half")).calls]
         ['Multiply']
     """
-    if not any(is_closed(layer) for _, layer in graph.layers):
+
+    def is_opened(op: keras.Operation) -> bool:
+        return is_closed(op) and not (blocks_only and (isinstance(op, ComposedLayer) or not children(op)))
+
+    if not any(is_opened(layer) for _, layer in graph.layers):
         return graph
     closed: dict[str, str] = {}
 
     def replace(op: keras.Operation, state: Rewrite) -> keras.Model | None:
+        if not is_opened(op) or state.call is None:
+            return None
         if isinstance(op, ComposedLayer):
             return _as_model(op)
-        if not is_closed(op) or state.call is None:
-            return None
         try:
             return state.opened(op, traced(op, *state.call.given))
         except Closed as reason:

@@ -174,7 +174,7 @@ class Rewrite:
         return copied
 
     def opened(self, op: keras.layers.Layer, inside: keras.Model) -> keras.Model:
-        """The clone of a model that computes what a layer computes, to put in its place; it gets the layer's tensors."""
+        """The clone of a model that computes what a layer does, for the layer's place; it gets all its tensors."""
         self._opened.add(id(op))
         return self.model(inside, f"{self.path}/")
 

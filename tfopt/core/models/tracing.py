@@ -302,7 +302,7 @@ def _stand_ins(layer: keras.layers.Layer, anchor: keras.KerasTensor) -> dict[str
 
 @contextlib.contextmanager
 def _patched() -> Iterator[None]:
-    """Functions of `keras.ops` that know sizes of the graph, layers that are called on constants, TensorFlow's functions."""
+    """`keras.ops` takes sizes of the graph; TensorFlow's functions, and layers called on constants, become nodes."""
     _Functions.register_once()
     originals = {name: function for name, function in vars(keras.ops).items() if inspect.isfunction(function)}
     call = keras.layers.Layer.__call__

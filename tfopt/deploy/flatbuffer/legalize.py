@@ -63,7 +63,10 @@ def _requantize(graph: Any, names: list[str]) -> None:
         if first is None or graph.tensors[first.inputs[0]].type != graph.tensors[op.outputs[0]].type:
             continue
         op.inputs = np.array([first.inputs[0]], np.int32)
-        if _range(graph.tensors[op.inputs[0]]) == _range(graph.tensors[op.outputs[0]]) and op.outputs[0] not in graph.outputs:
+        if (
+            _range(graph.tensors[op.inputs[0]]) == _range(graph.tensors[op.outputs[0]])
+            and op.outputs[0] not in graph.outputs
+        ):
             same[op.outputs[0]] = op.inputs[0]
             graph.operators.remove(op)
     for op in graph.operators:
