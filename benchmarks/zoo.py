@@ -234,7 +234,7 @@ class Road:
             warnings.simplefilter("always")
             self.quantized = tfopt.quantize(self.model)
         said = [str(warning.message) for warning in caught if "stay float" in str(warning.message)]
-        self.announced = announced_ops(said)
+        self.announced = announced_ops(said, self.quantized)
         return {"said": said}
 
     def calibrate(self) -> dict | None:
@@ -378,18 +378,23 @@ def closed_layers(model: Any) -> dict[str, str]:
     return opened(read(model)).closed
 
 
-# Matrix ops in a file by the class of a layer that `quantize` said stays float; 10 of a layer that is not known.
+# Matrix ops in a file by the class of a layer that `quantize` said stays float; there is no bound for what is not known.
 NO_OP = ("LayerNormalization", "GroupNormalization", "BatchNormalization", "UnitNormalization", "RMSNormalization")
 NO_OP = (*NO_OP, "Activation", "Softmax", "ConvertToTensor", "Mean", "Variance", "Rsqrt", "Erf", "Cast", "Where")
 ONE_OP = ("Dense", "EinsumDense", "Einsum", "Matmul", "Dot", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D")
 OPS = {"SeparableConv1D": 2, "SeparableConv2D": 2, "MultiHeadAttention": 6, "Attention": 2}
 OPS = {**dict.fromkeys(NO_OP, 0), **dict.fromkeys(ONE_OP, 1), **OPS}
+UNBOUNDED = 10_000
 
 
-def announced_ops(said: list[str]) -> int:
-    """How many matrix ops in the file the layers that `quantize` named account for."""
+def announced_ops(said: list[str], model: Any) -> int:
+    """How many matrix ops in the file the layers that `quantize` named account for, each call of a layer counted."""
+    from tfopt.core.models.graph import read
+
+    calls = Counter(call.op.name for part in read(model).graphs for call in part.calls)
     listed = re.findall(r"((?:'[^']+'(?:, )?)+)(?: in part)? \((\w+): ", " ".join(said))
-    return sum(OPS.get(kind, 10) * (names.count("'") // 2) for names, kind in listed)
+    named = [(path.rsplit("/")[-1], kind) for paths, kind in listed for path in re.findall("'([^']+)'", paths)]
+    return sum(OPS.get(kind, UNBOUNDED) * max(calls[name], 1) for name, kind in named)
 
 
 def first_lines(error: BaseException) -> str:
