@@ -378,7 +378,7 @@ def closed_layers(model: Any) -> dict[str, str]:
     return opened(read(model)).closed
 
 
-# Matrix ops in a file by the class of a layer that `quantize` said stays float; there is no bound for what is not known.
+# Matrix ops in a file by the class of a layer that `quantize` said stays float; no bound for what is not known.
 NO_OP = ("LayerNormalization", "GroupNormalization", "BatchNormalization", "UnitNormalization", "RMSNormalization")
 NO_OP = (*NO_OP, "Activation", "Softmax", "ConvertToTensor", "Mean", "Variance", "Rsqrt", "Erf", "Cast", "Where")
 ONE_OP = ("Dense", "EinsumDense", "Einsum", "Matmul", "Dot", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D")
