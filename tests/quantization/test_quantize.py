@@ -264,3 +264,20 @@ def test_what_litert_would_run_in_float_is_said_before_training(shape, layer, re
         quantized = tfopt.quantize(model)
     assert not isinstance(quantized.get_layer("it"), QuantizedLayer)
     assert "it/output" in ranges(quantized)  # the Dense layer behind it still reads integers
+
+
+def test_ranges_of_frozen_layers_follow_the_data_too(tmp_path):
+    base = keras.Sequential([keras.Input((6, 6, 2)), kl.Conv2D(4, 3), kl.BatchNormalization(), kl.ReLU()], name="base")
+    base.trainable = False
+    inputs = keras.Input((6, 6, 2))
+    model = keras.Model(inputs, kl.Dense(2)(kl.Flatten()(base(inputs, training=False))))
+    x = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32")
+    quantized = tfopt.quantize(model)
+    quantized.compile("sgd", "mse")
+    quantized.fit(x, np.zeros((32, 2)), batch_size=32, verbose=0)
+    inside = quantized.get_layer("base")
+    low, high = np.asarray(inside.layers[-1].output_range.weight)
+    assert (low, high) == pytest.approx((0, np.max(base(x))), rel=0.05)
+    for new, old in zip(tfopt.strip(inside).get_weights(), base.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x).path

@@ -94,7 +94,7 @@ def cluster(
     kernels = _kernels(graph, selection, n_clusters)
     check_finite(graph)
     clustered = rewrite(graph).model
-    copies = counterparts(model, clustered, [kernel.variable for kernel in kernels])
+    copies = counterparts(graph.model, clustered, [kernel.variable for kernel in kernels])
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
         for kernel, copy in zip(kernels, copies, strict=True):

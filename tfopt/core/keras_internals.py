@@ -1,6 +1,7 @@
 """The few places where Keras 3 has no public way. Everything private that tfopt touches stands here."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras.src.applications import convnext, inception_resnet_v2
 from keras.src.backend.common import global_state, symbolic_scope
 from keras.src.backend.common.stateless_scope import StatelessScope
 from keras.src.backend.common.variables import initialize_all_variables
+from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import Node
 from tensorflow.python.util import tf_decorator, tf_export
@@ -23,7 +25,9 @@ __all__ = [
     "adds_losses",
     "application_layer",
     "call_in",
+    "called_in",
     "children",
+    "clear_losses",
     "compile_options",
     "compiled_loss",
     "create_values",
@@ -218,6 +222,24 @@ def forget_nodes(counts: list[tuple[keras.Operation, int, int]]) -> None:
 def adds_losses(layer: keras.layers.Layer) -> bool:
     """True if `add_loss` was called in the layer or one inside it."""
     return any(inner._losses for inner in sublayers(layer))
+
+
+@contextlib.contextmanager
+def called_in(layer: keras.layers.Layer, training: bool | None) -> Iterator[None]:
+    """Layers called within it find themselves in a call of `layer` that was told `training`."""
+    before = global_state.get_global_attribute("current_call_ctx")
+    context = CallContext(entry_layer=layer)
+    context.set_value("training", training)
+    global_state.set_global_attribute("current_call_ctx", context)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("current_call_ctx", before)
+
+
+def clear_losses(layer: keras.layers.Layer) -> None:
+    """Drops what `add_loss` has added in the layer and those inside it."""
+    layer._clear_losses()
 
 
 def name_counts() -> dict[str, int]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfopt.core.checks import shown
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.keras_internals import has_graph
 from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.opening import is_closed, opened
 from tfopt.core.models.rewrite import rewrite
@@ -53,7 +53,7 @@ def functional(model: keras.Model, data: Data | None = None) -> keras.Model:
         >>> [layer.name for layer in opened_model.layers]
         ['inputs', 'dense']
     """
-    graph = read(model) if data is None else Graph(_traced_on(model, data))
+    graph = read(model) if data is None or _has_inputs(model) else Graph(_traced_on(model, data))
     if graph.model is model and not any(is_closed(layer) for _, layer in graph.layers):
         raise NothingToDoError(
             "The model must hold a layer or model that is written as code.",
@@ -67,13 +67,16 @@ def functional(model: keras.Model, data: Data | None = None) -> keras.Model:
     return rewrite(graph).model if result is graph else result.model
 
 
+def _has_inputs(model: object) -> bool:
+    """True for a model that says itself what it takes, and for what is no model."""
+    return not isinstance(model, keras.Model) or has_graph(model)
+
+
 def _traced_on(model: keras.Model, data: Data) -> keras.Model:
     """The graph of a model for inputs like those in `data`; one without weights yet is called once, on zeros."""
-    if not isinstance(model, keras.Model):
-        read(model)  # raises
     inputs = _symbolic(_first_inputs(data), "inputs")
     if not model.built:
-        model(keras.tree.map_structure(lambda tensor: np.zeros((1, *tensor.shape[1:]), tensor.dtype), inputs))
+        model(keras.tree.map_structure(lambda tensor: tf.zeros((1, *tensor.shape[1:]), tensor.dtype), inputs))
     return traced_model(model, inputs)
 
 

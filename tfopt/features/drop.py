@@ -59,7 +59,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
     removed = features.channels(dropped)
     shifts = bias_shifts(features.graph, removed, constants)
     small = without_channels(features.graph, removed).model
-    biases = counterparts(model, small, [bias for bias, _ in shifts])
+    biases = counterparts(features.graph.graph.model, small, [bias for bias, _ in shifts])
     for bias, (_, shift) in zip(biases, shifts, strict=True):
         bias.assign(keras.ops.convert_to_numpy(bias) + shift)
     return small

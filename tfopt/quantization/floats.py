@@ -136,8 +136,13 @@ class JoiningOp(FloatLayer):
         return own_range(self.layer(**tensors, **kwargs), training)
 
 
-def takes_tensors_only(arguments: tuple[tuple, dict]) -> bool:
-    """False for a call with a structure of tensors and numbers, as a shape with a size; layers do not take these."""
+def takes_tensors_only(op: keras.Operation, arguments: tuple[tuple, dict]) -> bool:
+    """False for a call with a structure of tensors and numbers, as a shape with a size, or with any number of tensors.
+
+    Layers do not take these.
+    """
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(op.call).parameters.values()):
+        return False
     args, kwargs = arguments
     parts = [keras.tree.flatten(value) for value in (*args, *kwargs.values())]
     tensors = [[isinstance(part, keras.KerasTensor) for part in flat] for flat in parts]

@@ -116,6 +116,7 @@ class _Plan:
 
     def __init__(self, graph: Graph, choice: Choice, training: Training):
         self.choice, self.bits = choice, choice.base.activation_bits
+        self.closed = graph.closed
         self.training = training.of(graph)
         self.graphs = {id(op): part for part in graph.graphs for op in _ops(part)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in graph.inputs}
@@ -157,7 +158,7 @@ class _Plan:
         kernels = wanted.kernels
         self.count += bool(kernels)
         if wanted.reason not in (CHOSEN, WEIGHTS):
-            self._stays_float(state.path, f" ({type(op).__name__}: {wanted.reason})")
+            self._stays_float(state.path, f" ({type(op).__name__}: {self.closed.get(state.path, wanted.reason)})")
         if self.bits and isinstance(op, TRANSPOSED):
             self.notes.append(
                 f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too."
@@ -165,7 +166,7 @@ class _Plan:
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
-        if state.call is not None and not takes_tensors_only(state.call.given):
+        if not all(takes_tensors_only(op, call.given) for call in state.calls):
             return [state.copy(op), self._range_behind(op)] if ranged else None
         return FloatLayer(
             state.copy(op),

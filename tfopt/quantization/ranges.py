@@ -89,7 +89,7 @@ class ActivationRange:
             else:
                 tf.numpy_function(self.histogram.add, [values], [])
             return inputs
-        if training and self.owner.trainable:
+        if training:  # of a frozen layer too: its weights stay, what arrives at it has to be seen all the same
             low, high = self._moved(low, high, values)
             return tf.cast(self._rounded(values, low, high), inputs.dtype)
         rounded = self._rounded(values, low, high)

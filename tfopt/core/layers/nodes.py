@@ -205,6 +205,29 @@ class MaskOf(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
+class WithMask(keras.layers.Layer):
+    """Its first input, which carries the second one as its mask from here on.
+
+    Example:
+        >>> mask_of(WithMask()([np.ones((1, 2, 3)), np.array([[True, False]])])).numpy().tolist()
+        [[True, False]]
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any) -> Any:
+        return tf.identity(inputs[0])  # the input itself keeps the mask that it has
+
+    def compute_output_spec(self, inputs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(inputs[0].shape, dtype=inputs[0].dtype)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return inputs[1]
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class Constant(keras.Operation):
     """An array as an op of the graph: gives it, whatever it is called on.
 
@@ -317,7 +340,12 @@ def _no_channels(context: Context, *_: Any, **__: Any) -> Channels:
     return Channels(np.full([1] * len(shape), FIXED), shape, zero=False)
 
 
+def _first(context: Context, inputs: list[Channels], *_: Any, **__: Any) -> Channels:
+    return context.same(inputs[0])
+
+
 enter(Record(output=Output.RANGE, channels=_no_channels), OwnWeight, Constant)
 enter(Record(channels=_no_channels), Size, MaskOf)
+enter(Record(output=Output.SAME, channels=_first), WithMask)
 enter(Record(output=Output.SAME), MovingCall)
 enter(Record(output=Output.FLOAT, reason="unknown to tfopt; `@tfopt.register_layer` makes it known"), FunctionCall)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from tfopt.core.keras_internals import children, has_graph
@@ -56,17 +58,41 @@ def opened(graph: Graph, *, blocks_only: bool = False) -> Graph:
     closed: dict[str, str] = {}
 
     def replace(op: keras.Operation, state: Rewrite) -> keras.Model | None:
-        if not is_opened(op) or state.call is None:
+        if not is_opened(op) or not state.calls:
             return None
         if isinstance(op, ComposedLayer):
             return _as_model(op)
         try:
-            return state.opened(op, traced(op, *state.call.given))
+            return state.opened(op, traced(op, *_in_common(state.calls)))
         except Closed as reason:
             closed[state.path] = str(reason)
             return None
 
     return Graph(rewrite(graph, replace).model, closed=closed)
+
+
+def _in_common(calls: list[Call]) -> tuple[tuple, dict]:
+    """The arguments of all calls of a layer; a size that differs between them is unknown."""
+    first, *others = [call.given for call in calls]
+    for given in others:
+        try:
+            first = keras.tree.map_structure(_merged, first, given)
+        except (TypeError, ValueError) as error:
+            raise Closed("it is called in several ways") from error
+    return first
+
+
+def _merged(first: Any, second: Any) -> Any:
+    if not isinstance(first, keras.KerasTensor) or not isinstance(second, keras.KerasTensor):
+        if first is not second and repr(first) != repr(second):
+            raise Closed("it is called with several arguments")
+        return first
+    if len(first.shape) != len(second.shape) or first.dtype != second.dtype:
+        raise Closed("it is called on tensors of several kinds")
+    if first.shape == second.shape:
+        return first
+    shape = [size if size == other else None for size, other in zip(first.shape, second.shape, strict=True)]
+    return keras.KerasTensor(shape, dtype=first.dtype)
 
 
 def _as_model(layer: ComposedLayer) -> keras.Model:

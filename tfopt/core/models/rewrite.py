@@ -142,7 +142,7 @@ class Rewrite:
     bypass: Mapping[int, Any] = field(default_factory=dict)
     copies: list[tuple] = field(default_factory=list)
     path: str = ""
-    call: Call | None = None
+    calls: list[Call] = field(default_factory=list)
     _models: dict[int, keras.Model] = field(default_factory=dict)
     _opened: set[int] = field(default_factory=set)
 
@@ -187,8 +187,8 @@ class Rewrite:
             self._models[id(model)] = clone
         return self._models[id(model)]
 
-    def _ops(self, op: keras.Operation, prefix: str, call: Call | None = None) -> list[keras.Operation]:
-        self.path, self.call = prefix + op.name, call
+    def _ops(self, op: keras.Operation, prefix: str, calls: Sequence[Call] = ()) -> list[keras.Operation]:
+        self.path, self.calls = prefix + op.name, list(calls)
         replaced = self.replace(op, self)
         if replaced is None:
             return [self.model(op, f"{self.path}/") if isinstance(op, keras.Model) else self.copy(op)]
@@ -198,8 +198,8 @@ class Rewrite:
         graph = self.graph.inner(model)
         source = graph.inputs[0]._keras_history.operation
         needed = {id(call.op) for call in graph.needed(self.bypass)}
-        ops = [(source, None), *((layer, graph.calls_of(layer)[0]) for layer in model.layers if id(layer) in needed)]
-        layers = [new for op, call in ops for new in self._ops(op, prefix, call)]
+        ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
+        layers = [new for op in ops for new in self._ops(op, prefix, graph.calls_of(op))]
         if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
             inputs = layers[0].output
             return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
@@ -219,7 +219,7 @@ class Rewrite:
         for call in graph.calls:
             if call in needed:
                 if id(call.op) not in new_ops:
-                    new_ops[id(call.op)] = self._ops(call.op, prefix, call)
+                    new_ops[id(call.op)] = self._ops(call.op, prefix, graph.calls_of(call.op))
                 args, kwargs = call.arguments(values)
                 if id(call.op) in self._opened:
                     tensors = [values[id(tensor)] for tensor in call.inputs]

@@ -5,35 +5,34 @@ The layer stays as it is: while `call` runs, symbolic tensors are in the place o
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.errors import UnsupportedModelError, first_line
+from tfopt.core.errors import UnsupportedModelError
 from tfopt.core.keras_internals import (
     Functional,
     adds_losses,
+    called_in,
+    children,
+    clear_losses,
     forget_nodes,
     functional_of,
     has_graph,
-    in_symbolic_scope,
     mask_of,
     node_counts,
-    own_variables,
-    public_name,
     set_mask,
     sublayers,
     topological_nodes,
 )
-from tfopt.core.layers.nodes import Constant, MaskOf, OwnWeight, Size, call_of
-from tfopt.core.layers.twins import twin_of
+from tfopt.core.layers.nodes import MaskOf, OwnWeight, WithMask
+from tfopt.core.models.recording import constant, graphs_shared, recording
 
 
 class Closed(Exception):
@@ -113,7 +112,7 @@ def _built_inputs(model: keras.Model, tokens: Sequence[str] = ()) -> Any:
         raise UnsupportedModelError(
             "The model has to be built: its weights and shapes are not known yet.",
             received=f"unbuilt {type(model).__name__} '{model.name}'",
-            fix="Call it once on data, as `model(x[:1])`; of a Sequential, add a `keras.Input(shape)` as first layer.",
+            fix="Call it once on data, as `model(x[:1])`, or call `model.build(input_shape)`.",
         )
     return made(config["input_shape"], "inputs")
 
@@ -127,38 +126,66 @@ def _is_looked_up(model: Functional, tensor: keras.KerasTensor) -> bool:
 def _traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any]) -> Functional:
     """The graph, of inputs as `structure` of the arguments and the flat inputs says.
 
-    `call` runs twice: a graph is only known to compute the same if both, one of them in training, are equal.
+    `call` runs three times, the last time in training: a graph is only known to compute the same if all are equal.
     """
-    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
-    training = True if "training" in inspect.signature(layer.call).parameters else None
-    with _graphs_shared():
-        model = _run(layer, args, kwargs, structure)
-        again = _run(layer, args, kwargs if training is None else {**kwargs, "training": training}, structure)
-    if _spelled(model, None) != _spelled(again, training):
-        what = "computes something else while training" if training else "computes something else each time"
-        raise Closed(f"its `call` {what}")
-    return model
+    with graphs_shared(traced):
+        first, second, training = (_run(layer, args, kwargs, structure, told) for told in (None, None, True))
+    if _spelled(layer, first) != _spelled(layer, second):
+        raise Closed("its `call` computes something else each time")
+    fixed = _fixed_in_inference(training)
+    if fixed:
+        raise Closed(f"its `call` has '{fixed}' run in inference while it trains; freeze that by `trainable = False`")
+    if _spelled(layer, first) != _spelled(layer, training):
+        raise Closed("its `call` computes something else while training")
+    return first
 
 
-def _run(layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any]) -> Functional:
+def _run(
+    layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any], training: bool | None
+) -> Functional:
     inputs: list[keras.KerasTensor] = []
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
     args, kwargs = keras.tree.map_structure(lambda value: _input(value, inputs), (args, kwargs))
     if not inputs:
         raise Closed("it is called on no tensor")
     counts = node_counts(sublayers(layer))
     try:
-        with tf.GradientTape() as tape, _recording(layer, inputs[0]):
-            outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs))
+        with tf.GradientTape() as tape, recording(layer, inputs[0]), called_in(layer, training):
+            told = {"training": training} if _has_training(layer) else {}
+            outputs = _plain_call(layer)(*_cast(layer, args), **_cast(layer, kwargs), **told)
+            outputs = _finished(layer, args, inputs, outputs)
         model = _model(layer, structure(args, inputs), outputs)
         _check_weights(layer, model, tape)
         return model
     except Closed:
         raise
     except Exception as error:  # whatever an author's code says of tensors that hold no values
-        raise Closed(f"its `call` does not run on symbolic tensors ({first_line(error)})") from error
+        raise Closed(f"its `call` does not run on symbolic tensors ({_reason(error)})") from error
     finally:
         forget_nodes(counts)
-        layer._clear_losses()
+        clear_losses(layer)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what was said, not of what Keras puts before it."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return (said or [type(error).__name__])[0].rstrip(".")
+
+
+def _finished(layer: keras.layers.Layer, args: tuple, inputs: list[keras.KerasTensor], outputs: Any) -> Any:
+    """The outputs as the layer gives them: with the mask that it computes itself, if it does."""
+    outputs = keras.tree.map_structure(constant, outputs)
+    own_mask = getattr(type(layer).compute_mask, "__qualname__", "") != "Layer.compute_mask"
+    if own_mask and layer.supports_masking and isinstance(outputs, keras.KerasTensor):
+        masks = keras.tree.map_structure(mask_of, args[0] if args else inputs[0])
+        mask = layer.compute_mask(args[0] if args else inputs[0], masks)
+        if isinstance(mask, keras.KerasTensor):
+            outputs = WithMask()([outputs, mask])
+    given = set(map(id, inputs))
+    return keras.tree.map_structure(
+        lambda value: keras.layers.Identity()(value) if id(value) in given else value, outputs
+    )
 
 
 def _input(value: Any, inputs: list[keras.KerasTensor]) -> Any:
@@ -208,32 +235,45 @@ def _check_weights(layer: keras.layers.Layer, model: Functional, tape: tf.Gradie
     known = {id(variable) for variable in model.variables}
     read = {id(variable) for variable in tape.watched_variables()}
     for variable in layer.trainable_variables:
-        if id(variable) not in known and id(variable._value) in read:
+        if id(variable) not in known and id(variable.value) in read:
             raise Closed(f"it computes with '{variable.path}' without calling the layer of that weight")
 
 
 # How two graphs of the same layer are compared.
 
 
-def _spelled(model: Functional, training: bool | None) -> list:
-    """The calls of a graph, with tensors by number, and what they are told of training."""
+def _spelled(layer: keras.layers.Layer, model: Functional) -> list:
+    """The calls of a graph, with tensors by number, but for what they are told of training."""
+    known = set(map(id, sublayers(layer)))
     numbers = {id(tensor): i for i, tensor in enumerate(model.inputs)}
     calls = []
     for node in topological_nodes(model):
-        fixed = dict(node.arguments.kwargs)
-        told = fixed.pop("training", None)
-        spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, fixed))
-        is_free = told is None or told is training or not any(map(_has_training, sublayers(node.operation)))
-        calls.append((_who(node.operation), str(spelled), is_free))
+        named = {name: value for name, value in node.arguments.kwargs.items() if name != "training"}
+        spelled = keras.tree.map_structure(lambda value: _spelled_value(value, numbers), (node.arguments.args, named))
+        calls.append((_who(node.operation, known), str(spelled)))
         numbers.update((id(tensor), len(numbers) + i) for i, tensor in enumerate(node.outputs))
     return calls
 
 
-def _who(op: keras.Operation) -> Any:
-    """What is called: the same layer or weight, or an op of the same class and settings."""
+def _fixed_in_inference(model: Functional) -> str:
+    """The name of a layer that is told to run in inference by a call in training, and would run otherwise."""
+    for node in topological_nodes(model):
+        told = node.arguments.kwargs.get("training", True)
+        if told is not True and any(map(_differs_in_training, sublayers(node.operation))):
+            return node.operation.name
+    return ""
+
+
+def _who(op: keras.Operation, known: set[int]) -> Any:
+    """What is called: the same layer or weight, or one that is made in `call`, or an op, of same class and settings."""
+    if isinstance(op, OwnWeight):
+        return id(op.weight)
+    if isinstance(op, keras.layers.Layer) and (id(op) in known or op.weights):
+        return id(op)
     if isinstance(op, keras.layers.Layer):
-        return id(op.weight if isinstance(op, OwnWeight) else op)
-    settings = {name: value for name, value in vars(op).items() if name != "name" and not name.startswith("_")}
+        settings = {name: value for name, value in op.get_config().items() if name != "name"}
+    else:
+        settings = {name: value for name, value in vars(op).items() if name != "name" and not name.startswith("_")}
     return type(op), str(keras.tree.map_structure(lambda value: _spelled_value(value, {}), settings))
 
 
@@ -241,188 +281,13 @@ def _has_training(layer: keras.layers.Layer) -> bool:
     return "training" in inspect.signature(layer.call).parameters
 
 
+def _differs_in_training(layer: keras.layers.Layer) -> bool:
+    """True for a layer that has something of its own to do in training; one around others has not."""
+    frozen = isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
+    return _has_training(layer) and not children(layer) and not frozen and getattr(layer, "rate", None) != 0
+
+
 def _spelled_value(value: Any, numbers: Mapping[int, int]) -> Any:
     if isinstance(value, keras.KerasTensor):
         return f"tensor {numbers.get(id(value))}"
     return np.asarray(value).tolist() if hasattr(value, "shape") else repr(value)
-
-
-# What stands in for weights, sizes and functions while `call` runs.
-
-_here = threading.local()
-_TRACKED = {"_trainable_variables", "_non_trainable_variables"}  # what Keras keeps of a layer, whatever its call does
-# Functions of `keras.ops` that compute with sizes as with any tensor.
-_ARITHMETIC = {"add", "subtract", "multiply", "floor_divide", "mod", "maximum", "minimum", "negative", "cast", "equal"}
-
-
-@contextlib.contextmanager
-def _recording(layer: keras.layers.Layer, anchor: keras.KerasTensor) -> Iterator[None]:
-    """While it lasts, calls in this thread leave nodes that Keras itself would not make.
-
-    Args:
-        layer: whose `call` runs.
-        anchor: an input of the graph, on which weights and constants are called.
-    """
-    attributes = dict(vars(layer))
-    before, _here.anchor = getattr(_here, "anchor", None), anchor
-    try:
-        with _patched():
-            vars(layer).update(_stand_ins(layer, anchor))
-            yield
-    finally:
-        _here.anchor = before
-        vars(layer).clear()
-        vars(layer).update(attributes)
-
-
-def _stand_ins(layer: keras.layers.Layer, anchor: keras.KerasTensor) -> dict[str, Any]:
-    """The attributes that hold weights of the layer, with symbolic tensors in their place."""
-    known = {id(variable): variable for variable in own_variables(layer)}
-    made: dict[int, keras.KerasTensor] = {}
-
-    def stand_in(value: Any) -> Any:
-        if id(value) not in known:
-            return value
-        if id(value) not in made:
-            names = [variable.name for variable in known.values()]
-            own = value.name if names.count(value.name) == 1 else f"{value.name}_{len(made)}"
-            made[id(value)] = OwnWeight.around(value, own, layer.dtype_policy)(anchor)
-        return made[id(value)]
-
-    changed = {}
-    for name, value in vars(layer).items():
-        if id(value) in known:
-            changed[name] = stand_in(value)
-        elif isinstance(value, (list, tuple)) and any(id(item) in known for item in value):
-            changed[name] = [stand_in(item) for item in value]
-        elif isinstance(value, dict) and any(id(item) in known for item in value.values()):
-            changed[name] = {key: stand_in(item) for key, item in value.items()}
-    return {name: value for name, value in changed.items() if name not in _TRACKED}
-
-
-@contextlib.contextmanager
-def _patched() -> Iterator[None]:
-    """`keras.ops` takes sizes of the graph; TensorFlow's functions, and layers called on constants, become nodes."""
-    _Functions.register_once()
-    originals = {name: function for name, function in vars(keras.ops).items() if inspect.isfunction(function)}
-    call = keras.layers.Layer.__call__
-    for name, function in originals.items():
-        setattr(keras.ops, name, _shape if name == "shape" else _with_sizes(name, function))
-    keras.layers.Layer.__call__ = _recorded(call)
-    try:
-        yield
-    finally:
-        keras.layers.Layer.__call__ = call
-        for name, function in originals.items():
-            setattr(keras.ops, name, function)
-
-
-def _is_recording() -> bool:
-    """True in the thread that records, outside of the calls in which Keras works out shapes."""
-    return getattr(_here, "anchor", None) is not None and not in_symbolic_scope()
-
-
-_shape_of = keras.ops.shape
-
-
-def _shape(x: Any) -> tuple:
-    """`keras.ops.shape`, where each unknown size is a number of the graph."""
-    if not (_is_recording() and isinstance(x, keras.KerasTensor)):
-        return _shape_of(x)
-    return tuple(Size(axis)(x) if size is None else size for axis, size in enumerate(x.shape))
-
-
-def _with_sizes(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of `keras.ops` that takes sizes of the graph wherever it takes numbers."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if _is_recording() and name not in _ARITHMETIC and any(map(_is_size, keras.tree.flatten((args, kwargs)))):
-            if name == "reshape":
-                args, kwargs = _with_one_unknown(*args, **kwargs)
-                if not any(map(_is_size, keras.tree.flatten((args, kwargs)))):
-                    return function(*args, **kwargs)
-            return call_of(f"keras.ops.{name}")(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    call.instead_of = function  # type: ignore[attr-defined]
-    return call
-
-
-def _with_one_unknown(x: Any, newshape: Any) -> tuple[tuple, dict]:
-    """The arguments of `reshape`, with -1 for a size that follows from all others."""
-    unknown = [_is_size(size) or (isinstance(size, int) and size < 0) for size in newshape]
-    if sum(unknown) == 1:
-        newshape = tuple(-1 if one else size for one, size in zip(unknown, newshape, strict=True))
-    return (x, newshape), {}
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, keras.KerasTensor) and value.shape == () and "int" in value.dtype
-
-
-def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`Layer.__call__` for which models written as code are graphs, and layers called on constants are nodes too."""
-
-    @functools.wraps(function)
-    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        if not _is_recording():
-            return function(layer, *args, **kwargs)
-        given = [value for value in keras.tree.flatten((args, kwargs)) if isinstance(value, keras.KerasTensor)]
-        if not given:
-            args = keras.tree.map_structure(_constant, args)
-        elif isinstance(layer, keras.Model) and not has_graph(layer):
-            told = {"training": kwargs["training"]} if "training" in kwargs else {}
-            return function(_graph_of(layer, args, kwargs), given if len(given) > 1 else given[0], **told)
-        return function(layer, *args, **kwargs)
-
-    return call
-
-
-@contextlib.contextmanager
-def _graphs_shared() -> Iterator[None]:
-    """Within the outermost of these, each model written as code has one graph for all its calls."""
-    if getattr(_here, "models", None) is not None:
-        yield
-        return
-    _here.models = {}
-    try:
-        yield
-    finally:
-        _here.models = None
-
-
-def _graph_of(model: keras.Model, args: tuple, kwargs: dict) -> Functional:
-    """The graph of a model written as code, one for all its calls with tensors of the same shapes."""
-    given = {name: value for name, value in kwargs.items() if name != "training"}
-    shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", x), (args, given))
-    key = id(model), str(shapes)
-    if key not in _here.models:
-        _here.models[key] = traced(model, args, kwargs)
-    return _here.models[key]
-
-
-def _constant(value: Any) -> Any:
-    return Constant(value)(_here.anchor) if isinstance(value, np.ndarray) or tf.is_tensor(value) else value
-
-
-class _Functions(tf.__internal__.dispatch.GlobalOpDispatcher):
-    """Makes functions of TensorFlow that are called on symbolic tensors nodes of the graph."""
-
-    _registered = False
-
-    @classmethod
-    def register_once(cls) -> None:
-        if not cls._registered:
-            cls._registered = True
-            cls().register()
-
-    def handle(self, op: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        given = keras.tree.flatten((args, kwargs))
-        if not (_is_recording() and any(isinstance(value, keras.KerasTensor) for value in given)):
-            return self.NOT_SUPPORTED
-        name = public_name(op)
-        if name is None:
-            return self.NOT_SUPPORTED
-        result = twin_of(name, op, args, kwargs)
-        return call_of(f"tf.{name}")(*args, **kwargs) if result is NotImplemented else result
