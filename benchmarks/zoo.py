@@ -252,7 +252,7 @@ class Road:
             return None
         model = self.animal.inference(self.calibrated) if self.animal.inference else self.calibrated
         with tempfile.TemporaryDirectory() as folder:
-            export = tfopt.export_tflite(at_sizes(model, self.data), Path(folder) / "model.tflite", data=self.data)
+            export = tfopt.export_tflite(model, Path(folder) / "model.tflite", data=self.data)
             file = tfopt.TFLiteModel(export.path)
         floats = Counter(op.name for op in file.op_types() if op.name in MATRIX_OPS and op.output_dtype == "float32")
         integers = sum(op.name in MATRIX_OPS for op in file.op_types()) - floats.total()
@@ -323,19 +323,6 @@ class Road:
         difference = max(difference / spread for difference, spread in spreads)
         assert difference <= 1e-4, f"in training the outputs differ by {difference:.1e} of their spread"
         return difference
-
-
-def at_sizes(model: Any, data: Any) -> Any:
-    """PROBE"""
-    import keras
-
-    if os.environ.get("ZOO_FIXED") and any(None in tensor.shape[1:] for tensor in model.inputs):
-        named = {tensor.name: tensor for tensor in model.inputs}
-        flat = data if isinstance(data, dict) else dict(zip(named, keras.tree.flatten(data), strict=True))
-        inputs = {name: keras.Input(flat[name].shape[1:], dtype=t.dtype, name=name) for name, t in named.items()}
-        given = inputs if isinstance(data, dict) else keras.tree.pack_sequence_as(data, list(inputs.values()))
-        return keras.Model(given, model(given))
-    return model
 
 
 def mean_square(wanted: Any, got: Any) -> Any:

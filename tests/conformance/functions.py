@@ -1,7 +1,8 @@
 """Ops that `keras.ops` functions of several values leave in a graph: reductions, products, convolutions."""
 
 import numpy as np
-from conformance.rows import IMAGE, NO_INTEGERS, SEQUENCE, SIXTEEN, Row, all_between, both, floats, no, unknown
+from conformance.rows import IMAGE, NO_INTEGERS, SEQUENCE, SIXTEEN, Row, all_between, between, both, floats, no, unknown
+from keras import layers as kl
 from keras import ops
 
 from tfopt.core.keras_internals import op_class
@@ -70,4 +71,5 @@ ROWS = [
         shape=SEQUENCE,
         **both(floats("BATCH_MATMUL*2 MUL SOFTMAX TRANSPOSE*3", UNKNOWN)),
     ),
+    Row((kl.Lambda,), between(lambda x: kl.Lambda(lambda t: ops.relu(t))(x)), opened=True),
 ]
