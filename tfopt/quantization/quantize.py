@@ -13,7 +13,7 @@ from tfopt.core.layers.registry import runs_in_16_bits
 from tfopt.core.models.fake_quantized import fake_quantized
 from tfopt.core.models.graph import Graph, as_patterns, check_finite, read
 from tfopt.core.models.opening import opened
-from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.rewrite import Rewrite, holds_other_floats, in_float32, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
@@ -69,7 +69,7 @@ def quantize(
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
         original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. In the
         place of a layer made of Keras layers, as those of `tfopt.fusion`, stands a nested model of its name. Pruning
-        masks go with the weights. The input model is not changed.
+        masks go with the weights. Weights in half or double precision become float32. The input model is not changed.
 
     Raises:
         InvalidArgumentError: unknown scheme or layer name, schemes that do not go together, a number of batches that
@@ -98,6 +98,8 @@ def quantize(
         check_tfmot(base, overrides)
         return tfmot.quantize(model, include=include, exclude=exclude)
     graph = opened(read(model))
+    if holds_other_floats(graph):
+        graph = in_float32(graph)
     choice = Choice(graph, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
     training.check_scheme(base)
     if fake_quantized(graph):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Node, functional_of, has_graph, tensor_of, topological_nodes
+from tfopt.core.keras_internals import Node, functional_of, has_graph, sublayers, tensor_of, topological_nodes
 from tfopt.core.models.tracing import traced_model
 
 
@@ -24,8 +24,8 @@ def read(model: object) -> Graph:
     subclassed model, or one that holds subclassed models, is read as a Functional model over the very same layers.
 
     Raises:
-        UnsupportedModelError: for an unbuilt model, one of tf_keras, what is no model, or a subclassed model whose
-            `call` does not run on symbolic tensors.
+        UnsupportedModelError: for an unbuilt model, one of tf_keras, what is no model, one that Keras has quantized, or
+            a subclassed model whose `call` does not run on symbolic tensors.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
@@ -40,7 +40,19 @@ def read(model: object) -> Graph:
             if type(model).__module__.startswith("tf_keras")
             else "Load a saved model with `tfopt.load_model(path)` first.",
         )
+    _check_not_quantized_by_keras(model)
     return Graph(model if _is_graph(model) else traced_model(model))
+
+
+def _check_not_quantized_by_keras(model: keras.Model) -> None:
+    for layer in sublayers(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise UnsupportedModelError(
+                "The model must hold floats; the one that is given was quantized by Keras.",
+                received=f"'{layer.name}' in {mode}",
+                fix="Start from the model as it was before Keras' `quantize`; `tfopt.quantize` brings it to integers.",
+            )
 
 
 def _is_graph(model: keras.Model) -> bool:

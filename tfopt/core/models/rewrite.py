@@ -129,9 +129,29 @@ def in_float32(graph: Graph) -> Graph:
     """
 
     def replace(op: keras.Operation, state: Rewrite) -> keras.Operation | None:
-        return None if isinstance(op, keras.Model) or not computes_in_16_bits(op) else state.in_float32(op)
+        return None if isinstance(op, keras.Model) or not _has_other_floats(op) else state.in_float32(op)
 
-    return rewrite(graph, replace) if computes_in_16_bits(graph.model) else graph
+    return rewrite(graph, replace) if _has_other_floats(graph.model) else graph
+
+
+def holds_other_floats(graph: Graph) -> bool:
+    """True if a weight of the model is a float of another type than float32.
+
+    Example:
+        >>> from tfopt.core.models.graph import read
+        >>> layer = keras.layers.Dense(2, dtype="bfloat16")
+        >>> holds_other_floats(read(keras.Sequential([keras.Input((4,)), layer])))
+        True
+    """
+    return any(weight.dtype in _OTHER_FLOATS for weight in graph.model.weights)
+
+
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+def _has_other_floats(op: keras.Operation) -> bool:
+    dtypes = {dtype for layer in sublayers(op) for dtype in (layer.compute_dtype, layer.variable_dtype)}
+    return not dtypes.isdisjoint(_OTHER_FLOATS)
 
 
 def computes_in_16_bits(op: keras.Operation) -> bool:
