@@ -18,7 +18,7 @@ from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
-from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.graph import Graph, check_finite, read, with_graph
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.core.types import Data
@@ -112,6 +112,7 @@ def export_tflite(
         >>> export.quantization, export.mean_difference <= export.tolerance
         ('none', True)
     """
+    model = with_graph(model)
     target = check_writable(path)
     check_name(target)
     options = Options.of(quantization, (input_type, output_type), batch_size, sparse, tolerance)

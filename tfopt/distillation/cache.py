@@ -15,6 +15,7 @@ from tfopt.core.data.batches import Batch, paired_batches, whole_batch
 from tfopt.core.data.inputs import inputs_of, is_numbered
 from tfopt.core.data.pairs import names_its_outputs, output_names
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data
 from tfopt.distillation.answers import Answers, columns_of, names_in
@@ -76,6 +77,7 @@ def cache_teacher(
         >>> tuple(taught.inputs.shape), tuple(taught.outputs.shape), tuple(y.shape), len(cache)
         ((64, 2), (64, 3), (64,), 2)
     """
+    teacher = with_graph(teacher)
     layers = sorted(set(as_names("layers", layers, what="a path of a layer or a list of them")))
     dtype = as_choice("dtype", dtype, ("float16", "float32"))
     batch_size, seed = as_count("batch_size", batch_size), as_seed(seed)

@@ -11,6 +11,7 @@ from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.keras_internals import forget_compilation, functional_of, label_loss, sublayers, track_loss
+from tfopt.core.models.graph import with_graph
 from tfopt.distillation import arguments
 from tfopt.distillation.cache import TeacherCache
 from tfopt.distillation.plan import Answer, replicas
@@ -89,6 +90,7 @@ class Distiller(SavedWithTeacher):
         name: str = "distiller",
     ):
         alpha, temperature = arguments.checked_numbers(alpha, temperature)
+        student, teacher = with_graph(student), with_graph(teacher)
         models = arguments.teaching_models(student, teacher)
         arguments.check_weights(teacher_weights, models)
         teachers = Teachers(models, teacher_weights, like=student) if models else None

@@ -12,6 +12,7 @@ from tfopt.core.channels.slicing import without_channels
 from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import functional_of
+from tfopt.core.models.graph import with_graph
 from tfopt.features.folding import bias_shifts
 from tfopt.features.inputs import Features, read_float
 
@@ -50,6 +51,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
         >>> small.input_shape, tuple(small.get_layer("hidden").kernel.shape)
         ((None, 2), (2, 3))
     """
+    model = with_graph(model)
     graph = read_float(model, "drop_features")
     features = Features(graph)
     dropped = features.dropped(drop, keep)

@@ -10,6 +10,7 @@ import keras
 
 from tfopt.core.checks import as_choice, as_count, as_seed
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.models.graph import with_graph
 from tfopt.core.types import Data, Loss, Metric
 from tfopt.features.inputs import Features, Place, read_float
 from tfopt.features.ranking import Feature, FeatureRanking
@@ -77,6 +78,7 @@ def rank_features(
         >>> rank_features(model, criterion="weights", names=["age", "height", "weight"]).lowest(1)
         [1]
     """
+    model = with_graph(model)
     graph = read_float(model, "rank_features")
     counts = {"repeats": as_count("repeats", repeats), "batch_size": as_count("batch_size", batch_size)}
     options = Options(data, metric, mode, loss, seed=as_seed(seed), verbose=verbose, **counts)

@@ -16,7 +16,7 @@ from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
 from tfopt.core.keras_internals import create_values, functional_of, only_own_values
 from tfopt.core.models.copying import Copies
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.graph import Graph, check_finite, read, with_graph
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
@@ -98,6 +98,7 @@ def fuse(
         >>> [layer.name for layer in fused.layers]
         ['input', 'net', 'net_1', 'fusion']
     """
+    models = with_graph(models)
     given = {"combine": combine, "weights": weights, "kind": kind, "meta": meta, "thresholds": thresholds}
     plan = plan_of(how, given, layers is not None)
     models = _checked(models)

@@ -22,7 +22,7 @@ from tfopt.core.keras_internals import input_names
 from tfopt.core.models import constraints
 from tfopt.core.models.batch_norm import has_batch_norm, reestimate_batch_norms
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, read
+from tfopt.core.models.graph import check_finite, read, with_graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.types import Arrays, Metric
 from tfopt.fusion.architecture import check_same_architecture
@@ -84,6 +84,7 @@ def average_weights(
         >>> average_weights([a, b]).model.get_weights()[0].ravel().tolist()
         [2.0, 0.5]
     """
+    models = with_graph(models)
     _check(models, method, x_val, y_val)
     mixer = _Mixer(models, _statistics_batches(models[0], x_val, batch_norm, batch_size), batch_size)
     everyone = tuple(range(len(models)))

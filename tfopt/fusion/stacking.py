@@ -22,7 +22,7 @@ from tfopt.core.errors import NonFiniteError
 from tfopt.core.journal import FolderJournal, Head
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import read
+from tfopt.core.models.graph import read, with_graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Arrays, Folds, Metric
@@ -114,6 +114,7 @@ def stack(
         >>> result.out_of_fold.shape, result.model.predict(x, verbose=0).shape
         ((40, 2), (40, 1))
     """
+    models = with_graph(models)
     check_in_memory(x, y, "x, y")
     training, y = Training.of(epochs, seed, fit, "fit"), np.asarray(y)
     bases = bases_of(models)

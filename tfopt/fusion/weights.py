@@ -14,6 +14,7 @@ from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
 from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split, make_folds
+from tfopt.core.models.graph import with_graph
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.core.types import Arrays, Folds, Metric
@@ -83,6 +84,7 @@ def fit_weights(
         >>> fit_weights([right, wrong], None, np.array([0, 1])).weights
         (1.0, 0.0)
     """
+    models = with_graph(models)
     _check_options(method, guard)
     check_in_memory(x_val, y_val, "x_val, y_val")
     predictions = Predictions.of(*predicted_by(models, x_val, y_val, batch_size), y_val)

@@ -20,6 +20,7 @@ def _float(reason: str) -> Record:
 
 _COMPUTED = Record(output=Output.RANGE, channels=value_by_value)
 enter(_COMPUTED, *map(op_class, ("Absolute", "Abs", "Exp", "Sqrt")))
+enter(_COMPUTED, op_class("ReLU"))  # what `keras.activations.relu` leaves in a graph
 enter(_COMPUTED, *map(op_class, ("Clip", "Cast")))
 enter(Record(output=Output.RANGE), op_class("Rsqrt"))
 enter(Record(channels=value_by_value), op_class("Sign"))

@@ -13,7 +13,16 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Node, functional_of, has_graph, sublayers, tensor_of, topological_nodes
+from tfopt.core.keras_internals import (
+    Node,
+    compile_metrics,
+    compile_options,
+    functional_of,
+    has_graph,
+    sublayers,
+    tensor_of,
+    topological_nodes,
+)
 from tfopt.core.models.tracing import traced_model
 
 
@@ -42,6 +51,40 @@ def read(model: object) -> Graph:
         )
     _check_not_quantized_by_keras(model)
     return Graph(model if _is_graph(model) else traced_model(model))
+
+
+def with_graph(model: Any) -> Any:
+    """The model itself, or for a subclassed one a Functional model over its very layers, compiled as it is.
+
+    What is no model stays what it is; in a list or dict each is looked at.
+
+    Example:
+        >>> class Net(keras.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.dense = keras.layers.Dense(2)
+        ...     def call(self, x):
+        ...         return self.dense(x)
+        >>> net = Net()
+        >>> net.build((None, 3))
+        >>> with_graph(net).layers[-1] is net.dense
+        True
+    """
+    if isinstance(model, (list, tuple)):
+        return [with_graph(each) for each in model]
+    if isinstance(model, Mapping):
+        return {name: with_graph(each) for name, each in model.items()}
+    if not isinstance(model, keras.Model) or isinstance(model, keras.Sequential) or _is_graph(model):
+        return model
+    _check_not_quantized_by_keras(model)
+    seen = traced_model(model, lasting=True)
+    if model.compiled:
+        options = {**compile_options(model), **compile_metrics(model)}
+        optimizer = options["optimizer"]
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            options["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+        seen.compile(**options)
+    return seen
 
 
 def _check_not_quantized_by_keras(model: keras.Model) -> None:

@@ -194,14 +194,19 @@ def is_symbolic(value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def graphs_shared(trace: Callable[[keras.layers.Layer, tuple, dict, type[Functional]], Functional]) -> Iterator[None]:
-    """Within the outermost of these, each model written as code has one graph for all its calls, made by `trace`."""
+def graphs_shared(
+    trace: Callable[[keras.layers.Layer, tuple, dict, type[Functional]], Functional], lasting: bool
+) -> Iterator[bool]:
+    """Within the outermost of these, each model written as code has one graph for all its calls, made by `trace`.
+
+    Gives whether other models may be built on these graphs.
+    """
     if getattr(_here, "models", None) is not None:
-        yield
+        yield _here.lasting
         return
-    _here.models, _here.trace = {}, trace
+    _here.models, _here.trace, _here.lasting = {}, trace, lasting
     try:
-        yield
+        yield lasting
     finally:
         _here.models = None
 

@@ -57,12 +57,13 @@ def traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, cls: type[Funct
     return _traced(layer, args, kwargs, lambda args, inputs: inputs if len(inputs) > 1 else inputs[0], cls)
 
 
-def traced_model(model: keras.Model, inputs: Any = None) -> Functional:
+def traced_model(model: keras.Model, inputs: Any = None, *, lasting: bool = False) -> Functional:
     """The graph of a whole model that is, or holds, one written as code, over its very layers.
 
     Args:
         model: built.
         inputs: what its `call` takes, as symbolic tensors; by default those of the shapes that it was built with.
+        lasting: other models may be built on it; its layers then remember its calls.
 
     Raises:
         UnsupportedModelError: if the model was not built yet, or its `call` cannot be a graph.
@@ -74,18 +75,20 @@ def traced_model(model: keras.Model, inputs: Any = None) -> Functional:
         >>> traced_model(Half(), keras.Input((4,))).output_shape
         (None, 4)
     """
-    if inputs is not None:
-        return _traced_model(model, inputs)
-    if has_graph(model):
-        return _traced_model(model, functional_of(model).input)
-    found = _traced_model(model, _built_inputs(model))
-    tokens = [tensor.name for tensor in found.inputs if _is_looked_up(found, tensor)]
-    return _traced_model(model, _built_inputs(model, tokens)) if tokens else found
+    if inputs is None and has_graph(model):
+        inputs = functional_of(model).input
+    elif inputs is None:
+        found = _traced_model(model, _built_inputs(model))
+        tokens = [tensor.name for tensor in found.inputs if _is_looked_up(found, tensor)]
+        if not tokens and not lasting:
+            return found
+        inputs = _built_inputs(model, tokens)
+    return _traced_model(model, inputs, lasting)
 
 
-def _traced_model(model: keras.Model, inputs: Any) -> Functional:
+def _traced_model(model: keras.Model, inputs: Any, lasting: bool = False) -> Functional:
     try:
-        return _traced(model, (inputs,), {}, lambda args, inputs: args[0], Functional)
+        return _traced(model, (inputs,), {}, lambda args, inputs: args[0], Functional, lasting)
     except Closed as reason:
         raise UnsupportedModelError(
             "The `call` of a subclassed model must run on symbolic tensors, as that of a Functional model does.",
@@ -121,14 +124,20 @@ def _is_looked_up(model: Functional, tensor: keras.KerasTensor) -> bool:
 
 
 def _traced(
-    layer: keras.layers.Layer, args: tuple, kwargs: dict, structure: Callable[..., Any], cls: type[Functional]
+    layer: keras.layers.Layer,
+    args: tuple,
+    kwargs: dict,
+    structure: Callable[..., Any],
+    cls: type[Functional],
+    lasting: bool = False,
 ) -> Functional:
     """The graph, of inputs as `structure` of the arguments and the flat inputs says, as a model of class `cls`.
 
     `call` runs three times, the last time in training: a graph is only known to compute the same if all are equal.
     """
-    with graphs_shared(traced):
-        first, second, training = (_run(layer, args, kwargs, structure, cls, told) for told in (None, None, True))
+    with graphs_shared(traced, lasting) as lasts:
+        runs = ((None, lasts), (None, False), (True, False))
+        first, second, training = (_run(layer, args, kwargs, structure, cls, told, lasts) for told, lasts in runs)
     if _spelled(layer, first) != _spelled(layer, second):
         raise Closed("its `call` computes something else each time")
     fixed = _fixed_in_inference(training)
@@ -146,6 +155,7 @@ def _run(
     structure: Callable[..., Any],
     cls: type[Functional],
     training: bool | None,
+    lasting: bool,
 ) -> Functional:
     inputs: list[keras.KerasTensor] = []
     kwargs = {name: value for name, value in kwargs.items() if name != "training"}
@@ -167,7 +177,8 @@ def _run(
     except Exception as error:  # whatever an author's code says of tensors that hold no values
         raise Closed(f"its `call` does not run on symbolic tensors ({_reason(error)})") from error
     finally:
-        forget_nodes(counts)
+        if not lasting:
+            forget_nodes(counts)
         clear_losses(layer)
 
 

@@ -17,7 +17,7 @@ from tfopt.core.data.splits import Split, hold_out, make_folds
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import check_finite, read
+from tfopt.core.models.graph import check_finite, read, with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
 from tfopt.core.types import Data, Folds, Metric
@@ -103,6 +103,7 @@ def find_sparsity(
         >>> choice.sparsity, int((choice.model.layers[0].kernel.numpy() == 0).sum())
         (0.75, 14)
     """
+    model = with_graph(model)
     graph = read(model)
     max_drop = _checked_drop(max_drop)
     check_prune_options(prune_options)

@@ -17,7 +17,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph, as_patterns, is_selected, read
+from tfopt.core.models.graph import Graph, as_patterns, is_selected, read, with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data, Metric, Names
 from tfopt.pruning.criteria import as_criterion
@@ -84,6 +84,7 @@ def sensitivity(
         >>> [sparsity for sparsity, score in curves["d"].points]
         [0.5, 0.75]
     """
+    model = with_graph(model)
     graph = read(model)
     wanted = checked_sparsities(sparsities)
     _check_options(prune_options)
