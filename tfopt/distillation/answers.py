@@ -28,7 +28,7 @@ class Answers:
     """Runs one teacher or several on batches. Nothing runs before the first.
 
     Args:
-        teacher: a built Sequential or Functional model or a list of them.
+        teacher: a built Keras model or a list of them.
         teacher_weights: as for `Distiller`.
         layers: paths of the features to give too.
         dtype: "float16" or "float32".

@@ -44,7 +44,7 @@ def cache_teacher(
     a random data set gives while the cache is made is kept, and is then the same in every epoch.
 
     Args:
-        teacher: a built Sequential or Functional model, which runs as in `predict`; or a list of them, of which the
+        teacher: a built Keras model, which runs as in `predict`; or a list of them, of which the
             mean of the probabilities is kept.
         data: `x`, `(x, y)` or `(x, y, sample_weights)` of arrays, lists or dicts of arrays, which are not copied; or a
             `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterator of batches of that form, whose samples are kept

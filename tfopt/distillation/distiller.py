@@ -45,7 +45,7 @@ class Distiller(SavedWithTeacher):
     weights alone, those of `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)`, leave the teacher out.
 
     Args:
-        student: a built Sequential or Functional model, which is trained in place; also one of `prune` or `quantize`.
+        student: a built Keras model, which is trained in place; also one of `prune` or `quantize`.
         teacher: another one, of the same inputs; a list of them, whose probabilities are averaged; the student itself,
             of which a copy then teaches (born-again networks); or None, to fit what `cache_teacher` gives. A teacher
             that shares weights with the student is copied too.

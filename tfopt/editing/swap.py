@@ -37,7 +37,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
     Raises:
         InvalidArgumentError: an unknown activation or layer name.
         NothingToDoError: nothing to swap; says what stays for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Source: the activations of Maas et al. 2013, He et al. 2015 (https://arxiv.org/abs/1502.01852), Clevert et al. 2016.
 
@@ -79,7 +79,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     Raises:
         InvalidArgumentError: `size` is no whole number above 0, or an unknown layer name.
         NothingToDoError: no kernel changes; says which stay for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model, or a kernel with a mask or clusters.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph, or a kernel with a mask or clusters.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, padding="same", name="conv")])
@@ -113,7 +113,7 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
     Raises:
         InvalidArgumentError: another `to`, or an unknown layer name.
         NothingToDoError: nothing to swap; says what stays for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.MaxPooling2D(name="pool")])

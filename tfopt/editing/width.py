@@ -59,7 +59,7 @@ def scale_width(
     and layers inside a wrapper such as `TimeDistributed` keep their width.
 
     Args:
-        model: a built Sequential or Functional model. Its weights are not used, but for `Normalization`.
+        model: a built Keras model. Its weights are not used, but for `Normalization`.
         factor: above 0; 0.5 halves each width, 2 doubles it.
         include: layer names or globs to scale; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs that keep their width.
@@ -73,7 +73,7 @@ def scale_width(
         InvalidArgumentError: `factor` or `round_to` out of range, unknown layer name, or widths that no longer fit
             together, such as the addition of a scaled and an unscaled branch.
         NothingToDoError: no width changes.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
 
     Source: the width multiplier of Howard et al. 2017, https://arxiv.org/abs/1704.04861.
 

@@ -27,7 +27,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
     behind that kernel. Fine-tune the new model then.
 
     Args:
-        model: a built Sequential or Functional model; nested models are entered.
+        model: a built Keras model; nested models are entered.
         drop: indices along the last axis of the input; `{name of the input: indices}` for several inputs.
             `rank_features(model, data).lowest(5)` gives some.
         keep: instead, the indices to keep. Inputs that are not named keep all. Their order stays that of the model.
@@ -42,7 +42,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
             another shape.
         NothingToDoError: no feature to drop.
         UnsupportedModelError: a feature that has to stay, with the reason; a constant that cannot be folded into a
-            bias; a subclassed, unbuilt or quantized model.
+            bias; an unbuilt or quantized model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights or `fill`.
 
     Example:

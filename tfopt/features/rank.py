@@ -46,7 +46,7 @@ def rank_features(
       usually is: center the data then.
 
     Args:
-        model: a built Sequential or Functional model.
+        model: a built Keras model.
         data: `(x, y)`, with sample weights or not, or a dataset of such batches; best data that the model was not
             trained on. Weights count in the loss of Taylor, not in scores. Not for `"weights"`.
         criterion: `"permutation"`, `"weights"` or `"taylor"`.
@@ -67,7 +67,7 @@ def rank_features(
         InvalidArgumentError: for options that do not fit, or data without labels.
         NothingToDoError: no feature can be dropped; says why.
         NonFiniteError: NaN or infinity in weights, data, scores or gradients.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Source: permutation importance of Breiman 2001, https://doi.org/10.1023/A:1010933404324, for any model Fisher et al.
         2019, https://arxiv.org/abs/1801.01489; Taylor as Molchanov et al. 2017, https://arxiv.org/abs/1611.06440.

@@ -84,7 +84,7 @@ def fuse(
     Raises:
         InvalidArgumentError: unknown or contradictory arguments; weights out of range; fewer than two models; outputs
             or inputs that do not fit together, as models of different classes.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights of a model.
 
     Source: mean, product and maximum: Kittler et al. 1998, https://doi.org/10.1109/34.667881. Stacking: Wolpert 1992,

@@ -46,7 +46,7 @@ def quantize(
     training batches, starting from the first batch. Convolution, batch normalization and rectifier share one range.
 
     Args:
-        model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `quantize_model`).
+        model: a built Keras model (a tf_keras model is handed to TFMOT's `quantize_model`).
         scheme: `"int8"`; `"int16x8"`, 16-bit symmetric activations and 8-bit kernels; `"float16"`, weights rounded to
             half-precision floats; or `"int8_weight_only"` down to `"int2_weight_only"`: kernels rounded to `2^n - 1`
             values around zero for each output channel, while activations, and the operations of the file, stay float.
@@ -74,7 +74,7 @@ def quantize(
     Raises:
         InvalidArgumentError: unknown scheme or layer name, schemes that do not go together, a number of batches that
             is none, both `freeze_ranges_after` and `learn_ranges`, or ranges to learn or freeze where there are none.
-        UnsupportedModelError: a subclassed or unbuilt model; synchronized batch normalization to freeze.
+        UnsupportedModelError: an unbuilt model, or one that is no graph; synchronized batch normalization to freeze.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no layer to quantize, or the model is quantized already.
 

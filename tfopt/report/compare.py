@@ -178,7 +178,7 @@ def compare(
 
     Raises:
         InvalidArgumentError: for no contender, one of another kind, data that do not go together or with the models.
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         FileError: for a file that cannot be read.
 
     Example:

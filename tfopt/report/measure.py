@@ -26,14 +26,14 @@ def summary(model: keras.Model | TFLiteModel | str | os.PathLike) -> ModelSummar
     """Counts what a model holds and computes.
 
     Args:
-        model: a built Sequential or Functional model, a `TFLiteModel`, or the path of a .tflite or Keras file.
+        model: a built Keras model, a `TFLiteModel`, or the path of a .tflite or Keras file.
 
     Returns:
         A `ModelSummary` with a row a layer, or a `FileSummary` for a .tflite. Both print as tables, show in Jupyter,
         and have `to_markdown()`, `to_html()`, `to_json()`, `to_dict()` and `save(path)`.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         FileError: for a file that cannot be read.
         InvalidArgumentError: for anything else.
 

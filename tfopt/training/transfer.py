@@ -43,7 +43,7 @@ def fine_tune(
     runs in inference mode: it uses its statistics and keeps them.
 
     Args:
-        model: a built Sequential or Functional model, with a head for the new task.
+        model: a built Keras model, with a head for the new task.
         x, y, options: as `keras.Model.fit` takes them: arrays or batches, `validation_data`, `verbose`.
         mode: `"features"` trains the head on the features that the rest extracts, `"partial"` trains `layers`,
             `"full"` everything.
@@ -61,7 +61,7 @@ def fine_tune(
 
     Raises:
         InvalidArgumentError: an unknown mode or layer name, nothing to train, no loss, or more stages than epochs.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
 
     Source: gradual unfreezing, Howard and Ruder 2018, https://arxiv.org/abs/1801.06146.
 

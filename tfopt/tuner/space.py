@@ -90,7 +90,7 @@ class SearchSpace(HyperModel):
 
         Raises:
             InvalidArgumentError: a value of the wrong kind, nothing to search, or choices that do not go together.
-            UnsupportedModelError: a subclassed, unbuilt or quantized model.
+            UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
         Example:
             >>> dense = keras.layers.Dense

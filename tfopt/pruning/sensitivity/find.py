@@ -66,7 +66,7 @@ def find_sparsity(
     What was chosen on `data` is to be reported on data that had no part in it.
 
     Args:
-        model: a built Sequential or Functional model; compiled, if it is to be fine-tuned: its loss, and for each
+        model: a built Keras model; compiled, if it is to be fine-tuned: its loss, and for each
             trial a new optimizer of the same settings, are used.
         data: `(x, y)` or `(x, y, sample_weights)`, or a dataset of such batches (read once, into memory). The weights
             count in fine-tuning and in the loss of a criterion; scores count each sample once, as `metrics=` of

@@ -49,7 +49,7 @@ def sensitivity(
     layer under a target for all: `prune(model, sparsity=sensitivity(model, data).sparsities(0.8))`.
 
     Args:
-        model: a built Sequential or Functional model.
+        model: a built Keras model.
         data: `(x, y)` to score on, or a dataset of such batches (read once, into memory): data that the model was not
             trained on, and not the test set either, for what is chosen by it looks better on it. Sample weights may
             come with it; scores count each sample once.
@@ -70,7 +70,7 @@ def sensitivity(
 
     Raises:
         InvalidArgumentError: for options that do not fit, or `resume` with the results of another model or settings.
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights, data, predictions or scores.
         NothingToDoError: no layer to prune.
         FileError: `resume` is some other file, or cannot be written.
