@@ -83,7 +83,9 @@ VERBS = {
     "fit_weights": lambda m, _: tfopt.fit_weights([m, net(2)], X, Y).weights,
     "average_weights": lambda m, _: tfopt.average_weights([m, m], method="uniform").model.predict(X, verbose=0),
     "init_from": lambda m, _: tfopt.init_from(net(3), m, verbose=0) and m.predict(X, verbose=0),
-    "fine_tune": lambda m, _: tfopt.fine_tune(m, X, Y, mode="full", how=tfopt.recipe(epochs=1, loss=LOSS), verbose=0).predict(X, verbose=0),
+    "fine_tune": lambda m, _: tfopt.fine_tune(
+        m, X, Y, mode="full", how=tfopt.recipe(epochs=1, loss=LOSS), verbose=0
+    ).predict(X, verbose=0),
     "Distiller": distilled,
 }
 

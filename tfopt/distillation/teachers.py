@@ -23,7 +23,7 @@ class Teachers:
     """One or several models that teach; several answer by the weighted mean of their probabilities.
 
     Args:
-        models: built Sequential or Functional models of the same inputs and outputs, told by their names.
+        models: built Keras models of the same inputs and outputs, told by their names.
         weights: one number above 0 a model, in any unit; None for equal ones.
         like: the model in whose order inputs are given; None for the first teacher.
 

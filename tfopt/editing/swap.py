@@ -23,7 +23,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
     model, and the gates and probabilities (sigmoid, softmax and their relatives). Activations in recurrent layers stay.
 
     Args:
-        model: a built Sequential or Functional float model.
+        model: a built, float Keras model.
         to: the name of a Keras activation (`"leaky_relu"` has slope 0.2); `"prelu"`, with a slope to learn for each
             channel, 0.25 at the start; an activation function; or a layer class or function that makes a layer, as
             `lambda: keras.layers.LeakyReLU(0.1)`.
@@ -63,7 +63,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     `Cropping` layer in front makes up for the difference, or the one that is there already is changed.
 
     Args:
-        model: a built Sequential or Functional float model. Convolutions are resized whether plain, grouped, dilated,
+        model: a built, float Keras model. Convolutions are resized whether plain, grouped, dilated,
             depthwise, separable or transposed, in 1D to 3D.
         size: of the new kernels along each axis, in elements; usually 1, 3 or 5.
         where: layer names or globs, such as `"encoder/conv*"`, or a function `(layer or op) -> bool`. By default all
@@ -79,7 +79,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     Raises:
         InvalidArgumentError: `size` is no whole number above 0, or an unknown layer name.
         NothingToDoError: no kernel changes; says which stay for what reason.
-        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph, or a kernel with a mask or clusters.
+        UnsupportedModelError: an unbuilt or quantized model, one that is no graph, a kernel with a mask or clusters.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, padding="same", name="conv")])
@@ -98,7 +98,7 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
     """Returns a copy of `model` with another pooling; fine-tune it then.
 
     Args:
-        model: a built Sequential or Functional float model.
+        model: a built, float Keras model.
         to: `"max"` or `"average"`: what is computed over each window, of global and adaptive pooling too. `"adaptive"`:
             windows that give the same output grid for inputs of any size; max stays max and average stays average.
             Where windows do not overlap and the input is a multiple of the grid, outputs stay as they are. Global

@@ -51,7 +51,7 @@ def fuse(
     do not tell, by what the model gives for noise.
 
     Args:
-        models: two or more built Sequential or Functional models. The same model twice gives two copies.
+        models: two or more built Keras models. The same model twice gives two copies.
         how: `"parallel"`, see `ParallelFusion`; its `combine` may stand here too, as in `"mean"`. `"serial"`: each
             model reads what the one before gives, through a learned projection where shapes differ, see
             `SerialFusion`. `"stacked"`: a head reads all outputs side by side, see `StackedFusion`; train it, or use
