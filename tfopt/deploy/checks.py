@@ -90,5 +90,5 @@ def check_shapes(model: keras.Model) -> None:
         raise InvalidArgumentError(
             "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
             received=", ".join(f"{tensor.name}: {tuple(tensor.shape)}" for tensor in model.inputs),
-            fix="Build the model with a full input shape and load the weights into it.",
+            fix="Pass `input_shapes=`, or `data` of that size.",
         )
