@@ -53,7 +53,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             return TFLiteModel(source)
         from tfopt.core.models.loading import load_model
 
-        return open_layers(read(load_model(source)))
+        return open_layers(read(load_model(source)), composed=False)
     if isinstance(source, TFLiteModel):
         return source
     if not isinstance(source, keras.Model):
@@ -61,7 +61,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             "A Keras model, a `TFLiteModel` or the path of a file is expected.",
             received=f"{type(source).__module__}.{type(source).__name__}",
         )
-    return open_layers(read(source))
+    return open_layers(read(source), composed=False)
 
 
 def model_summary(graph: Graph) -> ModelSummary:

@@ -710,3 +710,14 @@ def test_what_python_cannot_copy_is_shared():
     layer = Scale(2.0)
     layer.numbers = numbers
     assert LiveCopier()(layer).numbers is numbers
+
+
+def test_an_input_layer_may_be_that_of_a_model_inside_too():
+    """A head on `backbone.input` and `backbone.output`, where the backbone stays one layer of the whole."""
+    inputs = keras.Input((4,), name="x")
+    backbone = keras.Model(inputs, kl.Dense(3, "relu", name="dense")(inputs), name="backbone")
+    model = keras.Model(inputs, kl.Dense(2, name="head")(backbone(inputs)))
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    for copy in (rewrite(read(model)).model, tfopt.quantize(model, "int8_weight_only"), tfopt.prune(model)):
+        assert copy.predict(x, verbose=0).shape == (5, 2)
+    np.testing.assert_array_equal(rewrite(read(model)).model(x), model(x))

@@ -268,7 +268,11 @@ class ChannelGraph:
             )
         try:
             result = rule(Context(self, op, path, shapes), *args, **kwargs)
-        except (TypeError, Unsupported) as error:  # a call with arguments that the rule does not foresee
+        except (
+            TypeError,
+            AttributeError,
+            Unsupported,
+        ) as error:  # a call with arguments that the rule does not foresee
             return self.stop(Context(self, op, path, shapes), (args, kwargs), first_line(error))
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         self._check_calls(op, tensors_in((args, kwargs)))

@@ -51,9 +51,10 @@ class Copies:
 
     def __init__(self, model: keras.Model, *, reshaped: bool = False, untrained: bool = False):
         self._reshaped, self._untrained = reshaped, untrained
-        layers = list({id(layer): layer for layer in sublayers(model)}.values())
+        layers = list({id(layer): layer for layer in sublayers(model) if not isinstance(layer, kl.InputLayer)}.values())
         owned = [variable for layer in layers for variable in own_variables(layer)]
-        places = Counter(map(id, [*owned, *(child for layer in layers for child in children(layer))]))
+        inside = [part for layer in layers for part in children(layer) if not isinstance(part, kl.InputLayer)]
+        places = Counter(map(id, [*owned, *inside]))
         self._shared = {key for key, count in places.items() if count > 1}
         self._live = LiveCopier([*layers, *owned])
         self._made: list[tuple[kl.Layer, kl.Layer]] = []
@@ -70,7 +71,7 @@ class Copies:
         copied = _first_result(op, ways)
         if isinstance(op, kl.Layer):
             self._made.append((op, copied))
-            if config:
+            if config and not isinstance(op, kl.InputLayer):
                 self._changed.append(op)
         return copied
 

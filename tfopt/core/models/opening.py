@@ -34,11 +34,11 @@ def is_closed(op: keras.Operation) -> bool:
     return record_of(op) is None and not type(op).__module__.startswith(("keras.src.", "tfopt."))
 
 
-def opened(graph: Graph, *, blocks_only: bool = False) -> Graph:
+def opened(graph: Graph, *, blocks_only: bool = False, composed: bool = True) -> Graph:
     """The graph itself, or that of a copy in which a nested model of the same name is in each closed layer's place.
 
     Layers whose `call` gives no graph that computes the same stay as they are; `closed` of the graph tells why. With
-    `blocks_only` no layers are opened but authors' own that hold layers.
+    `blocks_only` no layers are opened but authors' own that hold layers, without `composed` all but tfopt's own.
 
     Example:
         >>> from tfopt.core.models.graph import read
@@ -51,7 +51,8 @@ def opened(graph: Graph, *, blocks_only: bool = False) -> Graph:
     """
 
     def is_opened(op: keras.Operation) -> bool:
-        return is_closed(op) and not (blocks_only and (isinstance(op, ComposedLayer) or not children(op)))
+        own = isinstance(op, ComposedLayer)
+        return is_closed(op) and not (blocks_only and (own or not children(op))) and (composed or not own)
 
     if not any(is_opened(layer) for _, layer in graph.layers):
         return graph

@@ -215,7 +215,9 @@ class Rewrite:
         return self._models[id(model)]
 
     def _ops(self, op: keras.Operation, prefix: str, calls: Sequence[Call] = ()) -> list[keras.Operation]:
-        """What stands in the place of an op, one chain for all places that share it."""
+        """What stands in the place of an op, one chain for all places that share it; graphs have their own inputs."""
+        if isinstance(op, keras.layers.InputLayer):
+            return self._chain(op, prefix, calls)
         if id(op) not in self._chains:
             self._chains[id(op)] = self._chain(op, prefix, calls)
         return self._chains[id(op)]
