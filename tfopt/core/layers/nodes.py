@@ -211,7 +211,7 @@ class MaskOf(keras.layers.Layer):
     """The mask that a tensor carries as a tensor of the graph; all True where it carries none.
 
     Example:
-        >>> MaskOf()(keras.layers.Masking()(np.array([[[0.0], [2.0]]]))).numpy().tolist()
+        >>> MaskOf()(keras.layers.Masking()(keras.ops.array([[[0.0], [2.0]]]))).numpy().tolist()
         [[False, True]]
     """
 
@@ -235,7 +235,7 @@ class WithMask(keras.layers.Layer):
     """Its first input, which carries the second one as its mask from here on.
 
     Example:
-        >>> mask_of(WithMask()([np.ones((1, 2, 3)), np.array([[True, False]])])).numpy().tolist()
+        >>> mask_of(WithMask()([keras.ops.ones((1, 2, 3)), keras.ops.array([[True, False]])])).numpy().tolist()
         [[True, False]]
     """
 
@@ -258,7 +258,7 @@ class Constant(keras.Operation):
     """An array as an op of the graph: gives it, whatever it is called on.
 
     Example:
-        >>> Constant(np.arange(3))(keras.ops.ones((2, 4))).numpy().tolist()
+        >>> Constant(keras.ops.arange(3))(keras.ops.ones((2, 4))).numpy().tolist()
         [0, 1, 2]
     """
 

@@ -9,6 +9,7 @@ import keras
 from tfopt.core.keras_internals import children, has_graph
 from tfopt.core.layers.macs import layer_macs
 from tfopt.core.layers.registry import Record, enter, record_of
+from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Call, Graph
 from tfopt.core.models.rewrite import Rewrite, rewrite, transfer_settings, transfer_values
 from tfopt.core.models.tracing import Closed, traced
@@ -25,7 +26,9 @@ def is_closed(op: keras.Operation) -> bool:
         >>> is_closed(keras.layers.Lambda(abs)), is_closed(keras.layers.Dense(2))
         (True, False)
     """
-    if not isinstance(op, keras.layers.Layer) or isinstance(op, keras.layers.InputLayer):
+    if not isinstance(op, keras.layers.Layer) or isinstance(op, (keras.layers.InputLayer, FakeQuantized)):
+        return False
+    if getattr(op, "wraps_layer", False):
         return False
     if isinstance(op, keras.Model):
         return not has_graph(op)
