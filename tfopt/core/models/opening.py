@@ -45,10 +45,8 @@ def opened(graph: Graph, *, blocks_only: bool = False, composed: bool = True) ->
 
     Example:
         >>> from tfopt.core.models.graph import read
-        >>> class Half(keras.layers.Layer):
-        ...     def call(self, inputs):
-        ...         return inputs * 0.5
-        >>> model = keras.Sequential([keras.Input((4,)), Half(name="half")])
+        >>> half = keras.layers.Lambda(lambda inputs: inputs * 0.5, name="half")
+        >>> model = keras.Sequential([keras.Input((4,)), half])
         >>> [type(call.op).__name__ for call in Graph(opened(read(model)).model.get_layer("half")).calls]
         ['Multiply']
     """
