@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,12 +137,25 @@ def finish(
     return 0 if options.quick or all(target.met for target in targets) else 1
 
 
+def commit() -> str:
+    """The commit that is measured, with `+` if files of tfopt differ from it."""
+    folder = Path(__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "../tfopt"], capture_output=True, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip() + ("+" if changed.returncode else "")
+
+
 def _environment() -> dict[str, str]:
-    """Command, machine, versions and date."""
+    """Command, commit, machine, versions and date."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     script = os.path.relpath(sys.argv[0], Path(__file__).parent.parent)
     return {
         "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "commit": commit(),
         "machine": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.machine()}",
         "versions": f"Python {platform.python_version()}, {versions}",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

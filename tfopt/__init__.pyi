@@ -25,6 +25,7 @@ from .distillation.distiller import Distiller as Distiller
 from .distillation.initialization import init_from as init_from
 from .distillation.stopping import StopAtTarget as StopAtTarget
 from .editing.depth import drop_layers as drop_layers
+from .editing.functional import functional as functional
 from .editing.pooling import AdaptiveAveragePooling1D as AdaptiveAveragePooling1D
 from .editing.pooling import AdaptiveAveragePooling2D as AdaptiveAveragePooling2D
 from .editing.pooling import AdaptiveMaxPooling1D as AdaptiveMaxPooling1D

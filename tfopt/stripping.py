@@ -26,7 +26,7 @@ def strip(model: keras.Model) -> keras.Model:
         A new, uncompiled model of Keras layers only; the input model is not changed.
 
     Raises:
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
         NothingToDoError: the model is plain already.
 
     Example:

@@ -1,5 +1,6 @@
 """Activations, and functions of single values."""
 
+import keras
 from conformance.rows import NO_INTEGERS, SIXTEEN, Row, all_between, both, floats, layer, no, unknown
 from keras import layers as kl
 from keras import ops
@@ -81,6 +82,12 @@ ROWS = [
     op(("Silu",), ops.silu),
     op(("Sigmoid",), ops.sigmoid, **SIGMOID),
     op(("Tanh",), ops.tanh),
+    Row(
+        (op_class("ReLU"),),
+        all_between(keras.activations.relu, lambda x: keras.activations.relu(x, negative_slope=0.1)),
+        int16x8=floats("LEAKY_RELU RELU", SIXTEEN),
+        name="keras.activations.relu",
+    ),
     op(("Softmax",), ops.softmax, channels=MIXES),
     op(
         ("HardSilu", "Gelu", "Absolute", "Abs", "Exp"),

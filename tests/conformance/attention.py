@@ -1,6 +1,6 @@
 """Attention layers."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging, unknown
+from conformance.rows import SEQUENCE, SIXTEEN, Row, between, floats, merging
 from keras import layers as kl
 
 KERNELS = ("query/kernel", "key/kernel", "value/kernel", "attention_output/kernel")
@@ -15,19 +15,16 @@ ROWS = [
         (kl.GroupQueryAttention,),
         between(lambda x: kl.GroupQueryAttention(4, 4, 2)(x, x), SEQUENCE),
         KERNELS,
-        channels=unknown("GroupedQueryAttention"),
         int16x8=floats("BATCH_MATMUL*2 FULLY_CONNECTED*4 MUL SOFTMAX TILE*2 TRANSPOSE*4", SIXTEEN, steps=2.0),
     ),
     Row(
         (kl.Attention,),
         merging(lambda a, b: kl.Attention()([a, b]), SEQUENCE),
-        channels=unknown("Attention"),
         int16x8=floats("BATCH_MATMUL*2 SOFTMAX", SIXTEEN),
     ),
     Row(
         (kl.AdditiveAttention,),
         merging(lambda a, b: kl.AdditiveAttention()([a, b]), SEQUENCE),
-        channels=unknown("AdditiveAttention"),
         int16x8=floats("ADD BATCH_MATMUL MUL SOFTMAX SUM TANH", SIXTEEN),
     ),
 ]

@@ -1,7 +1,8 @@
 """Ops that `keras.ops` functions of several values leave in a graph: reductions, products, convolutions."""
 
 import numpy as np
-from conformance.rows import IMAGE, NO_INTEGERS, SEQUENCE, SIXTEEN, Row, all_between, both, floats, no, unknown
+from conformance.rows import IMAGE, NO_INTEGERS, SEQUENCE, SIXTEEN, Row, all_between, between, both, floats, no, unknown
+from keras import layers as kl
 from keras import ops
 
 from tfopt.core.keras_internals import op_class
@@ -31,13 +32,11 @@ ROWS = [
         ("Var", "Std"),
         lambda x: ops.var(x, axis=(1, 2)),
         lambda x: ops.std(x, axis=(1, 2)),
-        channels=unknown("Std"),
         **both(floats("MEAN*4 SQRT SQUARED_DIFFERENCE*2", NO_INTEGERS)),
     ),
     op(
         ("Normalize",),
         ops.normalize,
-        channels=unknown("Normalize"),
         **both(floats("MINIMUM MUL RSQRT SQUARE SUM", NO_INTEGERS)),
     ),
     op(("Sign",), ops.sign, **both(floats("SIGN", UNKNOWN)), trains=no("the gradient of a sign is 0")),
@@ -58,11 +57,19 @@ ROWS = [
         channels=unknown("DepthwiseConv"),
         **CONSTANT,
     ),
+    op(("Roll",), lambda x: ops.roll(x, 1, axis=-1), **both(floats("CONCATENATION SLICE*2", UNKNOWN))),
+    op(
+        ("Unstack",),
+        lambda x: ops.add(*ops.unstack(x[:, :2], axis=1)),
+        int8=floats("", UNKNOWN),
+        int16x8=floats("ADD UNPACK", UNKNOWN),
+    ),
+    op(("Glu",), lambda x: ops.glu(x, axis=-1), **both(floats("LOGISTIC MUL SPLIT", UNKNOWN))),
     op(
         ("DotProductAttention",),
         lambda x: ops.reshape(ops.dot_product_attention(heads(x), heads(x), heads(x)), (-1, 8, 4)),
         shape=SEQUENCE,
-        channels=unknown("DotProductAttention"),
         **both(floats("BATCH_MATMUL*2 MUL SOFTMAX TRANSPOSE*3", UNKNOWN)),
     ),
+    Row((kl.Lambda,), between(lambda x: kl.Lambda(lambda t: ops.relu(t))(x)), opened=True),
 ]

@@ -68,7 +68,6 @@ ROWS = [
         (kl.EinsumDense,),
         layer(kl.EinsumDense, "abc,bcd->abd", (8, 4), bias_axes="bd", shape=SEQUENCE),
         KERNEL,
-        channels=no("EinsumDense with the equation 'abc,bcd->abd'"),
         int16x8=no("'tfl.add' op failed to verify"),
         name="EinsumDense with a matrix for each position",
     ),

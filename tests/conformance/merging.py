@@ -1,6 +1,6 @@
 """Layers and ops in which tensors meet."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, between, both, floats, merging, no, unknown
+from conformance.rows import SEQUENCE, SIXTEEN, Row, between, both, floats, merging, no
 from keras import layers as kl
 from keras import ops
 
@@ -38,7 +38,6 @@ ROWS = [
     Row(
         (kl.Dot,),
         merging(lambda a, b: kl.Dot(2)([a, b]), SEQUENCE),
-        channels=unknown("Dot"),
         int16x8=floats("BATCH_MATMUL", SIXTEEN),
     ),
     op(("Add", "Subtract", "Multiply", "Maximum"), ops.add, ops.subtract, ops.multiply, ops.maximum),
@@ -60,21 +59,18 @@ ROWS = [
     op(
         ("Stack",),
         lambda a, b: ops.stack([a, b], axis=1),
-        channels=unknown("Stack"),
         **both(floats("PACK", STACK)),
     ),
     op(
         ("Matmul",),
         lambda a, b: ops.matmul(a, ops.transpose(b, (0, 2, 1))),
         shape=SEQUENCE,
-        channels=unknown("Matmul"),
         int16x8=floats("BATCH_MATMUL", SIXTEEN),
     ),
     op(
         ("Einsum",),
         lambda a, b: ops.einsum("abc,adc->abd", a, b),
         shape=SEQUENCE,
-        channels=unknown("Einsum"),
-        int16x8=no("got an unexpected keyword argument 'operands'"),
+        int16x8=floats("", SIXTEEN),
     ),
 ]

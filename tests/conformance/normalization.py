@@ -1,6 +1,6 @@
 """Normalization, and layers that scale channels."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, both, floats, layer, no
+from conformance.rows import SEQUENCE, SIXTEEN, Row, all_between, between, both, floats, layer
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
@@ -34,7 +34,6 @@ ROWS = [
     Row(
         (kl.GroupNormalization,),
         layer(kl.GroupNormalization, 2, shape=SEQUENCE),
-        channels=no("GroupNormalization normalizes channels together"),
         int8=IN_8_BITS,
         int16x8=IN_16_BITS,
     ),

@@ -1,6 +1,6 @@
 """Layers and ops that move or select values."""
 
-from conformance.rows import SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, all_between, between, floats, layer, no, unknown
+from conformance.rows import SEQUENCE, SIXTEEN, VECTOR, VOLUME, Row, all_between, between, floats, layer, no
 from keras import layers as kl
 from keras import ops
 
@@ -59,7 +59,7 @@ ROWS = [
         int16x8=floats("CAST DIV NOT_EQUAL SELECT_V2 SUM*2", SIXTEEN),
         name="Masking of another value than zero",
     ),
-    op(("GetItem",), lambda x: x[:, 1:4, :, :2], channels=no("channels are picked by index")),
+    op(("GetItem",), lambda x: x[:, 1:4, :, :2], lambda x: x[..., ::-1]),
     op(
         ("Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad"),
         lambda x: ops.reshape(x, (-1, 9, 16)),
@@ -71,36 +71,37 @@ ROWS = [
         ("Swapaxes", "Moveaxis"),
         lambda x: ops.swapaxes(x, 1, 2),
         lambda x: ops.moveaxis(x, 1, 2),
-        channels=unknown("Swapaxes"),
         int16x8=floats("TRANSPOSE*2", SIXTEEN),
     ),
     op(
         ("Split",),
         lambda x: ops.add(*ops.split(x, 2, axis=-1)),
         lambda x: ops.add(*ops.split(x, 2, axis=1)),
-        channels=unknown("Split"),
         int16x8=floats("ADD*2 SPLIT*2", SIXTEEN),
     ),
     op(
         ("Tile", "Repeat"),
         lambda x: ops.tile(x, (1, 2, 1, 1)),
         lambda x: ops.repeat(x, 2, axis=1),
-        channels=unknown("Tile"),
         int16x8=floats("TILE*2", SIXTEEN),
     ),
     op(
         ("Flip",),
         lambda x: ops.flip(x, axis=1),
-        channels=unknown("Flip"),
         int8=floats("FULLY_CONNECTED REVERSE_V2"),
         int16x8=floats("REVERSE_V2", SIXTEEN),
     ),
     op(
-        ("Take", "Ravel", "Cast"),
+        ("Take", "Cast"),
         lambda x: ops.take(x, [0, 2], axis=1),
-        lambda x: ops.reshape(ops.ravel(x), (-1, 144)),
+        lambda x: ops.take(x, [3, 0], axis=-1),
         lambda x: ops.cast(x, "float32"),
-        channels=unknown("Take"),
+        int16x8=floats("", SIXTEEN),
+    ),
+    op(
+        ("Ravel",),
+        lambda x: ops.reshape(ops.ravel(x), (-1, 144)),
+        channels=no("joins them with the batch, or an axis of unknown size"),
         int16x8=floats("", SIXTEEN),
     ),
     op(
@@ -112,7 +113,6 @@ ROWS = [
     op(
         ("BroadcastTo",),
         lambda x: ops.broadcast_to(ops.mean(x, axis=1, keepdims=True), (16, 6, 6, 4)),
-        channels=unknown("BroadcastTo"),
         int16x8=floats("BROADCAST_TO", SIXTEEN),
     ),
 ]

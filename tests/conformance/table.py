@@ -20,7 +20,7 @@ from conformance.rows import Row
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class
-from tfopt.core.layers import registry
+from tfopt.core.layers import nodes, registry
 from tfopt.core.layers.registry import layers_named
 from tfopt.core.models.opening import ComposedLayer
 
@@ -44,7 +44,10 @@ WITHOUT: dict[str, list[type]] = {
     "bases of other layers": [*layers_named("Layer", "Wrapper", "Pipeline"), ComposedLayer],
     "a model inside a model: each of its layers counts": [keras.Model],
     "they run code of another framework": layers_named("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"),
-    "its function is not in its config, so it is copied by name or not at all": [kl.Lambda],
+    "they stand in opened layers for weights, constants, sizes, masks and functions": [
+        *(nodes.OwnWeight, nodes.Constant, nodes.Size, nodes.MaskOf, nodes.WithMask),
+        *(nodes.FunctionCall, nodes.MovingCall),
+    ],
     "Keras mixes up its arguments when it is called in a model": [op_class("ConvTranspose")],
     "Keras makes a graph with a cycle of its call": layers_named("Equalization"),
     "it takes bounding boxes, not tensors that a layer reads": layers_named("MaxNumBoundingBoxes"),

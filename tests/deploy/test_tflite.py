@@ -10,6 +10,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import zoo
 from keras import layers as kl
 
@@ -367,3 +368,34 @@ def test_numbers_of_numpy_in_options_and_metadata(tmp_path):
         "binary": True,
     }
     assert file.latency(runs=np.int64(2), warmup=np.int64(0)).runs == 2
+
+
+def text_model():
+    text = kl.TextVectorization(max_tokens=20, output_sequence_length=5, name="words")
+    text.adapt(["a b c"])
+    inputs = keras.Input((), dtype="string")
+    return keras.Model(inputs, kl.Dense(2)(kl.Flatten()(kl.Embedding(20, 3)(text(inputs)))))
+
+
+@pytest.mark.parametrize("data", [None, np.array(["a b", "c"])], ids=["no data", "data"])
+def test_text_is_cut_off_as_the_error_says(data, tmp_path):
+    model, path = text_model(), tmp_path / "model.tflite"
+    with pytest.raises(tfopt.UnsupportedModelError, match="strings into 'words'.*Run 'words' before the file"):
+        tfopt.export_tflite(model, path, data=data)
+    assert not path.exists()
+    tfopt.export_tflite(keras.Model(model.get_layer("words").output, model.outputs), path)
+    words = tf.constant(["a b", "c"])
+    numbers = model.get_layer("words")(words).numpy()
+    np.testing.assert_allclose(tfopt.TFLiteModel(path).predict(numbers), model.predict(words, verbose=0), atol=1e-5)
+
+
+def test_int8_of_a_float_model_sees_all_samples_of_large_batches(tmp_path):
+    """The widest sample stands at the end of a batch of the data set."""
+    model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
+    x = np.random.default_rng(0).random((32, 4)).astype("float32")
+    x[15] = 8
+    outputs = []
+    for data in (x, tf.data.Dataset.from_tensor_slices(x).batch(16)):
+        tfopt.export_tflite(model, tmp_path / "model.tflite", "int8", data=data)
+        outputs.append(tfopt.TFLiteModel(tmp_path / "model.tflite").predict(x))
+    np.testing.assert_array_equal(*outputs)

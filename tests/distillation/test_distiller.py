@@ -10,6 +10,7 @@ from keras import layers as kl
 
 import tfopt
 from tfopt import distillation as td
+from tfopt.core.data.pairs import output_names
 
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -148,7 +149,7 @@ def test_each_of_several_outputs_learns_by_its_own_loss(keys):
     logs = distiller.evaluate(X, of(labels), sample_weight=of(weights), batch_size=8, verbose=0, return_dict=True)
     soft = np.mean(weights[0] * divergence(np.log(mine[0]), np.log(theirs[0]), 1.0))
     number = np.mean(weights[1] * (mine[1] - theirs[1])[:, 0] ** 2)
-    names = [f"{name}_distillation_loss" for name in tfopt.distillation.outputs.output_names(student)]
+    names = [f"{name}_distillation_loss" for name in output_names(student)]
     np.testing.assert_allclose([logs[name] for name in names], [soft, number], rtol=1e-4)
     np.testing.assert_allclose(logs["distillation_loss"], soft + 0.25 * number, rtol=1e-4)
     hard = np.mean(weights[0] * -np.log(mine[0][np.arange(SAMPLES), Y]))

@@ -43,8 +43,8 @@ MATCH = td.FeatureMatching
         ({"alpha": True}, InvalidArgumentError, "`alpha`"),
         ({"temperature": 0}, InvalidArgumentError, "`temperature`"),
         ({"temperature": float("inf")}, InvalidArgumentError, "`temperature`"),
-        ({"teacher": Subclassed()}, UnsupportedModelError, "subclassed"),
-        ({"student": Subclassed()}, UnsupportedModelError, "subclassed"),
+        ({"teacher": Subclassed()}, UnsupportedModelError, "unbuilt Subclassed"),
+        ({"student": Subclassed()}, UnsupportedModelError, "unbuilt Subclassed"),
         ({"teacher": keras.Sequential([kl.Dense(3)])}, UnsupportedModelError, "built"),
         ({"teacher": "resnet"}, UnsupportedModelError, "keras.Model"),
         ({"teacher": []}, InvalidArgumentError, "a list of one or more"),
@@ -87,7 +87,7 @@ def test_bad_arguments_change_nothing(arguments, error, says):
 
 def test_inputs_are_compared_by_name():
     student, teacher = inputs_of({"a": (2,), "b": (2,)}), inputs_of({"a": (2,), "c": (2,)})
-    with pytest.raises(InvalidArgumentError, match="a, b.*a, c"):
+    with pytest.raises(InvalidArgumentError, match="inputs of the same names.*'a'.*'b'.*'a'.*'c'"):
         tfopt.Distiller(student, teacher)
 
 

@@ -1,6 +1,7 @@
 """Cascades against numpy: answers, what is skipped, thresholds, files."""
 
 import keras
+import named
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -363,3 +364,13 @@ def test_files_that_do_not_go_together_are_refused(x, tmp_path):
         export_cascade(classifier(2, 1), tmp_path)
     with pytest.raises(FileError):
         export_cascade(cascade, tmp_path / "nowhere")
+
+
+def test_files_with_inputs_in_another_order_are_asked_by_name(tmp_path):
+    models = [named.net(("image", "meta"), title="one"), named.net(("meta", "image"), title="two")]
+    for model in models:
+        tfopt.export_tflite(model, tmp_path / f"{model.name}.tflite")
+    files = TFLiteCascade([tmp_path / "one.tflite", tmp_path / "two.tflite"], [2.0], from_logits=False)
+    x = named.arrays(("image", "meta"))
+    for inputs in (x, [x[tensor.name] for tensor in files.stages[0].inputs]):
+        np.testing.assert_allclose(files.predict(inputs), models[1].predict(x, verbose=0), atol=1e-5)

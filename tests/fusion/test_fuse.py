@@ -408,7 +408,7 @@ BAD = [
     ([net(4), net(8, activation=None)], {}, tfopt.InvalidArgumentError, "one kind of output"),
     ([zoo.build("shared"), zoo.build("nested")], {"inputs": "separate"}, tfopt.InvalidArgumentError, "fit together"),
     ([zoo.build("shared")] * 2, {"head": kl.Dense(2)}, tfopt.InvalidArgumentError, "one fused output"),
-    ([NETS[0], Own()], {}, tfopt.UnsupportedModelError, "subclassed"),
+    ([NETS[0], Own()], {}, tfopt.UnsupportedModelError, "unbuilt Own"),
     ([NETS[0], keras.Sequential([kl.Dense(4)])], {}, tfopt.UnsupportedModelError, "has to be built"),
     ([NETS[0], "model.keras"], {}, tfopt.UnsupportedModelError, "load_model"),
     ([NETS[0], with_nan()], {}, tfopt.NonFiniteError, "finite"),

@@ -264,3 +264,44 @@ def test_what_litert_would_run_in_float_is_said_before_training(shape, layer, re
         quantized = tfopt.quantize(model)
     assert not isinstance(quantized.get_layer("it"), QuantizedLayer)
     assert "it/output" in ranges(quantized)  # the Dense layer behind it still reads integers
+
+
+def test_ranges_of_frozen_layers_follow_the_data_too(tmp_path):
+    base = keras.Sequential([keras.Input((6, 6, 2)), kl.Conv2D(4, 3), kl.BatchNormalization(), kl.ReLU()], name="base")
+    base.trainable = False
+    inputs = keras.Input((6, 6, 2))
+    model = keras.Model(inputs, kl.Dense(2)(kl.Flatten()(base(inputs, training=False))))
+    x = np.random.default_rng(0).normal(size=(32, 6, 6, 2)).astype("float32")
+    quantized = tfopt.quantize(model)
+    quantized.compile("sgd", "mse")
+    quantized.fit(x, np.zeros((32, 2)), batch_size=32, verbose=0)
+    inside = quantized.get_layer("base")
+    low, high = np.asarray(inside.layers[-1].output_range.weight)
+    assert (low, high) == pytest.approx((0, np.max(base(x))), rel=0.05)
+    for new, old in zip(tfopt.strip(inside).get_weights(), base.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x).path
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "mixed_bfloat16"])
+def test_models_of_other_floats_go_the_whole_road(dtype, tmp_path):
+    layers = [kl.Dense(8, "relu", dtype=dtype), kl.Dense(2, dtype=dtype)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    wanted = np.asarray(model(x), "float32")
+    quantized = tfopt.calibrate(tfopt.quantize(model), x)
+    got = np.asarray(quantized(x), "float32")
+    assert np.abs(got - wanted).mean() < 0.03 * np.ptp(wanted)
+    file = tfopt.TFLiteModel(tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x).path)
+    assert np.abs(file.predict(x) - got).mean() <= 1.5 * file.output_steps()[0]
+    rows = tfopt.compare({"float": model, "int8": file}, (x, wanted.argmax(-1)), verbose=0).rows
+    assert rows[0].scores["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+@pytest.mark.parametrize("verb", ["quantize", "prune", "cluster", "strip", "summary"])
+def test_models_that_keras_has_quantized_are_refused(mode, verb):
+    model = keras.Sequential([keras.Input((8,)), kl.Dense(4), kl.Dense(2)])
+    model.quantize(mode)
+    with pytest.raises(tfopt.UnsupportedModelError, match="quantized by Keras.*before Keras' `quantize`"):
+        getattr(tfopt, verb)(model)

@@ -49,7 +49,7 @@ def cluster(
     clustered model loaded from disk is trained on: `tfopt.cluster(tfopt.load_model(path))`.
 
     Args:
-        model: a built Sequential or Functional model, best a trained one (a tf_keras model is handed to TFMOT's
+        model: a built Keras model, best a trained one (a tf_keras model is handed to TFMOT's
             `cluster_weights`).
         n_clusters: distinct values in each kernel, at least 2, zero among them; or a dict from layer names or globs to
             numbers, which clusters these layers only.
@@ -70,7 +70,7 @@ def cluster(
 
     Raises:
         InvalidArgumentError: an argument out of range, or an unknown layer name.
-        UnsupportedModelError: a subclassed or unbuilt model, or one that is quantized already.
+        UnsupportedModelError: an unbuilt model, or one that is no graph, or one that is quantized already.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no kernel to cluster, or clustered already.
 
@@ -94,7 +94,7 @@ def cluster(
     kernels = _kernels(graph, selection, n_clusters)
     check_finite(graph)
     clustered = rewrite(graph).model
-    copies = counterparts(model, clustered, [kernel.variable for kernel in kernels])
+    copies = counterparts(graph.model, clustered, [kernel.variable for kernel in kernels])
     generator = np.random.default_rng(seed)
     with progress("Clustering kernels", len(kernels), verbose) as done:
         for kernel, copy in zip(kernels, copies, strict=True):

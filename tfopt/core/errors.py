@@ -29,7 +29,7 @@ class InvalidArgumentError(TfoptError):
 
 
 class UnsupportedModelError(TfoptError):
-    """The model is not one tfopt can read: subclassed, unbuilt or not a Keras model."""
+    """The model is not one tfopt can read: unbuilt, no Keras model, or code that is no graph."""
 
 
 class NothingToDoError(TfoptError):

@@ -1,26 +1,39 @@
 """The few places where Keras 3 has no public way. Everything private that tfopt touches stands here."""
 
 import contextlib
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src import ops as keras_ops
 from keras.src.activations import activations
 from keras.src.applications import convnext, inception_resnet_v2
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import StatelessScope
-from keras.src.backend.common.variables import initialize_all_variables
+from keras.src.backend.common.variables import initialize_all_variables, register_uninitialized_variable
 from keras.src.models.functional import Functional, functional_like_constructor
-from keras.src.ops.node import Node
+from keras.src.ops.node import KerasHistory, Node
+from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.trainers.compile_utils import MetricsList
+from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
 
 __all__ = [
     "Functional",
+    "KerasSaveable",
+    "MeansToLower",
     "Node",
+    "TrackedDict",
+    "TrackedList",
+    "TrackedOrderedDict",
+    "TrackedSet",
+    "Tracker",
     "application_layer",
     "call_in",
     "children",
     "compile_options",
+    "compiled_again",
     "compiled_loss",
     "create_values",
     "flat_inputs",
@@ -28,13 +41,19 @@ __all__ = [
     "functional_like_constructor",
     "functional_of",
     "has_graph",
+    "history_within",
+    "inner_nodes",
     "input_names",
     "label_loss",
     "logits_behind",
     "mask_of",
     "moving_average_of",
     "name_counts",
+    "new_variable_like",
+    "only_own_values",
     "op_class",
+    "own_state",
+    "retrack",
     "running_apply",
     "set_mask",
     "set_value",
@@ -42,6 +61,7 @@ __all__ = [
     "tensor_of",
     "topological_nodes",
     "track_loss",
+    "unmade",
     "updates_done",
     "values_come_later",
 ]
@@ -116,7 +136,9 @@ def values_come_later(*ops: keras.Operation) -> contextlib.AbstractContextManage
 def set_value(variable: keras.Variable, source: keras.Variable | np.ndarray) -> None:
     """Gives `variable` the value of `source`, as its first value if it has none yet."""
     if variable._value is None:
-        variable._initializer = lambda shape, dtype: source if isinstance(source, np.ndarray) else tensor_of(source)
+        variable._initializer = lambda shape, dtype: tf.cast(
+            source if isinstance(source, np.ndarray) else tensor_of(source), dtype
+        )
     else:
         variable.assign(source)
 
@@ -129,6 +151,98 @@ def tensor_of(variable: keras.Variable) -> Any:
 def create_values() -> None:
     """Creates the values of all variables built within `values_come_later`."""
     initialize_all_variables()
+
+
+@contextlib.contextmanager
+def only_own_values() -> Iterator[None]:
+    """Inside, `create_values` creates those of variables built inside; what has none at the end is forgotten.
+
+    Keras keeps one list of variables without values for the whole process, and fails on it again and again.
+    """
+    before = global_state.get_global_attribute("uninitialized_variables", [])
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", before)
+
+
+def new_variable_like(variable: keras.Variable) -> keras.Variable:
+    """A variable like another, without regularizer and constraint; `create_values` gives it the same value."""
+    made = object.__new__(type(variable))
+    state = {name: value for name, value in vars(variable).items() if not name.startswith("_self_")}
+    vars(made).update({**state, "_value": None, "_regularizer": None, "_constraint": None})
+    set_value(made, variable)
+    register_uninitialized_variable(made)
+    return made
+
+
+def compiled_again(function: Any, python_function: Any) -> Any:
+    """What `tf.function` makes of another function, with the options of one that exists and nothing that it traced."""
+    return function._clone(python_function)
+
+
+# How a layer is taken apart.
+
+_WRAPPED = ("build", "quantize")  # methods that Keras wraps in each layer anew
+_COMPILED = {
+    **dict.fromkeys(["optimizer", "loss", "train_function", "test_function", "predict_function"]),
+    **dict.fromkeys(["_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker"]),
+    "compiled": False,
+}
+
+
+def unmade(kind: type) -> Any:
+    """An object of a class, without attributes and before its `__init__`."""
+    if not issubclass(kind, keras.layers.Layer):
+        return object.__new__(kind)
+    made = keras.layers.Layer.__new__(kind)
+    wrapped = {name: vars(made)[name] for name in _WRAPPED}
+    vars(made).clear()
+    vars(made).update(wrapped)
+    return made
+
+
+def own_state(value: KerasSaveable, nodes: Container[int]) -> dict[str, Any]:
+    """The attributes of a layer, op, metric or loss, to give to another of its class.
+
+    Calls that made a graph are left out, but for `nodes`, by id; so is what `compile` gave to a model.
+    """
+    state = {name: part for name, part in vars(value).items() if name not in _WRAPPED}
+    for name in ("_inbound_nodes", "_outbound_nodes"):
+        if name in state:
+            state[name] = [node for node in state[name] if id(node) in nodes]
+    if "_losses" in state:
+        state.update(_losses=[], _loss_ids=set())
+    if isinstance(value, keras.Model):
+        state.update((name, empty) for name, empty in _COMPILED.items() if name in state)
+        links = state.get("_self_unconditional_checkpoint_dependencies", ())
+        state["_self_unconditional_checkpoint_dependencies"] = [link for link in links if link.name != "optimizer"]
+        names = state.get("_self_unconditional_dependency_names", {})
+        state["_self_unconditional_dependency_names"] = {k: v for k, v in names.items() if k != "optimizer"}
+    return state
+
+
+def inner_nodes(op: Any) -> list[Node]:
+    """The calls within the graphs of the models inside a layer."""
+    models = [layer for layer in sublayers(op) if isinstance(layer, keras.Model) and has_graph(layer)]
+    return [node for model in models for node in functional_of(model)._nodes]
+
+
+def history_within(tensor: keras.KerasTensor, nodes: Container[int]) -> KerasHistory | None:
+    """Where a symbolic tensor comes from, counted among some nodes only; None if from another."""
+    history: Any = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    calls = history.operation._inbound_nodes
+    if id(calls[history.node_index]) not in nodes:
+        return None
+    return history._replace(node_index=sum(id(node) in nodes for node in calls[: history.node_index]))
+
+
+def retrack(tracker: Tracker) -> None:
+    """Makes a copied tracker know what is in its stores: it goes by the ids of objects."""
+    tracker.stored_ids = {name: set(map(id, store)) for name, (_, store) in tracker.config.items()}
 
 
 def running_apply() -> Any:
@@ -214,6 +328,23 @@ def label_loss(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> A
 def track_loss(model: keras.Model, loss: Any, batch_size: Any) -> None:
     """Adds the loss of a batch to what the logs show as `loss`."""
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+
+class MeansToLower(MetricsList):
+    """Means in the logs of a model, of which callbacks know that lower is better, as they know it of a loss.
+
+    Args:
+        names: in the logs.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__([keras.metrics.Mean(name=name) for name in names], name="means_to_lower")
+        for mean in self.metrics:
+            mean._direction = "down"
+
+    def result(self) -> dict[str, Any]:
+        """Name -> mean."""
+        return self.get_result()
 
 
 def forget_compilation(model: keras.Model) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 Data: TypeAlias = Any
-"""Samples, with labels where they are needed: arrays, `(x, y)`, a `tf.data.Dataset`, or an iterable of batches."""
+"""Samples as `fit` takes them: x, `(x, y)` or `(x, y, sample_weights)` of arrays, lists or dicts of arrays, or a
+`tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches of that form."""
 
 Metric: TypeAlias = Any
 """A name, a `keras.metrics.Metric`, or a function `(y_true, y_pred) -> float`."""

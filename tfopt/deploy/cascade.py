@@ -14,12 +14,13 @@ import numpy as np
 from tfopt.core.checks import Range, as_numbers, shown
 from tfopt.core.data.cascades import in_turn
 from tfopt.core.data.metrics import score
+from tfopt.core.data.pairs import paired
 from tfopt.core.errors import FileError, InvalidArgumentError
 from tfopt.core.models.fingerprints import model_fingerprint
 from tfopt.core.models.graph import read
 from tfopt.deploy.records import Export
 from tfopt.deploy.runner import TFLiteModel
-from tfopt.deploy.tensors import checked_inputs
+from tfopt.deploy.tensors import as_inputs, checked_inputs
 from tfopt.deploy.tflite import export_tflite
 
 _KEY = "cascade"  # of the metadata
@@ -144,8 +145,14 @@ class TFLiteCascade:
         return score(y, self.predict(x, batch_size), metrics)
 
     def _answers(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        runs = [partial(stage.predict, batch_size=batch_size) for stage in self.stages]
-        return in_turn(checked_inputs(x, self.stages[0].inputs), runs, self.thresholds, self.from_logits)
+        first = self.stages[0]
+
+        def run(arrays: list[np.ndarray], stage: TFLiteModel) -> np.ndarray:
+            order = paired(as_inputs(first.inputs), as_inputs(stage.inputs), "the first file", "a later one")
+            return stage.predict([arrays[place] for place in order], batch_size=batch_size)
+
+        runs = [partial(run, stage=stage) for stage in self.stages]
+        return in_turn(checked_inputs(x, first.inputs), runs, self.thresholds, self.from_logits)
 
 
 def _written(stages: Sequence[TFLiteModel]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from tfopt.core.checks import Range, as_choice, as_count, as_number
-from tfopt.core.errors import FileError, InvalidArgumentError
+from tfopt.core.errors import FileError, InvalidArgumentError, UnsupportedModelError
+from tfopt.core.models.graph import Graph
 from tfopt.deploy.convert import IO_TYPES
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
@@ -69,11 +70,25 @@ def check_comparison(compare_with: Any, min_sqnr_db: Any, signatures: list[str])
         )
 
 
+def check_numbers(graph: Graph) -> None:
+    """Raises for a model that takes text, naming the layers that read it."""
+    texts = [tensor for tensor in graph.inputs if tensor.dtype == "string"]
+    if texts:
+        calls = [call for tensor in texts for call in graph.consumers(tensor)]
+        layers = ", ".join(f"'{call.op.name}'" for call in calls)
+        raise UnsupportedModelError(
+            "The inputs of a .tflite must be numbers: LiteRT has no operations on strings.",
+            received=f"strings into {layers} of '{graph.model.name}'",
+            fix=f"Run {layers} before the file, and export what stands behind, from the numbers on: "
+            "`keras.Model(model.get_layer(name).output, model.outputs)`.",
+        )
+
+
 def check_shapes(model: keras.Model) -> None:
     """Raises for a model whose inputs leave a size free beside the batch."""
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         raise InvalidArgumentError(
             "A .tflite has fixed shapes: each input dimension but the batch has to be known.",
             received=", ".join(f"{tensor.name}: {tuple(tensor.shape)}" for tensor in model.inputs),
-            fix="Build the model with a full input shape and load the weights into it.",
+            fix="Pass `input_shapes=`, or `data` of that size.",
         )

@@ -135,8 +135,10 @@ def _representative(model: keras.Model, data: Any, batch_size: int) -> Callable[
 
     def batches() -> Iterator[list[np.ndarray]]:
         for batch in input_batches(model, data, batch_size=batch_size, limit=max(CALIBRATED_ON, batch_size)):
-            rows = np.resize(np.arange(len(batch[0])), batch_size)  # the last batch starts over where it falls short
-            yield [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
+            for start in range(0, len(batch[0]), batch_size):  # the user's batches may be larger
+                rows = np.arange(start, min(start + batch_size, len(batch[0])))
+                rows = np.resize(rows, batch_size)  # the last ones start over where they fall short
+                yield [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
 
     return batches
 

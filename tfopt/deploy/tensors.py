@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt.core.data.inputs import Input
 from tfopt.core.errors import InvalidArgumentError
 
 
@@ -63,6 +64,11 @@ def checked_inputs(x: Any, specs: tuple[Tensor, ...]) -> list[np.ndarray]:
             received=", ".join(f"{len(array)} in '{spec.name}'" for array, spec in zip(arrays, specs, strict=True)),
         )
     return arrays
+
+
+def as_inputs(specs: tuple[Tensor, ...]) -> list[Input]:
+    """What a file takes, to be held against the inputs of models."""
+    return [Input(spec.name, spec.shape, spec.dtype, (spec.name,)) for spec in specs]
 
 
 def dequantized(values: np.ndarray, spec: Tensor) -> np.ndarray:

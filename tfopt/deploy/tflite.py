@@ -13,21 +13,24 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.data.inputs import inputs_of
 from tfopt.core.errors import ExportError, FileError, InvalidArgumentError
 from tfopt.core.files import check_writable, write_whole
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import check_ranges, fake_quantized
-from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.graph import Graph, check_finite, read, with_graph
 from tfopt.core.models.loading import load_model
 from tfopt.core.models.rewrite import computes_in_16_bits
 from tfopt.core.types import Data
-from tfopt.deploy.checks import Options, check_comparison, check_name, check_shapes
+from tfopt.deploy.checks import Options, check_comparison, check_name, check_numbers, check_shapes
 from tfopt.deploy.convert import convert, kind_of
 from tfopt.deploy.flatbuffer.assembly import assemble
 from tfopt.deploy.flatbuffer.metadata import all_metadata, checked_metadata
 from tfopt.deploy.records import Check, Difference, Export
 from tfopt.deploy.runner import TFLiteModel
-from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for
+from tfopt.deploy.sizes import sized
+from tfopt.deploy.tensors import as_inputs
+from tfopt.deploy.verify import Samples, checked, differences, file_predictions, predictions, samples_for, samples_of
 from tfopt.interop import tfmot
 
 # Mean absolute difference from the Keras model, as a fraction of the mean absolute deviation of its outputs. The last
@@ -55,6 +58,7 @@ def export_tflite(
     input_type: str = "float32",
     output_type: str = "float32",
     batch_size: int | None = 1,
+    input_shapes: Any = None,
     sparse: bool | str = "auto",
     tolerance: float | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -81,6 +85,8 @@ def export_tflite(
         input_type, output_type: `"float32"`, or `"int8"` or `"uint8"` for an int8 file; inputs and outputs that are
             integers in the model, as tokens are, stay what they are.
         batch_size: samples that the file takes at a time; None leaves it free, for the interpreter to resize.
+        input_shapes: sizes that the model leaves open, as of `keras.Input((None, None, 3))`: `{input name: shape}`, or
+            the shape of an only input, the batch left out. By default they are those of `data`.
         sparse: `"auto"` stores pruned kernels in LiteRT's sparse encoding where the file gets smaller by it; True and
             False force it.
         tolerance: highest mean absolute difference of the outputs, as a fraction of the mean absolute deviation of
@@ -110,6 +116,7 @@ def export_tflite(
         >>> export.quantization, export.mean_difference <= export.tolerance
         ('none', True)
     """
+    model = with_graph(model)
     target = check_writable(path)
     check_name(target)
     options = Options.of(quantization, (input_type, output_type), batch_size, sparse, tolerance)
@@ -119,7 +126,8 @@ def export_tflite(
     check_comparison(compare_with, min_sqnr_db, signatures)
     of_each = partial(_of_signature, signatures=signatures)
     parts = [
-        _part(name, each, of_each(data, name), of_each(compare_with, name), options) for name, each in models.items()
+        _part(name, each, of_each(data, name), of_each(compare_with, name), of_each(input_shapes, name), options)
+        for name, each in models.items()
     ]
     content, encoded = _assembled(parts, options, metadata)
     checks, compared = zip(*(_verified(part, content, len(parts) > 1, options) for part in parts), strict=True)
@@ -146,10 +154,13 @@ class _Part:
     fraction: float
 
 
-def _part(signature: str, model: Any, data: Any, compare_with: Any, options: Options) -> _Part:
+def _part(signature: str, model: Any, data: Any, compare_with: Any, input_shapes: Any, options: Options) -> _Part:
     graph = None if tfmot.is_tf_keras_model(model) else read(model)
     if graph is not None:
+        graph = sized(graph, input_shapes, data)
+        model = graph.model
         check_finite(graph)
+        check_numbers(graph)
         check_shapes(model)
         check_ranges(graph)
     kind = _resolve(model, graph, options.quantization)
@@ -217,9 +228,10 @@ def _outputs_of(other: Any, samples: Samples, expected: dict[str, np.ndarray]) -
     if isinstance(other, (str, os.PathLike)):
         other = TFLiteModel(other) if Path(other).suffix == ".tflite" else load_model(other)
     if isinstance(other, TFLiteModel):
-        outputs = file_predictions(other, samples)
+        outputs = file_predictions(other, samples_of(as_inputs(other.inputs), samples))
     else:
-        inputs = [tuple(tensor.shape[1:]) for tensor in (other if legacy else read(other).model).inputs]
+        samples = samples if legacy else samples_of(inputs_of(read(other).model), samples)
+        inputs = [tuple(tensor.shape[1:]) for tensor in other.inputs]
         if inputs != [array.shape[1:] for array in samples.values()]:
             raise InvalidArgumentError(
                 "`compare_with` has to take the inputs of the model.",

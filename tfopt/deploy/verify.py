@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.data.batches import input_batches
+from tfopt.core.data.inputs import Input
+from tfopt.core.data.pairs import paired
 from tfopt.core.errors import ExportError
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fake_quantized import FakeQuantized
@@ -34,6 +37,18 @@ def samples_for(model: Any, data: Any, legacy: bool, limit: int) -> Samples:
     return {
         name: _random_input(model, name, tensor, generator) for name, tensor in zip(names, model.inputs, strict=True)
     }
+
+
+def samples_of(inputs: Sequence[Input], samples: Samples) -> Samples:
+    """The samples by the names of another model's inputs, in its order.
+
+    Raises:
+        InvalidArgumentError: neither names nor shapes tell which input is which.
+    """
+    own = [Input(name, (None, *array.shape[1:]), str(array.dtype)) for name, array in samples.items()]
+    order = paired(own, inputs, "model", "compare_with")
+    arrays = list(samples.values())
+    return {each.name: arrays[place] for each, place in zip(inputs, order, strict=True)}
 
 
 def input_ranges(model: Any) -> dict[str, tuple[float, float]]:

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.data.batches import Batch, as_inputs
+from tfopt.core.data.inputs import Input, inputs_of
+from tfopt.core.data.pairs import paired
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import compiled_loss, functional_of
 from tfopt.core.models.fingerprints import computation_fingerprint, fingerprint
@@ -26,7 +28,7 @@ class Answers:
     """Runs one teacher or several on batches. Nothing runs before the first.
 
     Args:
-        teacher: a built Sequential or Functional model or a list of them.
+        teacher: a built Keras model or a list of them.
         teacher_weights: as for `Distiller`.
         layers: paths of the features to give too.
         dtype: "float16" or "float32".
@@ -116,11 +118,21 @@ def _checked_models(teacher: Any) -> list[keras.Model]:
         raise InvalidArgumentError("There has to be a teacher.", received=repr(teacher))
     for model in models:
         check_finite(read(model))
-    inputs = [keras.tree.map_structure(lambda t: (tuple(t.shape), t.dtype), functional_of(m).input) for m in models]
-    for other in inputs[1:]:
-        if other != inputs[0]:
-            raise InvalidArgumentError("Several teachers get the same inputs.", received=f"{inputs[0]}, then {other}")
+    first = inputs_of(models[0])
+    for model in models[1:]:
+        others = inputs_of(model)
+        order = paired(first, others, models[0].name, model.name) if len(first) == len(others) else []
+        if not order or any(_kind(first[place]) != _kind(own) for place, own in zip(order, others, strict=True)):
+            raise InvalidArgumentError(
+                "Several teachers must get the same inputs.",
+                received=f"{', '.join(map(str, first))} of '{models[0].name}', {', '.join(map(str, others))} of "
+                f"'{model.name}'",
+            )
     return models
+
+
+def _kind(own: Input) -> tuple:
+    return own.shape, own.dtype
 
 
 def _tasks(teachers: Teachers) -> list[Task | None]:

@@ -9,13 +9,14 @@ from typing import Any
 import keras
 
 from tfopt.core.checks import POSITIVE, Range, as_number
+from tfopt.core.data.inputs import inputs_of
+from tfopt.core.data.pairs import output_names, paired
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import functional_of
 from tfopt.core.models.graph import check_finite, read
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.features import feature_calls, feature_shape
 from tfopt.distillation.loss_layers.base import FEATURES, DistillationLoss
-from tfopt.distillation.outputs import has_keys, output_index, output_names, output_shapes
+from tfopt.distillation.outputs import has_keys, output_index, output_shapes
 from tfopt.distillation.plan import Objective
 from tfopt.distillation.shapes import fits
 from tfopt.distillation.taught import Taught
@@ -128,8 +129,8 @@ def check_same_outputs(student: keras.Model, teachers: Teachers) -> None:
             received=f"outputs {names} of the student, {teachers.names} of the teacher",
             fix="Name outputs alike, as keys of a dict, or pass `losses=[SoftTargets(output='...')]`.",
         )
-    for name, mine, theirs in zip(names, output_shapes(student), teachers.shapes, strict=True):
-        _check_shapes(name, mine, theirs)
+    for name, mine, place in zip(names, output_shapes(student), teachers.places(student), strict=True):
+        _check_shapes(name, mine, teachers.shapes[place])
 
 
 def _between_layers(loss: DistillationLoss, name: str, student: keras.Model, teachers: Teachers | None) -> Objective:
@@ -158,9 +159,11 @@ def _between_outputs(
         return [Objective(loss, name, outputs=(mine, place))]
     if len(names) == 1 and len(theirs) == 1:
         return [Objective(loss, name, outputs=(0, 0))]
+    places = list(range(len(names)))
     if teachers is not None:
         check_same_outputs(student, teachers)
-    return [Objective(loss, f"{output}_{name}", outputs=(i, i)) for i, output in enumerate(names)]
+        places = teachers.places(student)
+    return [Objective(loss, f"{names[i]}_{name}", outputs=(i, place)) for i, place in enumerate(places)]
 
 
 def _log_names(losses: Sequence[DistillationLoss]) -> list[str]:
@@ -206,22 +209,13 @@ def _with_temperature(loss: DistillationLoss, temperature: float) -> Distillatio
 
 
 def _check_inputs(student: keras.Model, teacher: keras.Model) -> None:
-    mine, theirs = ([tuple(t.shape) for t in functional_of(model).inputs] for model in (student, teacher))
-    fits = len(mine) == len(theirs) and all(
-        len(a) == len(b) and all(None in pair or pair[0] == pair[1] for pair in zip(a, b, strict=True))
-        for a, b in zip(mine, theirs, strict=True)
+    mine, theirs = inputs_of(student), inputs_of(teacher)
+    if len(mine) == len(theirs):
+        order = paired(mine, theirs, student.name, teacher.name)
+        if all(fits(mine[place].shape, own.shape) for place, own in zip(order, theirs, strict=True)):
+            return
+    raise InvalidArgumentError(
+        "Student and teacher must take the same inputs.",
+        received=f"{', '.join(map(str, mine))} of the student, {', '.join(map(str, theirs))} of '{teacher.name}'",
+        fix="Put what resizes or converts, such as `keras.layers.Resizing`, into one of the models.",
     )
-    names = [
-        sorted(model.input) if isinstance(model.input, dict) else None
-        for model in (functional_of(student), functional_of(teacher))
-    ]
-    if not fits or (None not in names and names[0] != names[1]):
-        raise InvalidArgumentError(
-            "Student and teacher must take the same inputs.",
-            received=f"{_described(names[0], mine)} of the student, {_described(names[1], theirs)} of '{teacher.name}'",
-            fix="Put what resizes or converts, such as `keras.layers.Resizing`, into one of the models.",
-        )
-
-
-def _described(names: list[str] | None, shapes: list[tuple]) -> str:
-    return f"{', '.join(names)}: {shapes}" if names else str(shapes)

@@ -12,7 +12,10 @@ import tensorflow as tf
 
 from tfopt.core.checks import as_choice, as_count, as_names, as_seed
 from tfopt.core.data.batches import Batch, paired_batches, whole_batch
+from tfopt.core.data.inputs import inputs_of, is_numbered
+from tfopt.core.data.pairs import names_its_outputs, output_names
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.core.models.graph import with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data
 from tfopt.distillation.answers import Answers, columns_of, names_in
@@ -41,7 +44,7 @@ def cache_teacher(
     a random data set gives while the cache is made is kept, and is then the same in every epoch.
 
     Args:
-        teacher: a built Sequential or Functional model, which runs as in `predict`; or a list of them, of which the
+        teacher: a built Keras model, which runs as in `predict`; or a list of them, of which the
             mean of the probabilities is kept.
         data: `x`, `(x, y)` or `(x, y, sample_weights)` of arrays, lists or dicts of arrays, which are not copied; or a
             `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterator of batches of that form, whose samples are kept
@@ -74,6 +77,7 @@ def cache_teacher(
         >>> tuple(taught.inputs.shape), tuple(taught.outputs.shape), tuple(y.shape), len(cache)
         ((64, 2), (64, 3), (64,), 2)
     """
+    teacher = with_graph(teacher)
     layers = sorted(set(as_names("layers", layers, what="a path of a layer or a list of them")))
     dtype = as_choice("dtype", dtype, ("float16", "float32"))
     batch_size, seed = as_count("batch_size", batch_size), as_seed(seed)
@@ -93,7 +97,8 @@ def cache_teacher(
     tables = [store.finish()] if whole is None else [MemoryTable(columns_of(_given(whole))), store.finish()]
     names = {part: names_in(part, structure) for part, structure in {**_given(batch), **answers.structure}.items()}
     labels = [names[part] for part in ("targets", "weights") if part in names]
-    element = Taught(names["inputs"], names["outputs"], names["features"]), *labels
+    inputs, outputs = _by_name(names["inputs"], names["outputs"], answers.model)
+    element = Taught(inputs, outputs, names["features"]), *labels
     return TeacherCache(Feed(tables, batch_size, shuffle, seed), element)
 
 
@@ -182,6 +187,16 @@ def _add(store: _Memory | ShardFolder, batch: Batch, answers: Answers, is_whole:
     """Adds the answers; the samples too, unless they are at hand as whole arrays."""
     kept = {} if is_whole else columns_of(_given(batch))
     store.add(list(kept.values()) or batch.inputs, lambda: {**kept, **answers(batch)})
+
+
+def _by_name(inputs: Any, outputs: Any, teacher: keras.Model) -> tuple[Any, Any]:
+    """Several inputs and outputs as dicts where the teacher has names for all: the student may have another order."""
+    keys = [own.name for own in inputs_of(teacher)]
+    if isinstance(inputs, tuple) and len(inputs) == len(keys) and not any(map(is_numbered, keys)):
+        inputs = dict(zip(keys, inputs, strict=True))
+    if isinstance(outputs, tuple) and len(outputs) == len(teacher.outputs) and names_its_outputs(teacher):
+        outputs = dict(zip(output_names(teacher), outputs, strict=True))
+    return inputs, outputs
 
 
 def _given(batch: Batch) -> dict[str, Any]:

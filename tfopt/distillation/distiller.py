@@ -11,6 +11,7 @@ from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
 from tfopt.core.keras_internals import forget_compilation, functional_of, label_loss, sublayers, track_loss
+from tfopt.core.models.graph import with_graph
 from tfopt.distillation import arguments
 from tfopt.distillation.cache import TeacherCache
 from tfopt.distillation.plan import Answer, replicas
@@ -44,7 +45,7 @@ class Distiller(SavedWithTeacher):
     weights alone, those of `BackupAndRestore` and `ModelCheckpoint(save_weights_only=True)`, leave the teacher out.
 
     Args:
-        student: a built Sequential or Functional model, which is trained in place; also one of `prune` or `quantize`.
+        student: a built Keras model, which is trained in place; also one of `prune` or `quantize`.
         teacher: another one, of the same inputs; a list of them, whose probabilities are averaged; the student itself,
             of which a copy then teaches (born-again networks); or None, to fit what `cache_teacher` gives. A teacher
             that shares weights with the student is copied too.
@@ -89,9 +90,10 @@ class Distiller(SavedWithTeacher):
         name: str = "distiller",
     ):
         alpha, temperature = arguments.checked_numbers(alpha, temperature)
+        student, teacher = with_graph(student), with_graph(teacher)
         models = arguments.teaching_models(student, teacher)
         arguments.check_weights(teacher_weights, models)
-        teachers = Teachers(models, teacher_weights) if models else None
+        teachers = Teachers(models, teacher_weights, like=student) if models else None
         given = None if losses is None else arguments.checked_losses(losses, temperature)
         found = arguments.objectives(given or [], student, teachers)
         if given is None and teachers is not None:
@@ -259,7 +261,7 @@ class Distiller(SavedWithTeacher):
     def metrics(self) -> list:
         """What the logs show."""
         trackers = getattr(self, "_trackers", None)
-        return [*super().metrics, *(trackers.means.values() if trackers else [])]
+        return [*super().metrics, *([trackers.metric] if trackers else [])]
 
     @property
     def output_names(self) -> list[str]:

@@ -21,7 +21,7 @@ def observed(model: keras.Model, paths: Iterable[str], outputs: bool = True, fol
     Layers on which nothing of this depends do not run.
 
     Args:
-        model: a built Sequential or Functional model; it is not touched.
+        model: a built Keras model; it is not touched.
         paths: names of layers and ops, those of nested models as `"backbone/block3/relu"`. Of one that is called
             several times, the call is named too, counted from 0: `"tower:1"`, `"tower:1/relu"`.
         outputs: False for features alone, with None for the outputs.

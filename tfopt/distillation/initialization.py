@@ -36,9 +36,9 @@ def init_from(student: keras.Model, teacher: keras.Model, *, by: str = "auto", v
     counterpart) keep their own initialisation.
 
     Args:
-        student: a built Sequential or Functional model. Pruning masks hold on the weights taken, a quantized model
+        student: a built Keras model. Pruning masks hold on the weights taken, a quantized model
             keeps its activation ranges. Clusters are found anew at the first update.
-        teacher: a built Sequential or Functional model; of a quantized one the float weights count.
+        teacher: a built Keras model; of a quantized one the float weights count.
         by: how layers find their counterpart, which is of the same class. `"name"`: by their path. `"order"`: by the
             order of computation and, where there are blocks too many, every k-th. `"auto"`: by name those that the user
             has named and that the teacher does not repeat, the rest by order.
@@ -50,7 +50,7 @@ def init_from(student: keras.Model, teacher: keras.Model, *, by: str = "auto", v
 
     Raises:
         InvalidArgumentError: for an unknown `by`.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights of the teacher.
         NothingToDoError: no layer of the student can take anything.
 

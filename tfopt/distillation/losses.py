@@ -1,8 +1,8 @@
 """Losses between the outputs of a student and of its teacher: tensors in, one loss a sample out, shape (batch,).
 
 All is computed in float32, whatever comes in. Positions inside a sample, as the pixels of a segmentation or the steps
-of a sequence, are averaged; a mask (batch, ...) leaves positions out. Logits may be log-probabilities as well, as a
-softmax does not see the difference, and may be infinite.
+of a sequence, are averaged. A mask (batch, ...) of booleans leaves positions out, one of numbers weighs them. Logits
+may be log-probabilities as well, as a softmax does not see the difference, and may be infinite.
 """
 
 from __future__ import annotations

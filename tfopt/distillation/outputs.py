@@ -11,21 +11,6 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
 
 
-def output_names(model: keras.Model) -> list[str]:
-    """Names of the outputs in flat order: the keys of a dict, else those of the layers that give them.
-
-    Example:
-        >>> x = keras.Input((2,))
-        >>> y = {"b": keras.layers.Dense(1)(x), "a": keras.layers.Dense(1)(x)}
-        >>> output_names(keras.Model(x, y))
-        ['a', 'b']
-    """
-    functional = functional_of(model)
-    if isinstance(functional.output, dict):
-        return ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(functional.output)]
-    return list(functional.output_names)
-
-
 def has_keys(model: keras.Model) -> bool:
     """True if the outputs are a dict, whose keys say which is which; else their order does."""
     return isinstance(functional_of(model).output, dict)

@@ -11,13 +11,16 @@ import tensorflow as tf
 from keras import ops
 
 from tfopt.core.data.outputs import OutputKind
+from tfopt.core.data.pairs import output_names
 from tfopt.core.errors import InvalidArgumentError
+from tfopt.distillation.asked import Asked
 from tfopt.distillation.features import observed
 from tfopt.distillation.loss_layers.base import LOGITS, DistillationLoss
-from tfopt.distillation.outputs import output_names, part_of
+from tfopt.distillation.outputs import part_of
 from tfopt.distillation.scores import OF_CLASSES, Task, task_of_kind, to_scores, to_values
 from tfopt.distillation.taught import Taught
 from tfopt.distillation.teachers import Teachers
+from tfopt.distillation.weighting import mean_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +71,12 @@ class Plan:
         self.reads_outputs = compares or any(objective.outputs for objective in objectives)
         self.teacher_paths = sorted({path for _, path in pairs})
         self._student = observed(student, {path for path, _ in pairs}) if pairs else None
-        self._plain = student
+        self._plain, self._asked = student, Asked(student)
 
     def ask(self, inputs: Any, training: bool) -> Answer:
         """One run of the student."""
         features: dict[str, Any] = {}
+        inputs = self._asked.of(self._plain, inputs)
         if self._student is None:
             outputs = self._plain(inputs, training=training)
         else:
@@ -105,7 +109,7 @@ class Plan:
                 student, teacher = self._features(*(objective.layers or ("", "")), answer, taught)
                 own, sample_weight = labels, _shared(weights)
             more = {"labels": own} if objective.loss.takes_labels else {}
-            means.append(_mean(objective.loss(student, teacher, **more), sample_weight))
+            means.append(mean_loss(objective.loss, student, teacher, sample_weight, **more))
         return means
 
     def weighted(self, losses: Sequence[Any]) -> Any:
@@ -113,8 +117,11 @@ class Plan:
         return sum(objective.loss.weight * loss for objective, loss in zip(self.objectives, losses, strict=True))
 
     def teacher_scores(self, taught: Taught) -> list:
-        """The teacher's outputs, flat, as float32 logits or numbers."""
-        return [ops.cast(values, "float32") for values in keras.tree.flatten(taught.outputs)]
+        """The teacher's outputs, flat, as float32 logits or numbers; cached ones in the order of their names."""
+        names, outputs = self.names if self.teachers is None else self.teachers.names, taught.outputs
+        if isinstance(outputs, dict) and set(outputs) == set(names):
+            outputs = [outputs[name] for name in names]
+        return [ops.cast(values, "float32") for values in keras.tree.flatten(outputs)]
 
     def _features(self, mine: str, theirs: str, answer: Answer, taught: Taught) -> tuple[Any, Any]:
         if theirs not in taught.features:
@@ -150,14 +157,6 @@ class Plan:
 def replicas() -> int:
     """Over how many replicas a batch is shared out: each takes its part of the mean."""
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _mean(losses: Any, weights: Any) -> Any:
-    """Mean over the batch of the losses (batch,) times the weights, as Keras takes it: divided by the batch."""
-    if weights is not None:
-        weights = ops.cast(weights, "float32")
-        losses = losses * ops.mean(ops.reshape(weights, (ops.shape(weights)[0], -1)), -1)
-    return ops.mean(losses)
 
 
 def _shared(weights: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from tfopt.core.data.outputs import OutputKind, output_kinds
+from tfopt.core.data.pairs import output_names, paired_outputs
 from tfopt.core.keras_internals import compiled_loss
 from tfopt.distillation.choice import chosen_loss, task_of
-from tfopt.distillation.outputs import output_names, part_of
+from tfopt.distillation.outputs import part_of
 from tfopt.distillation.plan import Objective, Plan
 from tfopt.distillation.scores import task_of_kind
 from tfopt.distillation.teachers import Teachers
@@ -42,7 +43,8 @@ def planned(
     names, kinds = output_names(student), output_kinds(student)
     taught = [] if teachers is None else teachers.kinds
     _warn_of_undeclared(given or [], kinds, taught)
-    taught = [taught[i] if i < len(taught) else None for i in range(len(names))]
+    places = list(range(len(names))) if teachers is None else teachers.places(student)
+    taught = [taught[place] if place < len(taught) else None for place in places]
     losses = [_label_loss(loss, i, student, teachers) for i in range(len(names))]
     found = list(given or [])
     if given is None:
@@ -51,7 +53,7 @@ def planned(
             chosen = chosen_loss(
                 kinds[i], taught[i], losses[i], temperature, weight=1.0 if weight is None else weight, name=name
             )
-            found.append(Objective(chosen, f"{name}_distillation", outputs=(i, i)))
+            found.append(Objective(chosen, f"{name}_distillation", outputs=(i, places[i])))
     tasks = [task_of(*facts) for facts in zip(kinds, taught, losses, strict=True)]
     for objective in found:
         if objective.outputs:
@@ -84,5 +86,5 @@ def _label_loss(loss: Any, index: int, student: keras.Model, teachers: Teachers 
     for model in [*(teachers.models if teachers else []), student]:
         trained_by = compiled_loss(model).get("loss")
         if trained_by is not None:
-            return part_of(trained_by, index, output_names(model))
+            return part_of(trained_by, paired_outputs(model, student)[index], output_names(model))
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from tfopt.core.errors import InvalidArgumentError
@@ -102,7 +103,8 @@ def sample_mean(values: Any, mask: Any = None) -> Any:
 
     Args:
         values: tensor (batch, ...).
-        mask: booleans (batch, ...) of the rank of `values` or lower. A sample without any has a mean of 0.
+        mask: booleans (batch, ...) of the rank of `values` or lower. A sample without any has a mean of 0. Or numbers,
+            weights of the positions: the mean is then over all positions, each times its weight.
 
     Returns:
         A tensor (batch,).
@@ -126,8 +128,10 @@ def sample_mean(values: Any, mask: Any = None) -> Any:
     values = _mean(values, len(mask.shape))
     inside = ops.cast(mask, values.dtype)
     axes = tuple(range(1, len(values.shape)))
-    total = ops.sum(ops.where(ops.cast(mask, "bool"), values, 0.0), axes)  # what is outside may be NaN
-    return total / ops.maximum(ops.sum(inside, axes), 1.0)
+    counted = ops.where(ops.cast(mask, "bool"), values, 0.0)  # what is outside may be NaN
+    if keras.backend.is_float_dtype(keras.backend.standardize_dtype(mask.dtype)):
+        return _mean(counted * inside, 1)
+    return ops.sum(counted, axes) / ops.maximum(ops.sum(inside, axes), 1.0)
 
 
 def without_padding(student: Any, teacher: Any, mask: Any) -> tuple[Any, Any]:

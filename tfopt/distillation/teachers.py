@@ -9,10 +9,12 @@ import keras
 
 from tfopt.core.checks import POSITIVE, as_numbers
 from tfopt.core.data.outputs import OutputKind, output_kinds
+from tfopt.core.data.pairs import output_names, paired_outputs
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import functional_of
+from tfopt.distillation.asked import Asked
 from tfopt.distillation.features import feature_shape, observed
-from tfopt.distillation.outputs import has_keys, output_names, output_shapes
+from tfopt.distillation.outputs import has_keys, output_shapes
 from tfopt.distillation.scores import OF_CLASSES, Task, averaged, task_of_kind, to_scores
 from tfopt.distillation.taught import Taught
 
@@ -21,8 +23,9 @@ class Teachers:
     """One or several models that teach; several answer by the weighted mean of their probabilities.
 
     Args:
-        models: built Sequential or Functional models of the same outputs.
+        models: built Keras models of the same inputs and outputs, told by their names.
         weights: one number above 0 a model, in any unit; None for equal ones.
+        like: the model in whose order inputs are given; None for the first teacher.
 
     Raises:
         InvalidArgumentError: if their outputs differ, or the weights do not fit.
@@ -34,14 +37,18 @@ class Teachers:
         [[3.0, 4.0]]
     """
 
-    def __init__(self, models: Sequence[keras.Model], weights: Sequence[float] | None = None):
+    def __init__(
+        self, models: Sequence[keras.Model], weights: Sequence[float] | None = None, like: keras.Model | None = None
+    ):
         self.models = list(models)
+        self._asked = Asked(self.models[0] if like is None else like)
+        self._orders = [paired_outputs(model, self.models[0]) for model in self.models]
         self.weights = _shares(weights, len(self.models))
         self.names = output_names(self.models[0])
         self.shapes = output_shapes(self.models[0])
         self.has_keys = has_keys(self.models[0])
         self._check_outputs()
-        self._kinds = [output_kinds(model) for model in self.models]
+        self._kinds = [_in(order, output_kinds(model)) for model, order in zip(self.models, self._orders, strict=True)]
         self.kinds = [_common(kinds) for kinds in zip(*self._kinds, strict=True)]
         self._runs: dict[tuple, list[keras.Model]] = {}
 
@@ -60,17 +67,23 @@ class Teachers:
         features: dict[str, Any] = {}
         # What a run assigns, such as moving statistics or the state of recurrent layers, is dropped with the scope.
         with keras.StatelessScope():
-            for model, run, kinds in zip(self.models, self._observed(paths, outputs), self._kinds, strict=True):
-                given, found = run(inputs, training=False)
+            runs = zip(self.models, self._observed(paths, outputs), self._orders, self._kinds, strict=True)
+            for model, run, order, kinds in runs:
+                given, found = run(self._asked.of(model, inputs), training=False)
                 features.update({self._prefix(model) + path: value for path, value in found.items()})
                 if outputs:
-                    flat.append([to_scores(*pair) for pair in zip(kinds, keras.tree.flatten(given), strict=True)])
+                    values = _in(order, keras.tree.flatten(given))
+                    flat.append([to_scores(*pair) for pair in zip(kinds, values, strict=True)])
         scores = [
             averaged(task, members, self.weights)
             for task, members in zip(tasks or map(task_of_kind, self.kinds), zip(*flat, strict=True), strict=False)
         ]
         scores, features = keras.tree.map_structure(keras.ops.stop_gradient, (scores, features))
         return Taught(inputs, self._structured(scores) if outputs else None, features)
+
+    def places(self, student: keras.Model) -> list[int]:
+        """For each output of a student the place of that of the teachers."""
+        return paired_outputs(self.models[0], student)
 
     def _observed(self, paths: Iterable[str], outputs: bool) -> list[keras.Model]:
         """What runs each teacher, made once."""
@@ -114,13 +127,18 @@ class Teachers:
         return "" if len(self.models) == 1 else f"{model.name}/"
 
     def _check_outputs(self) -> None:
-        for model in self.models[1:]:
-            keys = output_names(model) if has_keys(model) else self.names
-            if has_keys(model) != self.has_keys or keys != self.names or output_shapes(model) != self.shapes:
+        for model, order in zip(self.models, self._orders, strict=True):
+            keys, shapes = output_names(model) if has_keys(model) else self.names, output_shapes(model)
+            same = len(shapes) == len(order) and _in(order, shapes) == self.shapes
+            if has_keys(model) != self.has_keys or keys != self.names or not same:
                 raise InvalidArgumentError(
                     "Several teachers have the same outputs.",
                     received=f"{self.shapes} of '{self.models[0].name}', {output_shapes(model)} of '{model.name}'",
                 )
+
+
+def _in(order: Sequence[int], values: Sequence[Any]) -> list:
+    return [values[place] for place in order]
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt.core.keras_internals import MeansToLower
 from tfopt.distillation.gap import disagreement, gap
 from tfopt.distillation.outputs import part_of
 from tfopt.distillation.plan import Answer, Plan
@@ -30,7 +31,8 @@ class Trackers:
         self.plan = plan
         single = [_log_name(objective.name) for objective in plan.objectives] if len(plan.objectives) > 1 else []
         names = [LABELS] * with_labels + [TEACHER, *single] + [GAP, DISAGREEMENT] * with_gap
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.metric = MeansToLower(names)
+        self.means = {mean.name: mean for mean in self.metric.metrics}
 
     def update(self, label_loss: Any, losses: list | None, batch_size: Any) -> None:
         """Adds the losses of a batch.

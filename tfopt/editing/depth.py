@@ -21,7 +21,7 @@ def drop_layers(model: keras.Model, names: str | list[str], *, verbose: int = 0)
     - any other layer or op, and a nested model as a whole, goes alone.
 
     Args:
-        model: a built Sequential or Functional model.
+        model: a built Keras model.
         names: names or globs, such as `"block3_add"` or `"encoder/block_*"`. Layers whose shape changes may be among
             those that a glob fits as long as the block around them goes.
         verbose: 1 prints what is dropped.
@@ -31,7 +31,7 @@ def drop_layers(model: keras.Model, names: str | list[str], *, verbose: int = 0)
 
     Raises:
         InvalidArgumentError: no layer of that name, one that cannot be bypassed, or nothing would be left.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
 
     Source: residual networks without some of their blocks, Veit et al. 2016, https://arxiv.org/abs/1605.06431.
 

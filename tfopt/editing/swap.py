@@ -8,6 +8,7 @@ import keras
 
 from tfopt.core.checks import as_count
 from tfopt.core.models.graph import read
+from tfopt.core.models.opening import opened
 from tfopt.editing.activations import as_target, plan_activations
 from tfopt.editing.kernels import plan_kernels
 from tfopt.editing.places import Where, carried_out, places_of
@@ -22,7 +23,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
     model, and the gates and probabilities (sigmoid, softmax and their relatives). Activations in recurrent layers stay.
 
     Args:
-        model: a built Sequential or Functional float model.
+        model: a built, float Keras model.
         to: the name of a Keras activation (`"leaky_relu"` has slope 0.2); `"prelu"`, with a slope to learn for each
             channel, 0.25 at the start; an activation function; or a layer class or function that makes a layer, as
             `lambda: keras.layers.LeakyReLU(0.1)`.
@@ -36,7 +37,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
     Raises:
         InvalidArgumentError: an unknown activation or layer name.
         NothingToDoError: nothing to swap; says what stays for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Source: the activations of Maas et al. 2013, He et al. 2015 (https://arxiv.org/abs/1502.01852), Clevert et al. 2016.
 
@@ -46,7 +47,7 @@ def swap_activation(model: keras.Model, to: str | Callable, where: Where = None,
         >>> [layer.activation.__name__ for layer in swap_activation(model, "elu").layers]
         ['elu', 'softmax']
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_activation")
     plan, outcome = plan_activations(graph, places, as_target(to))
     fix = "Name an output or a gate in `where` to swap it too."
@@ -62,7 +63,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     `Cropping` layer in front makes up for the difference, or the one that is there already is changed.
 
     Args:
-        model: a built Sequential or Functional float model. Convolutions are resized whether plain, grouped, dilated,
+        model: a built, float Keras model. Convolutions are resized whether plain, grouped, dilated,
             depthwise, separable or transposed, in 1D to 3D.
         size: of the new kernels along each axis, in elements; usually 1, 3 or 5.
         where: layer names or globs, such as `"encoder/conv*"`, or a function `(layer or op) -> bool`. By default all
@@ -78,7 +79,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
     Raises:
         InvalidArgumentError: `size` is no whole number above 0, or an unknown layer name.
         NothingToDoError: no kernel changes; says which stay for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model, or a kernel with a mask or clusters.
+        UnsupportedModelError: an unbuilt or quantized model, one that is no graph, a kernel with a mask or clusters.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, padding="same", name="conv")])
@@ -86,7 +87,7 @@ def swap_kernel_size(model: keras.Model, size: int, where: Where = None, *, verb
         (5, 5)
     """
     size = as_count("size", size)
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_kernel_size")
     plan, outcome = plan_kernels(graph, places, size)
     fix = "Name layers with kernels of size 1 in `where` to enlarge them."
@@ -97,7 +98,7 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
     """Returns a copy of `model` with another pooling; fine-tune it then.
 
     Args:
-        model: a built Sequential or Functional float model.
+        model: a built, float Keras model.
         to: `"max"` or `"average"`: what is computed over each window, of global and adaptive pooling too. `"adaptive"`:
             windows that give the same output grid for inputs of any size; max stays max and average stays average.
             Where windows do not overlap and the input is a multiple of the grid, outputs stay as they are. Global
@@ -112,14 +113,14 @@ def swap_pooling(model: keras.Model, to: str, where: Where = None, *, verbose: i
     Raises:
         InvalidArgumentError: another `to`, or an unknown layer name.
         NothingToDoError: nothing to swap; says what stays for what reason.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.MaxPooling2D(name="pool")])
         >>> swap_pooling(model, "average").get_layer("pool").__class__.__name__
         'AveragePooling2D'
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     places = places_of(graph, where, "swap_pooling")
     plan, outcome = plan_pooling(places, to)
     return carried_out(graph, plan, outcome, "Each pooling is as asked for already, or there is none.", verbose)

@@ -9,11 +9,11 @@ from fractions import Fraction
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.checks import POSITIVE, as_count, as_number, as_whole
-from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError
+from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.models.copying import config_of, tells_all
 from tfopt.core.models.graph import (
     Call,
     Graph,
@@ -23,7 +23,8 @@ from tfopt.core.models.graph import (
     read,
     trace_back,
 )
-from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.opening import opened
+from tfopt.core.models.rewrite import DoesNotFitError, Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
 _WIDTH_KEYS: dict[type, str] = {
@@ -58,7 +59,7 @@ def scale_width(
     and layers inside a wrapper such as `TimeDistributed` keep their width.
 
     Args:
-        model: a built Sequential or Functional model. Its weights are not used, but for `Normalization`.
+        model: a built Keras model. Its weights are not used, but for `Normalization`.
         factor: above 0; 0.5 halves each width, 2 doubles it.
         include: layer names or globs to scale; all by default. Nested layers by path, as `"encoder/conv1"`.
         exclude: layer names or globs that keep their width.
@@ -72,7 +73,7 @@ def scale_width(
         InvalidArgumentError: `factor` or `round_to` out of range, unknown layer name, or widths that no longer fit
             together, such as the addition of a scaled and an unscaled branch.
         NothingToDoError: no width changes.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
 
     Source: the width multiplier of Howard et al. 2017, https://arxiv.org/abs/1704.04861.
 
@@ -81,7 +82,7 @@ def scale_width(
         >>> [layer.units for layer in scale_width(model, 0.5).layers]
         [32, 10]
     """
-    graph = read(model)
+    graph = opened(read(model), blocks_only=True)
     factor = as_number("factor", factor, POSITIVE, fix="0.5 halves the width of each layer.")
     round_to = as_count("round_to", round_to)
     included, excluded = as_patterns(include, "include"), as_patterns(exclude, "exclude")
@@ -93,7 +94,7 @@ def scale_width(
 
 def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Returns the same architecture with new weights, but for those of `Normalization`; `seed` as in `scale_width`."""
-    return _rebuilt(read(model), {}, seed).model
+    return _rebuilt(opened(read(model), blocks_only=True), {}, seed).model
 
 
 def _new_widths(graph: Graph, factor: float, included: list[str], excluded: list[str], round_to: int) -> dict[int, int]:
@@ -149,23 +150,23 @@ def _rebuilt(graph: Graph, widths: dict[int, int], seed: int | None) -> Graph:
         reached = state.path
         if isinstance(op, (keras.Model, kl.Normalization)) or not isinstance(op, keras.layers.Layer):
             return None
-        config = op.get_config()
+        if not tells_all(op) and not op.trainable_variables:  # adapted, or a function: nothing to draw anew
+            return None
+        config = config_of(op)
         if id(op) in widths:
             config[_WIDTH_KEYS[type(op)]] = widths[id(op)]
         elif id(op) in input_widths:
             config["batch_shape"] = (*config["batch_shape"][:-1], input_widths[id(op)])
         elif isinstance(op, kl.Reshape):
             config["target_shape"] = _following_shape(op)
-        return type(op).from_config(config if seeds is None else _seeded(config, seeds))
+        return state.remade(op, **(config if seeds is None else _seeded(config, seeds)))
 
     try:
         return rewrite(graph, replace)
-    except TfoptError:
-        raise
-    except (ValueError, TypeError, tf.errors.OpError) as error:
+    except DoesNotFitError as error:
         raise InvalidArgumentError(
             f"The shapes in '{graph.model.name}' have to fit together after scaling.",
-            received=f"at '{reached}': {_reason(error)}",
+            received=f"at '{reached}': {_reason(error.__cause__ or error)}",
             fix="Name the layers that feed it in `include` or `exclude`, so that they scale together or not at all.",
         ) from error
 
@@ -228,6 +229,6 @@ def _seeded(config: Any, seeds: Iterator[int]) -> Any:
     return seeded
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("Exception encountered")), type(error).__name__)

@@ -12,6 +12,7 @@ from tfopt.core.channels.slicing import without_channels
 from tfopt.core.data.gathering import counterparts
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
 from tfopt.core.keras_internals import functional_of
+from tfopt.core.models.graph import with_graph
 from tfopt.features.folding import bias_shifts
 from tfopt.features.inputs import Features, read_float
 
@@ -26,7 +27,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
     behind that kernel. Fine-tune the new model then.
 
     Args:
-        model: a built Sequential or Functional model; nested models are entered.
+        model: a built Keras model; nested models are entered.
         drop: indices along the last axis of the input; `{name of the input: indices}` for several inputs.
             `rank_features(model, data).lowest(5)` gives some.
         keep: instead, the indices to keep. Inputs that are not named keep all. Their order stays that of the model.
@@ -41,7 +42,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
             another shape.
         NothingToDoError: no feature to drop.
         UnsupportedModelError: a feature that has to stay, with the reason; a constant that cannot be folded into a
-            bias; a subclassed, unbuilt or quantized model.
+            bias; an unbuilt or quantized model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights or `fill`.
 
     Example:
@@ -50,6 +51,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
         >>> small.input_shape, tuple(small.get_layer("hidden").kernel.shape)
         ((None, 2), (2, 3))
     """
+    model = with_graph(model)
     graph = read_float(model, "drop_features")
     features = Features(graph)
     dropped = features.dropped(drop, keep)
@@ -59,7 +61,7 @@ def drop_features(model: keras.Model, drop: Any = None, *, keep: Any = None, fil
     removed = features.channels(dropped)
     shifts = bias_shifts(features.graph, removed, constants)
     small = without_channels(features.graph, removed).model
-    biases = counterparts(model, small, [bias for bias, _ in shifts])
+    biases = counterparts(features.graph.graph.model, small, [bias for bias, _ in shifts])
     for bias, (_, shift) in zip(biases, shifts, strict=True):
         bias.assign(keras.ops.convert_to_numpy(bias) + shift)
     return small

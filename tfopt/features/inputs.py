@@ -14,6 +14,7 @@ from tfopt.core.keras_internals import input_names
 from tfopt.core.layers.channels import FIXED
 from tfopt.core.models.fake_quantized import check_not_quantized
 from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.opening import opened
 
 Place = tuple[str, int]  # name of an input, index of a feature
 
@@ -30,7 +31,7 @@ class Features:
         self.graph = ChannelGraph(graph, features=True, zero=zero)
         self.inputs = input_names(graph.model)
         channels = dict(zip(self.inputs, self.graph.features, strict=True))
-        self.labels = {name: each.labels.reshape(-1) for name, each in channels.items()}
+        self.labels = {name: each.labels[-1] for name, each in channels.items()}
         self._roots = {name: self.graph.roots(labels) for name, labels in self.labels.items()}
         self._makers = {
             int(root): slot.path for slot in self.graph.slots if slot.role == "out" for root in np.unique(slot.labels)
@@ -73,6 +74,12 @@ class Features:
                     received=f"without {_listed(left)} of input '{name}'",
                     fix="Name these too.",
                 )
+        if any(np.isin(part, removed).all() for part in self.graph.parts):
+            raise UnsupportedModelError(
+                "Of the features that the model picks out of an input as one part, at least one has to stay.",
+                received="all features of a slice or split",
+                fix="Keep one of them.",
+            )
         return removed
 
     def dropped(self, drop: Any, keep: Any) -> dict[str, np.ndarray]:
@@ -146,7 +153,7 @@ class Features:
 
 def read_float(model: keras.Model, verb: str) -> Graph:
     """The graph of a model; raises for one that is not built, quantized, or with NaN in its weights."""
-    graph = read(model)
+    graph = opened(read(model))
     check_not_quantized(graph, verb)
     check_finite(graph)
     return graph

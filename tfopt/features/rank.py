@@ -10,6 +10,7 @@ import keras
 
 from tfopt.core.checks import as_choice, as_count, as_seed
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.models.graph import with_graph
 from tfopt.core.types import Data, Loss, Metric
 from tfopt.features.inputs import Features, Place, read_float
 from tfopt.features.ranking import Feature, FeatureRanking
@@ -45,8 +46,9 @@ def rank_features(
       usually is: center the data then.
 
     Args:
-        model: a built Sequential or Functional model.
-        data: `(x, y)` or a dataset of such batches; best data that the model was not trained on. Not for `"weights"`.
+        model: a built Keras model.
+        data: `(x, y)`, with sample weights or not, or a dataset of such batches; best data that the model was not
+            trained on. Weights count in the loss of Taylor, not in scores. Not for `"weights"`.
         criterion: `"permutation"`, `"weights"` or `"taylor"`.
         metric: for permutation: a standard score, another name that Keras knows, a `keras.metrics.Metric`, or a
             function `(y_true, y_pred) -> float`. By default accuracy, or the mean absolute error of a regression.
@@ -65,7 +67,7 @@ def rank_features(
         InvalidArgumentError: for options that do not fit, or data without labels.
         NothingToDoError: no feature can be dropped; says why.
         NonFiniteError: NaN or infinity in weights, data, scores or gradients.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
     Source: permutation importance of Breiman 2001, https://doi.org/10.1023/A:1010933404324, for any model Fisher et al.
         2019, https://arxiv.org/abs/1801.01489; Taylor as Molchanov et al. 2017, https://arxiv.org/abs/1611.06440.
@@ -76,6 +78,7 @@ def rank_features(
         >>> rank_features(model, criterion="weights", names=["age", "height", "weight"]).lowest(1)
         [1]
     """
+    model = with_graph(model)
     graph = read_float(model, "rank_features")
     counts = {"repeats": as_count("repeats", repeats), "batch_size": as_count("batch_size", batch_size)}
     options = Options(data, metric, mode, loss, seed=as_seed(seed), verbose=verbose, **counts)

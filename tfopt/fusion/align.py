@@ -13,6 +13,7 @@ rules:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -113,6 +114,25 @@ def fitted(source: Shape, target: Shape | None, name: str, dtype: Any) -> list[k
     return chain
 
 
+def joined_mask(shapes: Sequence[Shape], masks: Any) -> Any:
+    """Which positions of the fused branches some branch counts; None unless each has a mask of its positions.
+
+    Args:
+        shapes: of the branches; `check_grids` has passed.
+        masks: booleans (batch, steps) of each, or None.
+
+    Example:
+        >>> import numpy as np
+        >>> masks = np.array([[True, False]]), np.array([[True, False, False, False]])
+        >>> joined_mask([(1, 2, 3), (1, 4, 3)], masks).numpy().tolist()
+        [[True, False]]
+    """
+    target = _smallest(shapes)
+    if masks is None or any(mask is None or len(mask.shape) != 1 + len(target) for mask in masks):
+        return None
+    return functools.reduce(ops.logical_or, [_pooled_mask(mask, target) for mask in masks])
+
+
 def joined_shape(first: Shape, second: Shape, name: str) -> Shape:
     """The shape of `joined` for tensors of these shapes; raises where rule 1 does not bring them together."""
     if len(second) == 2 < len(first):
@@ -159,6 +179,16 @@ def _pooled(branch: Any, target: Shape) -> Any:
         return branch
     window = tuple(1 if size == aim else size // aim for size, aim in zip(grid, target, strict=True))
     return ops.average_pool(branch, window, window, "valid", "channels_last")
+
+
+def _pooled_mask(mask: Any, target: Shape) -> Any:
+    """By rule 1: a window counts if one of its positions does."""
+    for axis, aim in enumerate(target, start=1):
+        size = mask.shape[axis]
+        if size != aim:
+            shape = ops.shape(mask)
+            mask = ops.any(ops.reshape(mask, (*shape[:axis], aim, size // aim, *shape[axis + 1 :])), axis + 1)
+    return mask
 
 
 def _same(first: Shape, second: Shape) -> bool:

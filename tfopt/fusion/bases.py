@@ -6,13 +6,14 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from tfopt.core.checks import as_count
+from tfopt.core.data.pairs import as_read_by
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.data.training import ShuffledBatches, compile_alike
 from tfopt.core.errors import InvalidArgumentError, UnsupportedModelError
@@ -51,6 +52,15 @@ class Training:
     @property
     def batch_size(self) -> int:
         return self.options.get("batch_size", BATCH_SIZE)
+
+    def of_base(self, base: Base, first: Base) -> Training:
+        """The training with validation data that have their inputs in the order of a base model, not of the first."""
+        data = self.options.get("validation_data")
+        if base is first or data is None or len(first.model.inputs) == 1:
+            return self
+        held_out = labelled(first.model, data, "validation_data")
+        x = as_read_by(base.model, held_out.x, first.model)
+        return replace(self, options={**self.options, "validation_data": replace(held_out, x=x).parts})
 
     def run(self, model: keras.Model, samples: Labelled, *key: int) -> int:
         """Trains a compiled model; `key` and the seed tell the order of samples. Returns the epochs that ran."""
@@ -107,9 +117,9 @@ class Base(Trainee):
         build = _builder(given) if isinstance(given, keras.Model) or not callable(given) else given
         super().__init__(lambda: _checked(build()))
 
-    def samples(self, x: Any, y: Any) -> Labelled:
-        """Inputs in the structure that the model takes, and labels."""
-        return labelled(self.model, (x, y), "x, y")
+    def samples(self, samples: Labelled, first: Base) -> Labelled:
+        """The samples of the first base model with the inputs as this model takes them."""
+        return labelled(self.model, (as_read_by(self.model, samples.x, first.model), samples.y), "x, y")
 
     @property
     def width(self) -> int:

@@ -9,11 +9,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from tfopt.core.checks import Range, as_numbers
-from tfopt.core.data.batches import input_batches
+from tfopt.core.data.batches import gives_batches, input_batches
 from tfopt.core.data.cascades import in_turn
 from tfopt.core.data.outputs import KnowsOutput, OutputKind
 from tfopt.core.errors import InvalidArgumentError
@@ -136,7 +135,7 @@ class Cascade(keras.Model):
             callbacks: for `predict` of each stage.
         """
         run = partial(self._answers, batch_size=batch_size, callbacks=callbacks)
-        if not _is_data_set(x):
+        if not gives_batches(x):
             return run(*input_batches(self, x, batch_size=_WHOLE), verbose=verbose)[0]
         return np.concatenate([run(batch, verbose=0)[0] for batch in itertools.islice(input_batches(self, x), steps)])
 
@@ -180,7 +179,3 @@ def as_thresholds(thresholds: Any) -> tuple[float, ...]:
 def _selection(call: Call) -> Any:
     """The layer of a call, without what tfopt has wrapped around it."""
     return getattr(call.op, "layer", call.op)
-
-
-def _is_data_set(x: Any) -> bool:
-    return isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")

@@ -55,6 +55,7 @@ class StackedFusion(Fusion):
             )
         self.meta, self.outputs, self.activation = as_chain(meta, "meta"), outputs, activation
         self.is_default = meta is None
+        self.supports_masking = False  # the head reads padded steps too, of which Keras warns
 
     def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
         """That of the head."""
@@ -132,6 +133,9 @@ class SerialFusion(ComposedLayer, KnowsOutput):
         self.stages, self.how = as_chain(stages, "stages"), how
         if not self.stages:
             raise InvalidArgumentError("`stages` holds at least one layer or model.", received=repr(stages))
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Nothing more: the last stage has given its output the mask that it has."""
 
     def output_kind(self, kinds: Sequence[OutputKind | None], width: int | None) -> OutputKind | None:
         """That of the last stage."""

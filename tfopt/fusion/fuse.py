@@ -9,11 +9,14 @@ from typing import Any
 
 import keras
 
+from tfopt.core.data.inputs import Input, inputs_of, is_numbered
 from tfopt.core.data.outputs import OutputKind
+from tfopt.core.data.pairs import in_order_of, paired, paired_outputs
 from tfopt.core.errors import InvalidArgumentError, TfoptError, first_line
-from tfopt.core.keras_internals import functional_of
+from tfopt.core.keras_internals import create_values, functional_of, only_own_values
+from tfopt.core.models.copying import Copies
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import Graph, check_finite, read
+from tfopt.core.models.graph import Graph, check_finite, read, with_graph
 from tfopt.core.models.rewrite import rewrite, transfer_settings, transfer_values
 from tfopt.fusion.cascade import Cascade, CascadeSelection
 from tfopt.fusion.chains import SerialFusion, StackedFusion, as_chain
@@ -48,7 +51,7 @@ def fuse(
     do not tell, by what the model gives for noise.
 
     Args:
-        models: two or more built Sequential or Functional models. The same model twice gives two copies.
+        models: two or more built Keras models. The same model twice gives two copies.
         how: `"parallel"`, see `ParallelFusion`; its `combine` may stand here too, as in `"mean"`. `"serial"`: each
             model reads what the one before gives, through a learned projection where shapes differ, see
             `SerialFusion`. `"stacked"`: a head reads all outputs side by side, see `StackedFusion`; train it, or use
@@ -81,7 +84,7 @@ def fuse(
     Raises:
         InvalidArgumentError: unknown or contradictory arguments; weights out of range; fewer than two models; outputs
             or inputs that do not fit together, as models of different classes.
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights of a model.
 
     Source: mean, product and maximum: Kittler et al. 1998, https://doi.org/10.1109/34.667881. Stacking: Wolpert 1992,
@@ -95,6 +98,7 @@ def fuse(
         >>> [layer.name for layer in fused.layers]
         ['input', 'net', 'net_1', 'fusion']
     """
+    models = with_graph(models)
     given = {"combine": combine, "weights": weights, "kind": kind, "meta": meta, "thresholds": thresholds}
     plan = plan_of(how, given, layers is not None)
     models = _checked(models)
@@ -102,7 +106,8 @@ def fuse(
     plan, kept = with_weight(plan, len(models), inputs)
     names = _Names(name)
     specs = _new_inputs([models[i] for i in kept], inputs, plan, names)
-    branches = [_branch(models[i], layer_for(layers, i, len(models)), names, trainable) for i in kept]
+    tensors = [_to_fuse(models[i], models[kept[0]], layer_for(layers, i, len(models))) for i in kept]
+    branches = [_branch(models[i], own, names, trainable) for i, own in zip(kept, tensors, strict=True)]
     with _as_argument_error(plan):
         outputs = _fused(plan, branches, specs, names)
         kind_of_model = Cascade if plan.how == "cascade" else keras.Model
@@ -161,18 +166,27 @@ def _new_inputs(models: list[keras.Model], inputs: str, plan: Plan, names: _Name
     if inputs == SEPARATE:
         own = [_like(model, names) for model in models]
         return _Inputs(keras.tree.flatten(own), own)
-    for model in models[1:]:
-        if _specs(model) != _specs(first):
-            raise InvalidArgumentError(
-                "Models with shared inputs must take the same inputs.",
-                received=f"{_specs(first)} for '{first.name}', {_specs(model)} for '{model.name}'",
-                fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
-            )
+    orders = [_shared_order(first, model) for model in models]
     structure = _like(first, names)
     flat = keras.tree.flatten(structure)
-    return _Inputs(
-        structure, [keras.tree.pack_sequence_as(_bare(functional_of(model).input), flat) for model in models]
-    )
+    return _Inputs(structure, [in_order_of(model, flat, order) for model, order in zip(models, orders, strict=True)])
+
+
+def _shared_order(first: keras.Model, model: keras.Model) -> list[int]:
+    """For each input of a model the place of the same input of the first."""
+    mine, theirs = inputs_of(first), inputs_of(model)
+    order = paired(mine, theirs, first.name, model.name) if len(mine) == len(theirs) else []
+    if not order or any(_kind(mine[place]) != _kind(own) for place, own in zip(order, theirs, strict=True)):
+        raise InvalidArgumentError(
+            "Models with shared inputs must take the same inputs.",
+            received=f"{list(map(_kind, mine))} for '{first.name}', {list(map(_kind, theirs))} for '{model.name}'",
+            fix="Pass inputs='separate', or put a Resizing or Reshape in front of a model.",
+        )
+    return order
+
+
+def _kind(own: Input) -> tuple:
+    return own.shape[1:], own.dtype
 
 
 def _like(model: keras.Model, names: _Names) -> Any:
@@ -192,15 +206,21 @@ def _bare(structure: Any) -> Any:
 
 def _plain(layer: keras.layers.InputLayer) -> str:
     """The name of an input; `"input"` for one that Keras has numbered."""
-    return "input" if layer.name.startswith("input_layer") else layer.name
+    return "input" if is_numbered(layer.name) else layer.name
 
 
-def _specs(model: keras.Model) -> list:
-    return [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in functional_of(model).inputs]
+def _to_fuse(model: keras.Model, first: keras.Model, layer: str | None) -> Any:
+    """What a branch gives: the output of a layer, or the outputs of the model; in a list those of the first's names."""
+    if layer is not None:
+        return _features(model, layer)
+    outputs = _bare(functional_of(model).output)
+    if not isinstance(outputs, (list, tuple)) or len(outputs) != len(functional_of(first).outputs):
+        return outputs
+    return type(outputs)(outputs[place] for place in paired_outputs(model, first))
 
 
-def _branch(model: keras.Model, layer: str | None, names: _Names, trainable: bool) -> keras.Model:
-    copied = _renamed(model, names.unique(model.name), None if layer is None else _features(model, layer))
+def _branch(model: keras.Model, outputs: Any, names: _Names, trainable: bool) -> keras.Model:
+    copied = _renamed(model, names.unique(model.name), outputs)
     if not (trainable and model.trainable):
         copied.trainable = False
     return copied
@@ -291,11 +311,15 @@ def _copied(layer: keras.layers.Layer, names: _Names) -> keras.layers.Layer:
     if isinstance(layer, keras.Model) and layer.built:
         read(layer)
         return _renamed(layer, names.unique(layer.name))
-    copied = type(layer).from_config({**layer.get_config(), "name": names.unique(layer.name)})
-    if layer.built:
-        copied.build_from_config(layer.get_build_config())
-        transfer_values(layer, copied)
-        transfer_settings(layer, copied, {})
+    with only_own_values():
+        copied = Copies(layer).of(layer)
+        copied.name = names.unique(layer.name)
+        if layer.built:
+            if not copied.built:
+                copied.build_from_config(layer.get_build_config())
+            transfer_values(layer, copied)
+            create_values()
+            transfer_settings(layer, copied, {})
     return copied
 
 

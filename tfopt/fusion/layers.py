@@ -41,6 +41,10 @@ class Fusion(ComposedLayer, KnowsOutput):
         self.check(shapes)
         self.create(shapes)
 
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """Padded steps stay padded where all branches say which they are, as `keras.layers.Average` has it."""
+        return align.joined_mask([branch.shape for branch in inputs], previous_mask)
+
     def _check_count(self, weights: Any, shapes: list[align.Shape]) -> None:
         if isinstance(weights, tuple) and len(weights) != len(shapes):
             raise InvalidArgumentError(

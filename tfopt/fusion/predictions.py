@@ -8,11 +8,12 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from tfopt.core.data.batches import gives_batches
 from tfopt.core.data.goals import Goal, as_goal
 from tfopt.core.data.metrics import score
 from tfopt.core.data.outputs import OutputKind, kind_of_values, output_kinds
+from tfopt.core.data.pairs import as_read_by
 from tfopt.core.data.samples import labelled
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, NothingToDoError, UnsupportedModelError
 from tfopt.core.models.graph import read
@@ -132,17 +133,21 @@ def predicted_by(models: Any, x: Any, y: Any, batch_size: int) -> tuple[list[np.
         raise InvalidArgumentError(
             "`models` must be a list of models, or of their predictions as arrays.", received=type(models).__name__
         )
-    predicted = [_predicted(model, x, y, batch_size) for model in models]
+    first = next((model for model in models if isinstance(model, keras.Model)), None)
+    predicted = [_predicted(model, x, y, first, batch_size) for model in models]
     return predicted, [_kind_of(model, array) for model, array in zip(models, predicted, strict=True)]
 
 
 def check_in_memory(x: Any, y: Any, arguments: str) -> None:
     """Raises for data that is not arrays: each model has to meet the same samples in the same order."""
-    is_stream = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__")
+    is_stream = gives_batches(x)
     if is_stream or y is None:
         raise InvalidArgumentError(
             f"`{arguments}` must be arrays: inputs, and one label a sample.",
             received=type(x).__name__ if is_stream else "no labels",
+            fix="Collect the batches first: `np.concatenate([x for x, _ in dataset])`, and so the labels."
+            if is_stream
+            else None,
         )
 
 
@@ -172,10 +177,13 @@ def one_output(model: keras.Model, verb: str) -> None:
         )
 
 
-def _predicted(model: Any, x: Any, y: Any, batch_size: int) -> np.ndarray:
+def _predicted(model: Any, x: Any, y: Any, first: keras.Model | None, batch_size: int) -> np.ndarray:
+    """What a model gives for the samples; inputs without names are in the order of the first model."""
     if isinstance(model, keras.Model):
         read(model)
         one_output(model, "fit_weights")
+        if first is not None and isinstance(x, (list, tuple)) and len(first.inputs) > 1:
+            x = as_read_by(model, labelled(first, (x, y), "x_val, y_val").x, first)
         samples = labelled(model, (x, y), "x_val, y_val")
         return np.asarray(model.predict(samples.x, batch_size=batch_size, verbose=0))
     if not isinstance(model, np.ndarray):

@@ -13,13 +13,16 @@ import numpy as np
 from tfopt.core.checks import as_choice
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.goals import Goal, as_goal
+from tfopt.core.data.inputs import inputs_of
 from tfopt.core.data.metrics import score
+from tfopt.core.data.pairs import paired
 from tfopt.core.data.samples import Labelled, labelled
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, UnsupportedModelError
+from tfopt.core.keras_internals import input_names
 from tfopt.core.models import constraints
 from tfopt.core.models.batch_norm import has_batch_norm, reestimate_batch_norms
 from tfopt.core.models.fake_quantized import check_not_quantized
-from tfopt.core.models.graph import check_finite, read
+from tfopt.core.models.graph import check_finite, read, with_graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.types import Arrays, Metric
 from tfopt.fusion.architecture import check_same_architecture
@@ -81,6 +84,7 @@ def average_weights(
         >>> average_weights([a, b]).model.get_weights()[0].ravel().tolist()
         [2.0, 0.5]
     """
+    models = with_graph(models)
     _check(models, method, x_val, y_val)
     mixer = _Mixer(models, _statistics_batches(models[0], x_val, batch_norm, batch_size), batch_size)
     everyone = tuple(range(len(models)))
@@ -175,7 +179,19 @@ def _check(models: Any, method: str, x_val: Any, y_val: Any) -> None:
         raise InvalidArgumentError("`method='greedy'` chooses by validation data.", received="no `x_val` and `y_val`")
     for other in models[1:]:
         check_same_architecture(models[0], other)
+        _check_inputs(models[0], other)
         _check_masks(models[0], other)
+
+
+def _check_inputs(first: keras.Model, other: keras.Model) -> None:
+    """Raises where the weights of two models of one architecture belong to inputs of other names."""
+    order = paired(inputs_of(first), inputs_of(other), first.name, other.name)
+    if order != sorted(order):
+        raise InvalidArgumentError(
+            "Models whose weights are averaged must have their inputs in one order.",
+            received=f"{input_names(first)} in '{first.name}', {input_names(other)} in '{other.name}'",
+            fix="Fuse them by their outputs: `fuse` connects inputs by name.",
+        )
 
 
 def _check_masks(first: keras.Model, other: keras.Model) -> None:

@@ -14,14 +14,15 @@ import numpy as np
 from tfopt.core.data.goals import as_goal
 from tfopt.core.data.metrics import score
 from tfopt.core.data.outputs import output_kinds
-from tfopt.core.data.samples import Labelled, take
+from tfopt.core.data.pairs import as_read_by
+from tfopt.core.data.samples import Labelled, labelled, take
 from tfopt.core.data.splits import Split, make_folds
 from tfopt.core.data.training import compile_alike
 from tfopt.core.errors import NonFiniteError
 from tfopt.core.journal import FolderJournal, Head
 from tfopt.core.keras_internals import functional_of, input_names
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import read
+from tfopt.core.models.graph import read, with_graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Arrays, Folds, Metric
@@ -65,7 +66,8 @@ def stack(
     Args:
         models: compiled models, each with one output of shape (samples, width), or functions without arguments that
             build such. None of them is changed.
-        x: inputs as arrays, the same for all models.
+        x: inputs as arrays, the same for all models: a dict by name, or a list in the order of the first model; the
+            others get them by the names of their inputs. So for `validation_data`.
         y: labels `(n,)`, `(n, 1)` or one-hot `(n, C)`, or the targets of a regression.
         meta: a compiled model from all outputs, concatenated, to the answer: built, or a Sequential that is not built
             yet. By default one dense layer: the logistic regression (of a regression, the ridge regression) that
@@ -112,10 +114,13 @@ def stack(
         >>> result.out_of_fold.shape, result.model.predict(x, verbose=0).shape
         ((40, 2), (40, 1))
     """
+    models = with_graph(models)
     check_in_memory(x, y, "x, y")
     training, y = Training.of(epochs, seed, fit, "fit"), np.asarray(y)
     bases = bases_of(models)
-    samples = [base.samples(x, y) for base in bases]
+    given = labelled(bases[0].model, (x, y), "x, y")
+    samples = [base.samples(given, bases[0]) for base in bases]
+    trainings = [training.of_base(base, bases[0]) for base in bases]
     inputs = _flat(samples[0].x) if passthrough else np.zeros((len(y), 0), np.float32)
     classes = _classes(y, bases[0])
     splits = make_folds(folds, y, len(y), stratify=classes is not None, groups=groups, seed=seed)
@@ -127,7 +132,7 @@ def stack(
         settings = _settings(bases, samples[0], splits, training)
         journal = FolderJournal(directory, Head("stack", 2, "directory", settings))
     with progress("stack", (len(splits) + 1) * len(bases) + 1, verbose) as step:
-        work = _Work(bases, samples, training, journal, step)
+        work = _Work(bases, samples, trainings, journal, step)
         out_of_fold, epochs_run = work.out_of_fold(splits)
         refitted = work.refitted()
         kinds = [output_kinds(base.model)[0] for base in bases]
@@ -158,7 +163,7 @@ class _Work:
 
     bases: list[Base]
     samples: list[Labelled]
-    training: Training
+    trainings: list[Training]
     journal: FolderJournal | None
     step: Callable[[], None]
 
@@ -194,12 +199,12 @@ class _Work:
         return measure() if self.journal is None else self.journal.arrays(f"{key}.npz", measure)
 
     def _predicted(self, base: Base, fold: int, split: Split) -> dict[str, np.ndarray]:
-        samples = self.samples[base.place]
-        model = base.restart(seed_of(self.training.seed, base.place, fold + 1))
-        epochs = self.training.run(model, samples.rows(split.train), base.place, fold + 1)
-        predictions = model.predict(
-            take(samples.x, split.held_out), batch_size=self.training.batch_size, verbose=0
-        ).astype(np.float32)
+        samples, training = self.samples[base.place], self.trainings[base.place]
+        model = base.restart(seed_of(training.seed, base.place, fold + 1))
+        epochs = training.run(model, samples.rows(split.train), base.place, fold + 1)
+        predictions = model.predict(take(samples.x, split.held_out), batch_size=training.batch_size, verbose=0).astype(
+            np.float32
+        )
         if not np.isfinite(predictions).all():
             raise NonFiniteError(
                 "What the base models predict has to be finite.",
@@ -209,8 +214,9 @@ class _Work:
         return {"predictions": predictions, "epochs": np.array(epochs)}
 
     def _weights(self, base: Base) -> dict[str, np.ndarray]:
-        model = base.restart(seed_of(self.training.seed, base.place, 0))
-        self.training.run(model, self.samples[base.place], base.place, 0)
+        training = self.trainings[base.place]
+        model = base.restart(seed_of(training.seed, base.place, 0))
+        training.run(model, self.samples[base.place], base.place, 0)
         return {f"weight_{place}": weight for place, weight in enumerate(model.get_weights())}
 
 
@@ -246,7 +252,7 @@ def _fused(
     named = zip(functional.inputs, input_names(models[0]), strict=True)
     flat: list = [keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=name) for tensor, name in named]
     inputs = keras.tree.pack_sequence_as(functional.input, flat)
-    branches = [model(keras.tree.pack_sequence_as(functional_of(model).input, flat)) for model in models]
+    branches = [model(as_read_by(model, inputs, models[0])) for model in models]
     if passthrough:
         branches += [keras.ops.cast(tensor, "float32") for tensor in flat]
     chain = head.layers if isinstance(head, keras.Sequential) else head

@@ -15,8 +15,9 @@ from tfopt.core.checks import Range, as_number
 from tfopt.core.data.cascades import confidence
 from tfopt.core.data.metrics import score
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError, UnsupportedModelError
-from tfopt.core.models.graph import read
+from tfopt.core.models.graph import read, with_graph
 from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened
 from tfopt.core.reporting.render import Report, Table, count, decimal, percent
 from tfopt.core.types import Arrays
 from tfopt.fusion.cascade import Cascade
@@ -139,6 +140,7 @@ def fit_thresholds(
         >>> fit.mean_macs <= 14 + 448, round(sum(stage.share for stage in fit.stages), 6)
         (True, 1.0)
     """
+    models = with_graph(models)
     if accuracy is not None:
         accuracy = as_number("accuracy", accuracy, Range(least=0, most=1), what="a fraction in [0, 1], or None")
     cascade = cast("Cascade", fuse(models, "cascade", thresholds=[math.inf] * (len(models) - 1)))
@@ -153,7 +155,7 @@ def fit_thresholds(
 
 
 def _macs(model: keras.Model) -> int:
-    counts = model_macs(read(model))
+    counts = model_macs(opened(read(model)))
     unknown = [path for path, macs in counts.items() if macs is None]
     if unknown:
         raise UnsupportedModelError(

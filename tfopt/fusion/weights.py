@@ -14,6 +14,7 @@ from tfopt.core.checks import as_choice
 from tfopt.core.data.goals import Goal
 from tfopt.core.data.outputs import OutputKind
 from tfopt.core.data.splits import Split, make_folds
+from tfopt.core.models.graph import with_graph
 from tfopt.core.reporting.figures import COLOURS, label_axes, new_figure, plain
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal
 from tfopt.core.types import Arrays, Folds, Metric
@@ -54,7 +55,8 @@ def fit_weights(
     Args:
         models: models of one output with the same classes, or arrays: their predictions for `x_val`. Outputs are
             summed as they are, all probabilities or all logits; of log-probabilities the probabilities, as `fuse` does.
-        x_val: inputs that no model was trained on, as arrays; None where all predictions are given.
+        x_val: inputs that no model was trained on, as arrays: a dict by name, or a list in the order of the first
+            model, from which the others get theirs by name; None where all predictions are given.
         y_val: labels `(n,)`, `(n, 1)` or one-hot `(n, C)`, or the targets of a regression.
         method: `"greedy"`, ensemble selection with replacement by the metric; `"nnls"`, non-negative least squares;
             `"logloss"`, the least log loss. The last two need SciPy.
@@ -82,6 +84,7 @@ def fit_weights(
         >>> fit_weights([right, wrong], None, np.array([0, 1])).weights
         (1.0, 0.0)
     """
+    models = with_graph(models)
     _check_options(method, guard)
     check_in_memory(x_val, y_val, "x_val, y_val")
     predictions = Predictions.of(*predicted_by(models, x_val, y_val, batch_size), y_val)

@@ -110,11 +110,11 @@ def _step(group: Group, round_to: int) -> int:
 
 
 def _covers(group: Group) -> tuple[tuple[int, ...], ...]:
-    """The parts of the group that one axis of a weight has alone: it must not lose all its channels."""
+    """The parts of the group that one axis of a weight, or a slice, has alone: it must not lose all its channels."""
     covers = set()
-    for slot in group.slots:
-        own = np.isin(group.channels, slot.labels)
-        if not own.all() and np.isin(slot.labels, group.channels).all():
+    for labels in [*(slot.labels for slot in group.slots), *group.parts]:
+        own = np.isin(group.channels, labels)
+        if not own.all() and np.isin(labels, group.channels).all():
             covers.add(tuple(np.flatnonzero(own).tolist()))
     return tuple(sorted(covers))
 

@@ -51,7 +51,7 @@ def prune(
     (or all together, see `scope`) and ends with exactly `round(size * sparsity)` zeros, ties included.
 
     Args:
-        model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `prune_low_magnitude`).
+        model: a built Keras model (a tf_keras model is handed to TFMOT's `prune_low_magnitude`).
         schedule: called with the optimizer's step (0 is before the first update), gives `(prune_now, sparsity)`:
             `tfopt.PolynomialDecay`, `tfopt.ConstantSparsity` (TFMOT's own) or any callable like them. Pruning then
             happens during `fit`. Without one the mask is applied at once and held in any later `fit`.
@@ -95,7 +95,7 @@ def prune(
     Raises:
         InvalidArgumentError: an argument out of range or in contradiction to another, unknown layer name, schedule
             that cannot be called.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights or scores.
         NothingToDoError: no layer to prune, no weight below the threshold, or `"keep"` on a model without zeros.
 

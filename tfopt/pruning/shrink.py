@@ -20,14 +20,14 @@ def shrink(model: keras.Model) -> keras.Model:
     loaded from disk is recognised by its zeros just as well. Outputs stay as they were, to rounding.
 
     Args:
-        model: a built Sequential or Functional model; nested models are entered.
+        model: a built Keras model; nested models are entered.
 
     Returns:
         A new, uncompiled model with the same layer names and no weight constraints; the input model is not changed.
         LayerNormalization over removed channels divides by the old width, so it is called with zeros in their place.
 
     Raises:
-        UnsupportedModelError: a subclassed, unbuilt or quantized model.
+        UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no channel is zero throughout its group; says which layers keep theirs for what reason.
 

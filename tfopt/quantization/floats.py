@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from tfopt.quantization.layers import run_rounded, set_apart
+from tfopt.core.models.fake_quantized import in_mode
+from tfopt.quantization.layers import joined, run_rounded, set_apart
 from tfopt.quantization.ranges import ActivationRange, RangeOwner
 
 NAMES = "tensor_arguments"  # of the call around an op: the names of the op's arguments that are tensors, with blanks
@@ -60,7 +61,7 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             return super().__call__(*args, **kwargs)
         # Ops take constants in any place, as `1 - x`, layers tensors only: tensors go first, all else by name.
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
-        names = [name for name, value in named.items() if _holds_tensor(value)]
+        names = [name for name, value in named.items() if _is_tensors(value)]
         tensors = [named.pop(name) for name in names]
         return super().__call__(*tensors, **{**named, NAMES: " ".join(names)})
 
@@ -123,5 +124,32 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         return {} if self.output_range is None else {"output": self.output_range}
 
 
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(value))
+@keras.saving.register_keras_serializable(package="tfopt")
+class JoiningOp(FloatLayer):
+    """An op that takes its inputs in the range of its output, see `lowering.joins`."""
+
+    def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
+        tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
+        own_range: Any = self.output_range
+        if in_mode("export"):
+            tensors = joined(tensors, own_range)
+        return own_range(self.layer(**tensors, **kwargs), training)
+
+
+def takes_tensors_only(op: keras.Operation, arguments: tuple[tuple, dict]) -> bool:
+    """False for a call with a structure of tensors and numbers, as a shape with a size, or with any number of tensors.
+
+    Layers do not take these.
+    """
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in inspect.signature(op.call).parameters.values()):
+        return False
+    args, kwargs = arguments
+    parts = [keras.tree.flatten(value) for value in (*args, *kwargs.values())]
+    tensors = [[isinstance(part, keras.KerasTensor) for part in flat] for flat in parts]
+    return all(all(flat) or not any(flat) for flat in tensors)
+
+
+def _is_tensors(value: Any) -> bool:
+    """True for a tensor, or a structure of nothing else; a shape of sizes and numbers is none."""
+    parts = keras.tree.flatten(value)
+    return bool(parts) and all(isinstance(part, keras.KerasTensor) for part in parts)

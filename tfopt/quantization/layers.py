@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from tfopt.core.layers.activations import activation_kind
+from tfopt.core.layers.activations import activation_kind, own_activation
 from tfopt.core.layers.registry import prunable_weights, range_axes
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization import fakequant
-from tfopt.quantization.lowering import affine_terms, apply_affine, integer_activation, integer_form
+from tfopt.quantization.lowering import affine_terms, apply_affine, integer_activation, integer_form, joins
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class QuantizedLayer(QuantizedWrapper):
         return cls(
             state.copy(layer, **config),
             wanted.kernels,
-            activation=wanted.activation,
+            activation=own_activation(wanted.activation),
             quantize_output=wanted.output,
             affine=wanted.affine,
             **options,
@@ -190,6 +190,8 @@ class QuantizedLayer(QuantizedWrapper):
             affine = affine_terms(self.layer, inputs.shape[-1])
             if affine is not None:
                 return apply_affine(inputs, *affine)
+        if self.output_range is not None and joins(self.layer) and in_mode("export"):
+            return self.layer(joined(inputs, self.output_range), **kwargs)
         if self.output_range is not None and self.activation_bits == 8 and in_mode("export"):
             form = integer_form(self.layer, self.output_range)
             if form is not None:
@@ -236,7 +238,7 @@ class QuantizedLayer(QuantizedWrapper):
     def stripped(self, state: Rewrite) -> list:
         layer: Any = state.copy(self.layer)
         if self.activation is not None:
-            layer.activation = self.activation
+            layer.activation = own_activation(self.activation)
         return [layer]
 
 
@@ -297,6 +299,11 @@ def rounded_kernel(
         stored, (low, high) = rounded.numpy(), map(float, fakequant.weight_range(rounded, per_channel=False))
     # The converter splits a convolution's range by channel unless an operation in the graph gives one for all.
     return fakequant.fake_quantize(tf.constant(stored), low, high, narrow=True)
+
+
+def joined(tensors: Any, own_range: ActivationRange) -> Any:
+    """Each tensor in one and the same range, for an operation that `lowering.joins` them."""
+    return keras.tree.map_structure(lambda values: own_range.rounded(set_apart(values)), tensors)
 
 
 def set_apart(values: Any) -> Any:

@@ -62,6 +62,20 @@ def fuses_activation(op: keras.Operation) -> bool:
     return applies(op, activations.linear, *_RECTIFIERS)
 
 
+# What has inputs and output of one range.
+
+_JOINS = (kl.Concatenate, kl.Maximum, kl.Minimum, *map(op_class, ("Concatenate", "Maximum", "Minimum", "Stack")))
+
+
+def joins(op: keras.Operation) -> bool:
+    """True for a layer or op whose integer operation takes inputs in the range of its output.
+
+    Where the ranges differ, the converter picks one of them, and clips what is beyond it: each input gets the range of
+    the output before it gets there. Rounding to it before or behind is the same, since values are only moved.
+    """
+    return known_class(type(op)) in _JOINS
+
+
 # What stays float with the arguments it has.
 
 

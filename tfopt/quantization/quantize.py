@@ -13,13 +13,13 @@ from tfopt.core.layers.registry import runs_in_16_bits
 from tfopt.core.models.fake_quantized import fake_quantized
 from tfopt.core.models.graph import Graph, as_patterns, check_finite, read
 from tfopt.core.models.opening import opened
-from tfopt.core.models.rewrite import Rewrite, rewrite
+from tfopt.core.models.rewrite import Rewrite, holds_other_floats, in_float32, rewrite
 from tfopt.interop import tfmot
 from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.floats import FloatLayer
+from tfopt.quantization.floats import FloatLayer, JoiningOp, takes_tensors_only
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
-from tfopt.quantization.lowering import masks_a_number
+from tfopt.quantization.lowering import joins, masks_a_number
 from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, treatment, weight_treatment
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
@@ -46,7 +46,7 @@ def quantize(
     training batches, starting from the first batch. Convolution, batch normalization and rectifier share one range.
 
     Args:
-        model: a built Sequential or Functional model (a tf_keras model is handed to TFMOT's `quantize_model`).
+        model: a built Keras model (a tf_keras model is handed to TFMOT's `quantize_model`).
         scheme: `"int8"`; `"int16x8"`, 16-bit symmetric activations and 8-bit kernels; `"float16"`, weights rounded to
             half-precision floats; or `"int8_weight_only"` down to `"int2_weight_only"`: kernels rounded to `2^n - 1`
             values around zero for each output channel, while activations, and the operations of the file, stay float.
@@ -69,12 +69,12 @@ def quantize(
         A new, uncompiled model with the same layer names; each quantized layer is a `QuantizedLayer` around the
         original's copy, or a `FloatLayer` where only its kernels are rounded or it computes between integers. In the
         place of a layer made of Keras layers, as those of `tfopt.fusion`, stands a nested model of its name. Pruning
-        masks go with the weights. The input model is not changed.
+        masks go with the weights. Weights in half or double precision become float32. The input model is not changed.
 
     Raises:
         InvalidArgumentError: unknown scheme or layer name, schemes that do not go together, a number of batches that
             is none, both `freeze_ranges_after` and `learn_ranges`, or ranges to learn or freeze where there are none.
-        UnsupportedModelError: a subclassed or unbuilt model; synchronized batch normalization to freeze.
+        UnsupportedModelError: an unbuilt model, or one that is no graph; synchronized batch normalization to freeze.
         NonFiniteError: NaN or infinity in the weights.
         NothingToDoError: no layer to quantize, or the model is quantized already.
 
@@ -98,6 +98,8 @@ def quantize(
         check_tfmot(base, overrides)
         return tfmot.quantize(model, include=include, exclude=exclude)
     graph = opened(read(model))
+    if holds_other_floats(graph):
+        graph = in_float32(graph)
     choice = Choice(graph, base, as_patterns(include, "include"), as_patterns(exclude, "exclude"), overrides)
     training.check_scheme(base)
     if fake_quantized(graph):
@@ -116,6 +118,7 @@ class _Plan:
 
     def __init__(self, graph: Graph, choice: Choice, training: Training):
         self.choice, self.bits = choice, choice.base.activation_bits
+        self.closed = graph.closed
         self.training = training.of(graph)
         self.graphs = {id(op): part for part in graph.graphs for op in _ops(part)}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in graph.inputs}
@@ -142,6 +145,9 @@ class _Plan:
             self._stays_float(state.path, f" ({type(op).__name__}: {inside})")
         elif not wanted.is_plain:
             self.count += 1
+        if joins(op) and not isinstance(op, keras.layers.Layer):
+            ranged = self.training.range_arguments(op)
+            return JoiningOp(state.copy(op), quantize_output=True, activation_bits=self.bits, **ranged)
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
         if wanted.composite:
@@ -154,7 +160,7 @@ class _Plan:
         kernels = wanted.kernels
         self.count += bool(kernels)
         if wanted.reason not in (CHOSEN, WEIGHTS):
-            self._stays_float(state.path, f" ({type(op).__name__}: {wanted.reason})")
+            self._stays_float(state.path, f" ({type(op).__name__}: {self.closed.get(state.path, wanted.reason)})")
         if self.bits and isinstance(op, TRANSPOSED):
             self.notes.append(
                 f"The converter stores '{state.path}' in 8 bits: transposed convolutions, float ones too."
@@ -162,6 +168,8 @@ class _Plan:
         ranged = self._feeds_integers(op, state)
         if not (kernels or ranged or self.bits == 16):
             return None
+        if not all(takes_tensors_only(op, call.given) for call in state.calls):
+            return [state.copy(op), self._range_behind(op)] if ranged else None
         return FloatLayer(
             state.copy(op),
             kernels,

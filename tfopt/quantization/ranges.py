@@ -81,7 +81,7 @@ class ActivationRange:
     def __call__(self, inputs: Any, training: Any) -> Any:
         values = tf.cast(inputs, tf.float32)
         if in_mode("export"):
-            return self._rounded(values, *self.bounds())
+            return self.rounded(values)
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
             if self.histogram is None:
@@ -89,11 +89,15 @@ class ActivationRange:
             else:
                 tf.numpy_function(self.histogram.add, [values], [])
             return inputs
-        if training and self.owner.trainable:
+        if training:  # of a frozen layer too: its weights stay, what arrives at it has to be seen all the same
             low, high = self._moved(low, high, values)
             return tf.cast(self._rounded(values, low, high), inputs.dtype)
         rounded = self._rounded(values, low, high)
         return tf.cast(tf.where(fakequant.is_unset(low, high), values, rounded), inputs.dtype)
+
+    def rounded(self, values: Any) -> Any:
+        """The values in the range as it is now."""
+        return self._rounded(tf.cast(values, tf.float32), *self.bounds())
 
     def _rounded(self, values: Any, low: Any, high: Any) -> Any:
         if self.learned and not in_mode("export"):

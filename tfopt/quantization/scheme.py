@@ -14,6 +14,7 @@ from keras import layers as kl
 
 from tfopt.core.keras_internals import children
 from tfopt.core.layers.activations import activation_kind, applies, spelled
+from tfopt.core.layers.nodes import OwnWeight
 from tfopt.core.layers.registry import Output, Record, kernel_axes, known_class, prunable_weights, record_of
 from tfopt.core.models import constraints
 from tfopt.core.models.graph import Graph
@@ -28,7 +29,7 @@ WEIGHTS = "only its weights are quantized"
 
 def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
-    if not isinstance(op, kl.Layer) and not _gives_floats(op, graph):
+    if (isinstance(op, OwnWeight) or not isinstance(op, kl.Layer)) and not _gives_floats(op, graph):
         return Treatment({})
     record = record_of(op)
     if record is not None and record.output is Output.FLOAT:

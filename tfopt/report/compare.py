@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import keras
-import numpy as np
-
 from tfopt.core.data.batches import input_batches
 from tfopt.core.data.metrics import named_metrics, score
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.graph import Graph
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal, percent
+from tfopt.core.types import Data
 from tfopt.deploy.runner import Latency, TFLiteModel
+from tfopt.report.contenders import Runner, Samples
 from tfopt.report.ensembles import Ensemble, ensemble_of
 from tfopt.report.measure import file_summary, model_summary, opened
 from tfopt.report.records import ModelSummary
@@ -150,7 +149,7 @@ class Comparison(Report):
 
 def compare(
     models: Mapping[str, Any],
-    data: tuple[Any, Any] | None = None,
+    data: Data | None = None,
     *,
     metrics: Any = (),
     latency: bool = True,
@@ -164,8 +163,10 @@ def compare(
         models: `{name: contender}`. A contender is a Keras model, a `TFLiteModel`, the path of a .tflite or Keras file,
             or a pair `(Keras model, .tflite)`: scores, sizes and latency are then of the file, parameters and MACs of
             the model it was exported from.
-        data: `(x, y)` to score on: arrays, or a list or dict of arrays for several inputs. Labels are class numbers or
-            one-hot, or regression targets; `tfopt.core.data.metrics.score` tells how the task is recognised.
+        data: `(x, y)` to score on, with sample weights or not, or a data set or an iterator of such batches. Inputs are
+            arrays, for several a dict by name, or a list in the order of the first contender: the others get theirs by
+            name. Labels are class numbers or one-hot, or regression targets; `tfopt.core.data.metrics.score` tells how
+            the task is recognised. Scores count each sample once, as `metrics=` of `compile` does.
         metrics: more scores: `{name: function(y_true, y_pred) -> float}`, or a list of Keras metrics or their names.
         latency: times the .tflite files: one sample at a time, on the threads of the `TFLiteModel` (1 for a path).
         training_seconds: `{name: seconds}`, to show as a column.
@@ -177,27 +178,34 @@ def compare(
 
     Raises:
         InvalidArgumentError: for no contender, one of another kind, data that do not go together or with the models.
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         FileError: for a file that cannot be read.
 
     Example:
+        >>> import keras
+        >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
         >>> comparison = compare({"small": model}, (np.ones((2, 4)), np.array([0, 2])))
         >>> comparison["small"].parameters, sorted(comparison["small"].scores)
         (15, ['accuracy', 'f1', 'precision', 'recall'])
     """
     seconds = _checked_seconds(models, training_seconds)
-    _check_data(data)
     named_metrics(metrics)
     pairs = {name: _pair(name, contender) for name, contender in models.items()}
+    graph, file = next(iter(pairs.values()))
+    samples = None if data is None else Samples.of(data, file if graph is None else graph.model)
     rows = []
     for name, (graph, file) in _progress(pairs, verbose):
-        scores = {} if data is None else _scores(file or cast("Graph", graph).model, data, metrics, batch_size)
+        scores = {} if samples is None else _scores(_runner(graph, file), samples, metrics, batch_size)
         rows.append(_row(name, graph, file, scores, latency, seconds.get(name)))
-    if data is None:
+    if samples is None:
         return Comparison(tuple(rows), None)
-    fused = [ensemble_of(name, graph, *data, batch_size) for name, (graph, _) in pairs.items() if graph is not None]
-    return Comparison(tuple(rows), _length(data[1]), tuple(ensemble for ensemble in fused if ensemble is not None))
+    graphs = {name: graph for name, (graph, _) in pairs.items() if graph is not None}
+    fused = [
+        ensemble_of(name, graph, samples.inputs_for(graph.model), samples.y, batch_size)
+        for name, graph in graphs.items()
+    ]
+    return Comparison(tuple(rows), len(samples), tuple(ensemble for ensemble in fused if ensemble is not None))
 
 
 def _checked_seconds(models: Any, seconds: Any) -> Mapping[str, float]:
@@ -210,27 +218,6 @@ def _checked_seconds(models: Any, seconds: Any) -> Mapping[str, float]:
     if not isinstance(seconds, Mapping) or not set(seconds) <= set(models):
         raise InvalidArgumentError("`training_seconds` is a dict {name in `models`: seconds}.", received=repr(seconds))
     return seconds
-
-
-def _check_data(data: Any) -> None:
-    if data is None:
-        return
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise InvalidArgumentError("`data` is a pair (x, y) of arrays.", received=f"{type(data).__name__}")
-    lengths = [_length(part) for part in data]
-    if lengths[0] != lengths[1] or lengths[0] == 0:
-        raise InvalidArgumentError(
-            "There has to be one label a sample, and at least one sample.",
-            received=f"{lengths[0]} samples, {lengths[1]} labels",
-        )
-
-
-def _length(part: Any) -> int:
-    first = keras.tree.flatten(part)[0] if isinstance(part, (dict, list, tuple)) and len(part) else part
-    whole = part if np.ndim(first) == 0 else first
-    if np.ndim(whole) == 0:
-        raise InvalidArgumentError("`data` holds arrays.", received=type(part).__name__)
-    return len(whole)
 
 
 def _pair(name: str, contender: Any) -> tuple[Graph | None, TFLiteModel | None]:
@@ -246,12 +233,17 @@ def _pair(name: str, contender: Any) -> tuple[Graph | None, TFLiteModel | None]:
     return graph, cast("TFLiteModel", parts[-1]) if kinds[-1] else None
 
 
-def _scores(runner: Any, data: tuple, metrics: Any, batch_size: int) -> dict[str, float]:
-    x, y = data
+def _runner(graph: Graph | None, file: TFLiteModel | None) -> Runner:
+    """What is scored of a contender."""
+    return file or cast("Graph", graph).model
+
+
+def _scores(runner: Runner, samples: Samples, metrics: Any, batch_size: int) -> dict[str, float]:
+    x = samples.inputs_for(runner)
     if isinstance(runner, TFLiteModel):
-        return score(y, runner.predict(x, batch_size), metrics)
+        return score(samples.y, runner.predict(x, batch_size), metrics)
     next(input_batches(runner, x, limit=1))  # a clear word on shapes, where Keras would fail inside a graph
-    return score(y, runner.predict(x, batch_size=batch_size, verbose=0), metrics)
+    return score(samples.y, runner.predict(x, batch_size=batch_size, verbose=0), metrics)
 
 
 def _row(

@@ -16,6 +16,7 @@ from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Graph, read
 from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened as open_layers
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.report.records import FileSummary, ModelSummary, OpRow, WeightRow
 from tfopt.report.rows import LayerRow
@@ -25,14 +26,14 @@ def summary(model: keras.Model | TFLiteModel | str | os.PathLike) -> ModelSummar
     """Counts what a model holds and computes.
 
     Args:
-        model: a built Sequential or Functional model, a `TFLiteModel`, or the path of a .tflite or Keras file.
+        model: a built Keras model, a `TFLiteModel`, or the path of a .tflite or Keras file.
 
     Returns:
         A `ModelSummary` with a row a layer, or a `FileSummary` for a .tflite. Both print as tables, show in Jupyter,
         and have `to_markdown()`, `to_html()`, `to_json()`, `to_dict()` and `save(path)`.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         FileError: for a file that cannot be read.
         InvalidArgumentError: for anything else.
 
@@ -52,7 +53,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             return TFLiteModel(source)
         from tfopt.core.models.loading import load_model
 
-        return read(load_model(source))
+        return open_layers(read(load_model(source)), composed=False)
     if isinstance(source, TFLiteModel):
         return source
     if not isinstance(source, keras.Model):
@@ -60,7 +61,7 @@ def opened(source: Any) -> Graph | TFLiteModel:
             "A Keras model, a `TFLiteModel` or the path of a file is expected.",
             received=f"{type(source).__module__}.{type(source).__name__}",
         )
-    return read(source)
+    return open_layers(read(source), composed=False)
 
 
 def model_summary(graph: Graph) -> ModelSummary:

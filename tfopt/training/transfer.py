@@ -15,7 +15,7 @@ from tfopt.core.checks import as_choice, is_whole, plain
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.keras_internals import compiled_loss, sublayers
 from tfopt.core.models.flow import has_kernel
-from tfopt.core.models.graph import Call, Graph, as_patterns, check_patterns, is_selected, read, trace_back
+from tfopt.core.models.graph import Call, Graph, as_patterns, check_patterns, is_selected, read, trace_back, with_graph
 from tfopt.core.models.rewrite import rewrite
 from tfopt.core.types import Arrays, Data
 from tfopt.training.recipes import Recipe, recipe
@@ -43,7 +43,7 @@ def fine_tune(
     runs in inference mode: it uses its statistics and keeps them.
 
     Args:
-        model: a built Sequential or Functional model, with a head for the new task.
+        model: a built Keras model, with a head for the new task.
         x, y, options: as `keras.Model.fit` takes them: arrays or batches, `validation_data`, `verbose`.
         mode: `"features"` trains the head on the features that the rest extracts, `"partial"` trains `layers`,
             `"full"` everything.
@@ -61,7 +61,7 @@ def fine_tune(
 
     Raises:
         InvalidArgumentError: an unknown mode or layer name, nothing to train, no loss, or more stages than epochs.
-        UnsupportedModelError: a subclassed or unbuilt model.
+        UnsupportedModelError: an unbuilt model, or one that is no graph.
 
     Source: gradual unfreezing, Howard and Ruder 2018, https://arxiv.org/abs/1801.06146.
 
@@ -74,6 +74,7 @@ def fine_tune(
         >>> [layer.trainable for layer in tuned.layers]
         [False, True]
     """
+    model = with_graph(model)
     graph = read(model)
     chosen = _chosen(graph, mode, layers)
     how = _with_loss(how or recipe(epochs=5, learning_rate=1e-3 if mode == "features" else 1e-4), model)

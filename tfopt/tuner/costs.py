@@ -19,6 +19,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models.graph import read
 from tfopt.core.models.macs import model_macs
+from tfopt.core.models.opening import opened
 from tfopt.deploy.runner import TFLiteModel
 from tfopt.deploy.tflite import export_tflite
 from tfopt.tuner.objective import Constraint
@@ -60,7 +61,7 @@ class Costs:
             ExportError: a file is wanted, and the converter fails.
         """
         figures: dict[str, float] = {"parameters": int(sum(np.prod(weight.shape) for weight in model.weights))}
-        macs = list(model_macs(read(model)).values())
+        macs = list(model_macs(opened(read(model))).values())
         if None not in macs:
             figures["macs"] = sum(macs)  # type: ignore[arg-type]
         elif "macs" in self._wanted:

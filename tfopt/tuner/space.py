@@ -12,7 +12,8 @@ import keras
 from tfopt.core.checks import POSITIVE, Range, as_choice, as_numbers, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.keras_internals import compile_metrics, compile_options
-from tfopt.core.models.graph import read
+from tfopt.core.models.graph import Graph, read
+from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.initialization import init_from
 from tfopt.editing.width import reinitialised
@@ -89,7 +90,7 @@ class SearchSpace(HyperModel):
 
         Raises:
             InvalidArgumentError: a value of the wrong kind, nothing to search, or choices that do not go together.
-            UnsupportedModelError: a subclassed, unbuilt or quantized model.
+            UnsupportedModelError: an unbuilt or quantized model, or one that is no graph.
 
         Example:
             >>> dense = keras.layers.Dense
@@ -101,7 +102,9 @@ class SearchSpace(HyperModel):
             >>> hp.values["activation"], hp.values["width"], hp.values["lr"]
             ('relu', 1.0, 0.001)
         """
-        _check_compiled(read(model).model)
+        graph = read(model)
+        _check_compiled(model)
+        model = _as_graph(model, graph)
         per = as_choice("per", per, PER)
         width = as_numbers("width", width, POSITIVE)
         depth = as_numbers("depth", depth, Range(least=0, most=1))
@@ -190,6 +193,14 @@ def _sliced(narrow: keras.Model, wide: keras.Model) -> keras.Model:
         return init_from(narrow, wide, by="name", verbose=0)
     except NothingToDoError:
         return narrow
+
+
+def _as_graph(model: keras.Model, graph: Graph) -> keras.Model:
+    """The model itself, or a copy compiled like it whose layers inside authors' own layers are open to edits."""
+    result = opened(graph, blocks_only=True).model
+    if result is not model:
+        result.compile(**{**compile_options(model), **compile_metrics(model)})
+    return result
 
 
 def _check_compiled(model: keras.Model) -> None:

@@ -268,7 +268,7 @@ def test_sizes_by_hand():
 @pytest.mark.parametrize(
     ("reader", "reason"),
     [
-        (kl.GroupNormalization(2), "GroupNormalization normalizes channels together"),
+        (kl.GroupNormalization(3), None),
         (kl.Softmax(), "softmax mixes them"),
         (kl.Lambda(lambda x: x, output_shape=(6,)), "tfopt does not know Lambda"),
         (kl.Reshape((3, 2)), None),
@@ -293,7 +293,7 @@ def test_layer_normalization_of_values_that_are_not_zero_keeps_them():
 def test_features_of_the_input_are_channels_too():
     model = keras.Sequential([keras.Input((4,)), kl.Dense(3, name="a"), kl.Dense(2, name="b")])
     graph = ChannelGraph(read(model), features=True)
-    removed = graph.features[0].labels.reshape(-1)[[0, 2]]
+    removed = graph.features[0].labels[-1][[0, 2]]
     small = without_channels(graph, removed).model
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     gone = x.copy()

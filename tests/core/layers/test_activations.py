@@ -39,7 +39,7 @@ class Callable:
         return hash(activations.relu)
 
 
-OWN = [relu, functools.partial(activations.relu, max_value=1), lambda x: x, Callable(), kl.ReLU(), keras.ops.gelu]
+OWN = [relu, functools.partial(activations.relu, max_value=1), lambda x: x, Callable(), kl.PReLU(), keras.ops.gelu]
 
 
 @pytest.mark.parametrize("function", OWN)

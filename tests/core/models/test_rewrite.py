@@ -151,21 +151,6 @@ def test_call_arguments_are_kept():
     assert [call.node.arguments.kwargs for call in read(rewrite(read(model)).model).calls] == [{"training": False}]
 
 
-class Custom(kl.Layer):
-    def __init__(self, table, **kwargs):
-        super().__init__(**kwargs)
-        self.table = table
-
-    def call(self, x):
-        return x
-
-
-def test_a_layer_without_config_is_named():
-    model = keras.Sequential([keras.Input((3,)), Custom({"a": object()}, name="mine"), kl.Dense(1)])
-    with pytest.raises(tfopt.UnsupportedModelError, match="Custom 'mine'.*get_config"):
-        rewrite(read(model))
-
-
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -184,7 +169,7 @@ VERBS = ("prune", "shrink", "drop_layers", "quantize", "strip", "calibrate", "ex
     [
         (lambda: "model.keras", "load_model"),
         (lambda: kl.Dense(1), "keras.Model"),
-        (Subclassed, "keras.Model\\(inputs, outputs\\)"),
+        (Subclassed, "has to be built"),
         (lambda: keras.Sequential([kl.Dense(1)]), "build"),
     ],
     ids=["text", "layer", "subclassed", "unbuilt"],

@@ -310,7 +310,7 @@ WRONG = {
     "leaves out. Received: validation_split=0.2 with `cv`": {"validation_split": 0.2, "finetune": 1, "cv": 2},
     "Received: no `finetune`. Without `finetune` pass it as `data`": {"validation_data": 1},
     "both `validation_data` and `cv`": {"validation_data": 1, "finetune": 1, "cv": 2},
-    "`validation_data` is a pair": {"validation_data": 1, "finetune": 1},
+    "`validation_data` must be a pair": {"validation_data": 1, "finetune": 1},
     "`mode` must be one of": {"mode": "higher"},
     "named by a string": {"metric": "accurracy"},
     "`include` must fit": {"include": "conv"},

@@ -362,11 +362,12 @@ def test_wrong_options(net, digits, message):
     [
         (lambda x, y: x, "pair \\(x, y\\)"),
         (lambda x, y: (x, None), "pair \\(x, y\\)"),
-        (lambda x, y: (x, y, y), "Leave out sample weights"),
+        (lambda x, y: (x, y, y, y), "pair \\(x, y\\).*tuple of 4"),
+        (lambda x, y: (x, y, y[1:]), "600 samples, 599 or 600 labels"),
         (lambda x, y: (x, y[1:]), "600 samples, 599 labels"),
         (lambda x, y: (x[:, 1:], y), "shape of the model's input"),
         (lambda x, y: (x[:0], y[:0]), "at least one sample"),
-        (lambda x, y: tf.data.Dataset.from_tensors((x, y)).repeat(), "has an end"),
+        (lambda x, y: tf.data.Dataset.from_tensors((x, y)).repeat(), "must have an end"),
         (lambda x, y: tf.data.Dataset.from_tensors(x), "pair \\(x, y\\)"),
     ],
 )

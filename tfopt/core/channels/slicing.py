@@ -10,6 +10,8 @@ import numpy as np
 
 from tfopt.core.channels.graph import ChannelGraph
 from tfopt.core.keras_internals import children, op_class
+from tfopt.core.layers.channels import Argument
+from tfopt.core.models.copying import config_of
 from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import Rewrite, rewrite
 
@@ -27,6 +29,9 @@ def without_channels(channels: ChannelGraph, removed: np.ndarray) -> Graph:
     def kept(labels: np.ndarray) -> np.ndarray:
         return ~np.isin(channels.roots(labels), removed)
 
+    def count(labels: np.ndarray) -> int:
+        return int(kept(labels).sum())
+
     cuts = defaultdict(list)
     for slot in channels.slots:
         cuts[id(slot.variable)].append((slot.axis, kept(slot.labels)))
@@ -37,7 +42,10 @@ def without_channels(channels: ChannelGraph, removed: np.ndarray) -> Graph:
         if id(op) in padded:
             full_width.update(id(weight) for weight in op.weights)
             return _at_full_width(op, state, padded[id(op)])
-        changes = {size.key: size.value(lambda labels: int(kept(labels).sum())) for size in channels.sizes_of(op)}
+        if id(op) in channels.arguments:
+            values = [(each, each.value(kept)) for each in channels.arguments[id(op)]]
+            return [_called_with(state.copy(op), values)]
+        changes = {size.key: size.value(count) for size in channels.sizes_of(op)}
         holds_layers = bool(children(op)) and not isinstance(op, keras.Model)
         return _resized(op, state, changes) if changes or holds_layers else None
 
@@ -46,14 +54,30 @@ def without_channels(channels: ChannelGraph, removed: np.ndarray) -> Graph:
         for axis, mask in cuts[id(variable)]:
             places = np.argsort(~mask, kind="stable") if id(variable) in full_width else np.flatnonzero(mask)
             array = array.take(places, axis)
-        return array
+        factor = channels.factors.get(id(variable))
+        return array if factor is None else array * np.asarray(factor(count), array.dtype)
 
     return rewrite(channels.graph, replace, values_of=values_of)
 
 
+def _called_with(op: Any, values: list[tuple[Argument, Any]]) -> Any:
+    """The op as a function that puts other values in the place of some arguments."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = list(args)
+        for argument, value in values:
+            if argument.position < len(given):
+                given[argument.position] = value
+            else:
+                kwargs[argument.name] = value
+        return op(*given, **kwargs)
+
+    return call
+
+
 def _resized(op: Any, state: Rewrite, changes: dict[tuple[str, ...], Any]) -> Any:
     """A copy of the layer with some entries of its config, nested ones by their path of keys, changed."""
-    config = _unbuilt(op.get_config())
+    config = _unbuilt(config_of(op))
     for (*folders, name), value in changes.items():
         inner = config
         for folder in folders:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.core.data.inputs import Input, arrays_in, has_structure, inputs_of, with_rank
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError
-from tfopt.core.keras_internals import functional_of, input_names
+from tfopt.core.keras_internals import functional_of
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def input_batches(
 
     Args:
         model: gives number, names and shapes of the inputs.
-        data: an array (samples first); a list or dict of arrays for several inputs; `(x, y)`; a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or any iterable of batches, of x or `(x, y)`.
+        data: an array (samples first); a list or dict of arrays for several inputs; `(x, y)` or `(x, y,
+            sample_weights)` of these; a `tf.data.Dataset`, a `keras.utils.PyDataset` or any iterable of batches of that
+            form. A tuple of as many arrays as there are inputs is x.
         batch_size: for arrays.
         limit: at most so many samples.
 
@@ -60,9 +62,9 @@ def input_batches(
         InvalidArgumentError: wrong form or shape, or no sample.
         NonFiniteError: NaN or infinity.
     """
-    specs = _specs(model)
-    batches = _raw_batches(data, lambda batch: Batch(_input_arrays(batch, specs)), batch_size)
-    for batch in _checked_batches(batches, specs, limit):
+    reader = _Reader(model)
+    batches = _raw_batches(data, lambda batch: _inputs_only(batch, reader), batch_size)
+    for batch in _checked_batches(batches, reader.inputs, limit):
         yield batch.inputs
 
 
@@ -92,9 +94,9 @@ def labelled_batches(
         >>> [(x.shape, y.tolist(), weights) for (x,), y, weights in batches]
         [((3, 2), [0, 1, 2], None), ((2, 2), [3, 4], None)]
     """
-    specs = _specs(model)
-    batches = _raw_batches(data, lambda batch: _labelled(batch, specs), batch_size)
-    for batch in _checked_batches(batches, specs, limit):
+    reader = _Reader(model)
+    batches = _raw_batches(data, lambda batch: _labelled(batch, reader), batch_size)
+    for batch in _checked_batches(batches, reader.inputs, limit):
         yield batch.inputs, batch.targets, batch.weights
 
 
@@ -120,47 +122,79 @@ def paired_batches(model: keras.Model, data: Any, *, batch_size: int = 32) -> It
         >>> {name: array.shape for name, array in batch.given.items()}, batch.targets
         ({'x': (3, 2), 'more': (3, 5)}, None)
     """
-    specs = _specs(model)
-    yield from _checked_batches(_raw_batches(data, lambda batch: _paired(batch, specs), batch_size), specs, None)
+    reader = _Reader(model)
+    batches = _raw_batches(data, lambda batch: _paired(batch, reader), batch_size)
+    yield from _checked_batches(batches, reader.inputs, None)
 
 
 def whole_batch(model: keras.Model, data: Any) -> Batch | None:
     """All samples as one batch, see `paired_batches`; None for what gives batches itself, a data set or an iterator."""
-    return None if _gives_batches(data) else _paired(data, _specs(model))
+    return None if gives_batches(data) else _paired(data, _Reader(model))
 
 
 def as_inputs(model: keras.Model, arrays: list[np.ndarray]) -> Any:
     """Arrays in the order of the model's inputs as tensors in the structure that the model is called with."""
     functional = functional_of(model)
-    tensors = [tf.cast(array, spec.dtype) for array, spec in zip(arrays, functional.inputs, strict=True)]
+    tensors = [tf.cast(array, own.dtype) for array, own in zip(arrays, functional.inputs, strict=True)]
     return keras.tree.pack_sequence_as(functional.input, tensors)
 
 
-@dataclass(frozen=True)
-class _Spec:
-    """An input of the model: Keras takes it by the name of its layer or of its tensor."""
+class _Reader:
+    """Reads data for one model.
 
-    name: str
-    tensor_name: str
-    shape: tuple
+    Args:
+        model: gives number, names and shapes of the inputs.
+    """
 
+    def __init__(self, model: keras.Model):
+        self.inputs, self._structure = inputs_of(model), functional_of(model).input
 
-def _specs(model: keras.Model) -> list[_Spec]:
-    tensors = functional_of(model).inputs
-    return [_Spec(name, t.name, tuple(t.shape)) for name, t in zip(input_names(model), tensors, strict=True)]
+    def parts(self, data: Any) -> tuple:
+        """`(x,)`, `(x, y)` or `(x, y, sample_weights)`."""
+        return tuple(data) if self._holds_labels(data) else (data,)
+
+    def arrays(self, x: Any) -> list[np.ndarray]:
+        """The inputs in `x`, in the order of the model's."""
+        found = arrays_in(x, self.inputs, self._structure)
+        return [with_rank(np.asarray(array), own) for array, own in zip(found, self.inputs, strict=True)]
+
+    def _holds_labels(self, data: Any) -> bool:
+        """Whether a tuple starts with x; it may be as long as x itself of a model of two or three inputs."""
+        if has_structure(data, self._structure):
+            return False
+        if isinstance(data, list):
+            return len(self.inputs) == 1 and len(data) in (2, 3) and self._is_batch(data[0])
+        if not isinstance(data, tuple) or len(data) not in (1, 2, 3):
+            return False
+        is_structure = isinstance(data[0], (Mapping, tuple))
+        is_structure = is_structure or (isinstance(data[0], list) and any(hasattr(x, "shape") for x in data[0][:1]))
+        return len(self.inputs) == 1 or len(data) != len(self.inputs) or is_structure
+
+    def _is_batch(self, array: Any) -> bool:
+        """Whether an array in a list is the only input, rather than one sample of it."""
+        return hasattr(array, "shape") and len(array.shape) == len(self.inputs[0].shape)
 
 
 def _raw_batches(data: Any, split: Callable[[Any], Batch], batch_size: int) -> Iterator[Batch]:
-    if not _gives_batches(data):
+    if not gives_batches(data):
         yield from _slices(split(data), batch_size)
         return
-    is_indexed = isinstance(data, keras.utils.PyDataset)
-    for batch in (data[i] for i in range(data.num_batches or 0)) if is_indexed else data:
+    for batch in batches_in(data):
         yield split(batch)
 
 
-def _gives_batches(data: Any) -> bool:
-    return isinstance(data, (keras.utils.PyDataset, tf.data.Dataset)) or hasattr(data, "__next__")
+def batches_in(data: Any) -> Iterable:
+    """The batches of what gives batches itself."""
+    is_indexed = isinstance(data, keras.utils.PyDataset)
+    return (data[i] for i in range(data.num_batches or 0)) if is_indexed else data
+
+
+def gives_batches(data: Any) -> bool:
+    """True for what gives batches itself: a data set, an iterator, a loader; False for arrays and what holds them."""
+    if isinstance(data, (keras.utils.PyDataset, tf.data.Dataset)):
+        return True
+    holds_arrays = isinstance(data, (list, tuple, Mapping, str)) or hasattr(data, "__array__")
+    return hasattr(data, "__iter__") and not holds_arrays
 
 
 def _slices(whole: Batch, batch_size: int) -> Iterator[Batch]:
@@ -169,11 +203,11 @@ def _slices(whole: Batch, batch_size: int) -> Iterator[Batch]:
         yield whole.map(lambda array, start=start: array[start : start + batch_size])
 
 
-def _checked_batches(batches: Iterator[Batch], specs: list[_Spec], limit: int | None) -> Iterator[Batch]:
+def _checked_batches(batches: Iterator[Batch], inputs: list[Input], limit: int | None) -> Iterator[Batch]:
     """The batches that hold a sample, up to `limit` samples."""
     seen = 0
     for batch in batches:
-        _check(batch.inputs, specs)
+        _check(batch.inputs, inputs)
         _check_lengths(batch)
         _check_labels(batch)
         if limit is not None:
@@ -188,40 +222,35 @@ def _checked_batches(batches: Iterator[Batch], specs: list[_Spec], limit: int | 
         raise InvalidArgumentError("`data` has to hold at least one sample.", received="no sample")
 
 
-def _labelled(data: Any, specs: list[_Spec]) -> Batch:
+def _inputs_only(data: Any, reader: _Reader) -> Batch:
+    return Batch(reader.arrays(reader.parts(data)[0]))
+
+
+def _labelled(data: Any, reader: _Reader) -> Batch:
     """The parts of `(x, y)` or `(x, y, sample_weights)`."""
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3) or any(part is None for part in data[:2]):
         raise InvalidArgumentError(
-            "`data` holds samples and their labels: `(x, y)`, or batches of that form.",
+            "`data` must hold samples and their labels: `(x, y)`, or batches of that form.",
             received=type(data).__name__ + (f" of {len(data)}" if isinstance(data, (tuple, list)) else ""),
         )
-    return Batch(_input_arrays(data[0], specs), *map(_label_arrays, data[1:]))
+    return Batch(reader.arrays(data[0]), *map(_label_arrays, data[1:]))
 
 
-def _paired(data: Any, specs: list[_Spec]) -> Batch:
+def _paired(data: Any, reader: _Reader) -> Batch:
     """The parts of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weights)`."""
-    x, *labels = data if _holds_labels(data, specs) else (data,)
+    x, *labels = reader.parts(data)
     while labels and labels[-1] is None:
         labels.pop()
     if labels and labels[0] is None:
         raise InvalidArgumentError(
             "Sample weights come with labels.", received="(x, None, sample_weights)", fix="Pass labels too."
         )
-    inputs = _input_arrays(x, specs)
-    given: Any = tuple(inputs) if len(specs) > 1 else inputs[0]
+    inputs = reader.arrays(x)
+    given: Any = tuple(inputs) if len(inputs) > 1 else inputs[0]
     if isinstance(x, dict):
         given = {name: np.asarray(array) for name, array in x.items()}
     targets, weights = [*map(_label_arrays, labels), None, None][:2]
     return Batch(inputs, targets, weights, given)
-
-
-def _holds_labels(data: Any, specs: list[_Spec]) -> bool:
-    """Whether a tuple starts with x; it may be as long as x itself of a model of two or three inputs."""
-    if not isinstance(data, tuple) or len(data) not in (1, 2, 3):
-        return False
-    is_structure = isinstance(data[0], (dict, tuple))
-    is_structure = is_structure or (isinstance(data[0], list) and any(hasattr(x, "shape") for x in data[0][:1]))
-    return len(specs) == 1 or len(data) != len(specs) or is_structure
 
 
 def _label_arrays(labels: Any) -> Any:
@@ -230,34 +259,6 @@ def _label_arrays(labels: Any) -> Any:
         return None
     is_structure = any(np.ndim(leaf) for leaf in keras.tree.flatten(labels))
     return keras.tree.map_structure(np.asarray, labels) if is_structure else np.asarray(labels)
-
-
-def _input_arrays(data: Any, specs: list[_Spec]) -> list[np.ndarray]:
-    return [np.asarray(array) for array in _inputs_of(data, specs)]
-
-
-def _inputs_of(data: Any, specs: list[_Spec]) -> list:
-    """The list of inputs in `x` or `(x, y)`."""
-    if isinstance(data, dict):
-        keys = [spec.tensor_name if spec.tensor_name in data else spec.name for spec in specs]
-        if set(keys) - set(data):
-            raise InvalidArgumentError(
-                "A dict of inputs has a key for each input.",
-                received=f"keys {sorted(data)}",
-                fix=f"The inputs are {', '.join(spec.name for spec in specs)}.",
-            )
-        return [data[key] for key in keys]
-    if isinstance(data, tuple) and len(data) in (2, 3) and (len(specs) == 1 or len(data) != len(specs)):
-        return _inputs_of(data[0], specs)
-    if isinstance(data, (list, tuple)) and len(data) == len(specs) and (len(specs) > 1 or np.ndim(data[0]) > 0):
-        return list(data)
-    if len(specs) == 1 and (isinstance(data, (list, np.ndarray)) or tf.is_tensor(data) or hasattr(data, "__array__")):
-        return [data]
-    raise InvalidArgumentError(
-        f"`data` holds {len(specs)} input(s): an array, a list or dict of arrays, `(x, y)`, a `tf.data.Dataset` or "
-        "an iterator of batches.",
-        received=type(data).__name__ + (f" of {len(data)}" if isinstance(data, (list, tuple)) else ""),
-    )
 
 
 def _check_lengths(batch: Batch) -> None:
@@ -285,17 +286,17 @@ def _check_labels(batch: Batch) -> None:
             raise NonFiniteError("The labels have to be finite.", received="NaN or infinity")
 
 
-def _check(arrays: list[np.ndarray], specs: list[_Spec]) -> None:
-    for array, spec in itertools.zip_longest(arrays, specs):
-        wanted = tuple(spec.shape[1:])
-        if len(array.shape) != len(spec.shape) or any(
+def _check(arrays: list[np.ndarray], inputs: list[Input]) -> None:
+    for array, own in itertools.zip_longest(arrays, inputs):
+        wanted = tuple(own.shape[1:])
+        if len(array.shape) != len(own.shape) or any(
             w not in (None, n) for w, n in zip(wanted, array.shape[1:], strict=True)
         ):
             raise InvalidArgumentError(
                 "The data has to have the shape of the model's input.",
-                received=f"{array.shape} for input '{spec.name}' of shape {(None, *wanted)}",
+                received=f"{array.shape} for input '{own.name}' of shape {(None, *wanted)}",
             )
         if np.iscomplexobj(array) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
             raise InvalidArgumentError("The data has to be real numbers.", received=f"dtype {array.dtype}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise NonFiniteError("The data has to be finite.", received=f"NaN or infinity in input '{spec.name}'")
+            raise NonFiniteError("The data has to be finite.", received=f"NaN or infinity in input '{own.name}'")

@@ -110,8 +110,14 @@ def observe(
 
 
 def counterparts(model: keras.Model, copy: keras.Model, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    """The variables of a copy of the model that stand for `variables` of the model."""
-    pairs = {id(old): new for old, new in zip(model.variables, copy.variables, strict=True)}
+    """The variables of a copy of the model that stand for `variables` of it: layers have the same paths in both."""
+    copies = dict(Graph(copy).layers)
+    pairs = {
+        id(old): new
+        for path, layer in Graph(model).layers
+        if path in copies and not isinstance(layer, keras.Model)
+        for old, new in zip(layer.variables, copies[path].variables, strict=True)
+    }
     return [pairs[id(variable)] for variable in variables]
 
 

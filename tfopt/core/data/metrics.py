@@ -158,8 +158,14 @@ def _run_keras_metric(metric: keras.metrics.Metric) -> Metric:
     return run
 
 
+def _array(values: Any) -> np.ndarray:
+    """The values as NumPy knows them: it takes bfloat16 for no numbers."""
+    array = np.asarray(values)
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
+
+
 def _checked(y_true: Any, y_pred: Any) -> tuple[np.ndarray, np.ndarray]:
-    y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+    y_true, y_pred = _array(y_true), _array(y_pred)
     if len(np.atleast_1d(y_true)) != len(np.atleast_1d(y_pred)):
         raise InvalidArgumentError(
             "There has to be one label a prediction.", received=f"{len(y_true)} labels, {len(y_pred)} predictions"

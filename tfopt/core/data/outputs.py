@@ -64,7 +64,7 @@ def output_kinds(model: keras.Model, predictions: Any = None) -> list[OutputKind
     """What each output of a model is, in flat order; None where neither its layers nor its values tell.
 
     Args:
-        model: a built Sequential or Functional model, quantized or not.
+        model: a built Keras model, quantized or not.
         predictions: arrays that it gave, in the structure of its outputs. By default it answers to noise where its
             layers do not tell.
 

@@ -37,7 +37,7 @@ class ShuffledBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple:
         batch = self._samples.rows(self._order[index * self._batch_size : (index + 1) * self._batch_size])
-        return _tuples(batch.x), _tuples(batch.y)
+        return tuple(map(_tuples, batch.parts))
 
     def on_epoch_end(self) -> None:
         self._order = self._generator.permutation(len(self._samples))

@@ -11,6 +11,7 @@ from tfopt.core.layers import (  # noqa: F401
     merging,
     normalization,
     ops,
+    picking,
     pooling,
     preprocessing,
     recurrent,

@@ -71,6 +71,7 @@ _enter_functions(activations.sparsemax, activations.glu, output=Output.FLOAT, pe
 
 # Functions of `keras.ops` and TensorFlow that compute the same with their default arguments.
 _SAME = {
+    activations.linear: (tf.identity,),
     activations.relu: (keras.ops.relu, tf.nn.relu),
     activations.relu6: (keras.ops.relu6, tf.nn.relu6),
     activations.leaky_relu: (keras.ops.leaky_relu, tf.nn.leaky_relu),
@@ -93,7 +94,7 @@ _KINDS.update((id(other), _KINDS[id(function)]) for function, others in _SAME.it
 
 
 def activation_kind(function: Any) -> Activation | None:
-    """What is known of an activation function; None for a user's own, and for anything else.
+    """What is known of an activation function, or of a layer given as one; None for a user's own and anything else.
 
     Example:
         >>> activation_kind(keras.activations.get("swish")).function is keras.activations.silu
@@ -102,8 +103,39 @@ def activation_kind(function: Any) -> Activation | None:
         ...     return x + 1.0
         >>> activation_kind(relu) is None
         True
+        >>> activation_kind(kl.ReLU(6.0)).function is keras.activations.relu6
+        True
     """
-    return _KINDS.get(id(function))
+    return _kind_of_layer(function) if isinstance(function, kl.Layer) else _KINDS.get(id(function))
+
+
+def _kind_of_layer(layer: kl.Layer) -> Activation | None:
+    """The same for an activation given as a layer: that of the function that computes the same, if there is one."""
+    twin: Any = None
+    if type(layer) is kl.Activation:
+        twin = layer.activation
+    elif type(layer) is kl.ReLU and layer.negative_slope == 0 and layer.threshold == 0:
+        twin = {None: activations.relu, 6.0: activations.relu6}.get(layer.max_value)
+    elif type(layer) is kl.ELU and layer.alpha == 1:
+        twin = activations.elu
+    elif type(layer) is kl.Softmax and layer.axis == -1:
+        twin = activations.softmax
+    elif type(layer) is kl.LeakyReLU:
+        return replace(_KINDS[id(activations.leaky_relu)], function=layer)
+    return _KINDS.get(id(twin))
+
+
+def own_activation(function: Any) -> Any:
+    """An activation for one more layer: the function itself, or a layer like the one that is given.
+
+    Example:
+        >>> slope = kl.LeakyReLU(0.1)
+        >>> own_activation(tf.nn.silu) is tf.nn.silu, own_activation(slope) is slope
+        (True, False)
+    """
+    if type(function) is kl.Activation:
+        return function.activation
+    return type(function).from_config(function.get_config()) if isinstance(function, kl.Layer) else function
 
 
 def applies(op: Any, *functions: Callable) -> bool:
@@ -160,8 +192,8 @@ def _activation_channels(context: Context, x: Channels, *_: Any, **__: Any) -> C
 
 def _softmax_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     axes = np.atleast_1d(getattr(context.op, "axis", -1))
-    if any((axis - 1 if axis > 0 else axis % len(x.shape)) in x.along() for axis in axes):
-        raise Unsupported("softmax mixes them")
+    for axis in {int(axis) % len(x.shape) for axis in axes} & set(x.along()):
+        context.keep(x.labels[axis], "softmax mixes them")
     return context.same(x, zero=False)
 
 
@@ -191,8 +223,8 @@ def _relu_in_16_bits(op: Any, tensors: int) -> bool:
 def _prelu_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     alpha = context.op.alpha
     for axis in x.along():
-        if alpha.shape[axis] > 1:
-            context.graph.slot(context.path, alpha, axis, context.along(x, axis), "each")
+        if alpha.shape[axis - 1] > 1:
+            context.graph.slot(context.path, alpha, axis - 1, x.labels[axis], "each")
     return context.same(x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class
 from tfopt.core.layers import macs
-from tfopt.core.layers.channels import Channels, Context, Unsupported, keeps_zero, shape_rule
+from tfopt.core.layers.channels import Channels, Context, Unsupported, all_along, keeps_zero, shape_rule
+from tfopt.core.layers.contractions import dot_channels, einsum_channels, matmul_channels
 from tfopt.core.layers.registry import KernelAxes, Output, Record, Shape, enter, layers_named
 
 # Dense.
@@ -17,13 +19,23 @@ from tfopt.core.layers.registry import KernelAxes, Output, Record, Shape, enter,
 
 def _dense_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     layer = context.op
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        raise Unsupported("Dense with LoRA or Keras' own quantization")
-    context.read(layer.kernel, 0, x, context.along(x))
+    _check_plain(layer)
+    context.read(layer.kernel, 0, x, all_along(x, -1))
     labels = context.graph.created(context.path, layer.kernel, 1)
     context.each(layer.bias, labels)
     context.graph.size(layer, ("units",), lambda count: count(labels))
-    return context.output(labels, zero=keeps_zero(layer.activation))
+    return context.replaced(x, labels, zero=_zero_beside(context, x, [len(x.shape) - 1]))
+
+
+def _check_plain(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        raise Unsupported(f"{type(layer).__name__} with LoRA or Keras' own quantization")
+
+
+def _zero_beside(context: Context, x: Channels, read: list[int]) -> bool:
+    """Whether masked channels are zero behind a kernel; along axes that it does not read, they get the bias."""
+    beside = set(x.along()) - set(read)
+    return keeps_zero(context.op.activation) and (not beside or (x.zero and context.op.bias is None))
 
 
 def _dense_macs(layer: Any, inputs: list[Shape], outputs: list[Shape]) -> int:
@@ -57,24 +69,39 @@ def _einsum_axes(layer: Any) -> KernelAxes:
 
 def _einsum_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     layer = context.op
-    spec, kernel, result = layer.equation.replace(" ", "").replace("->", ",").split(",")
-    new = [letter for letter in kernel if letter not in spec]
-    if "..." in spec or len(new) != 1 or any(letter in kernel and letter in result for letter in spec):
+    _check_plain(layer)
+    spec, kernel, result = _spelled_out(layer.equation, len(x.shape))
+    if len(set(spec)) < len(spec) or any(letter not in kernel + result for letter in spec):
         raise Unsupported(f"EinsumDense with the equation '{layer.equation}'")
-    read = [letter for letter in spec if letter in kernel]
-    for letter in read:
-        labels = context.graph.axis_labels(x, spec.index(letter) - 1, f"'{context.path}' reads several axes")
-        context.read(layer.kernel, kernel.index(letter), x, labels)
-    axis = result.index(new[0]) - 1
-    labels = context.graph.created(context.path, layer.kernel, kernel.index(new[0]))
+    known = dict(zip(spec, x.labels, strict=True))
+    for axis, letter in enumerate(kernel):
+        if letter not in spec:
+            known[letter] = context.graph.created(context.path, layer.kernel, axis)
+        elif letter not in result:
+            context.read(layer.kernel, axis, x, all_along(x, spec.index(letter)))
+        elif known[letter].any():
+            context.graph.slot(context.path, layer.kernel, axis, known[letter], "each")
+    labels = [known[letter] for letter in result]
     if layer.bias is not None:
-        sizes = [axis for axis, size in enumerate(layer.bias.shape) if size == len(labels)]
-        if len(layer.bias.shape) != 1 or not sizes:
-            raise Unsupported("EinsumDense with a bias of several axes")
-        context.each(layer.bias, labels)
-    output = context.output(labels, axis, keeps_zero(layer.activation))
-    context.graph.size(layer, ("output_shape",), shape_rule(output))
+        for axis in range(-len(layer.bias.shape), 0):
+            if layer.bias.shape[axis] > 1 and labels[axis].any():
+                context.graph.slot(context.path, layer.bias, axis, labels[axis], "each")
+    zero = _zero_beside(context, x, [axis for axis, letter in enumerate(spec) if letter not in result])
+    output = Channels(tuple(labels), context.shapes[0], zero)
+    wanted = layer.partial_output_shape
+    wanted = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    context.graph.size(layer, ("output_shape",), shape_rule(output, wanted))
     return output
+
+
+def _spelled_out(equation: str, rank: int) -> tuple[str, str, str]:
+    """The terms of the input, the kernel and the output, an ellipsis in front written out as letters."""
+    spec, kernel, result = equation.replace(" ", "").replace("->", ",").split(",")
+    if "..." in spec[1:]:
+        raise Unsupported(f"EinsumDense with the equation '{equation}'")
+    unused = [letter for letter in string.ascii_letters if letter not in equation]
+    hidden = "".join(unused[: rank - len(spec.removeprefix("..."))])
+    return spec.replace("...", hidden), kernel, result.replace("...", hidden)
 
 
 def _einsum_dense_macs(layer: Any, inputs: list[Shape], outputs: list[Shape]) -> int:
@@ -123,13 +150,13 @@ enter(
 
 def _embedding_channels(context: Context, x: Channels, reverse: bool = False, *_: Any, **__: Any) -> Channels:
     layer = context.op
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        raise Unsupported("Embedding with LoRA or Keras' own quantization")
+    _check_plain(layer)
     if reverse:
         labels = context.graph.created(context.path, layer.embeddings, 1)
         context.graph.freeze(labels, f"'{context.path}' turns them back into tokens")
         raise Unsupported("it turns them back into tokens")
-    context.graph.freeze(x.labels, f"'{context.path}' reads them as indices")
+    for axis in x.along():
+        context.graph.freeze(x.labels[axis], f"'{context.path}' reads them as indices")
     labels = context.graph.created(context.path, layer.embeddings, 1)
     context.graph.size(layer, ("output_dim",), lambda count: count(labels))
     return context.output(labels)
@@ -177,8 +204,8 @@ def _einsum_macs(op: Any, inputs: list[Shape], outputs: list[Shape]) -> int:
     return _equation_macs(op.subscripts, inputs)
 
 
-enter(Record(output=Output.RANGE, macs=_dot_macs), kl.Dot)
-enter(Record(output=Output.RANGE, macs=_matmul_macs), op_class("Matmul"))
+enter(Record(output=Output.RANGE, channels=dot_channels, macs=_dot_macs), kl.Dot)
+enter(Record(output=Output.RANGE, channels=matmul_channels, macs=_matmul_macs), op_class("Matmul"))
 enter(Record(macs=_matmul_macs), op_class("Dot"), op_class("Inner"))
 enter(Record(macs=_tensordot_macs), op_class("Tensordot"))
-enter(Record(output=Output.RANGE, macs=_einsum_macs), op_class("Einsum"))
+enter(Record(output=Output.RANGE, channels=einsum_channels, macs=_einsum_macs), op_class("Einsum"))

@@ -10,18 +10,18 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
-from tfopt.core.layers.channels import Channels, Context, Unsupported
+from tfopt.core.layers.channels import Channels, Context, Unsupported, all_along, normalized
 from tfopt.core.layers.registry import Output, Record, enter
 
 
 def _batch_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     layer = context.op
-    labels = context.along(x, layer.axis - 1 if layer.axis > 0 else layer.axis)
+    labels = context.along(x, layer.axis)
     context.each(layer.gamma, labels)
     context.each(layer.beta, labels)
     for statistic in (layer.moving_mean, layer.moving_variance):
         context.graph.slot(context.path, statistic, 0, labels, "statistic")
-    return Channels(x.labels, context.shapes[0], context.graph.masks and layer.gamma is not None)
+    return context.output(labels, layer.axis, context.graph.masks and layer.gamma is not None)
 
 
 enter(
@@ -34,43 +34,61 @@ def _layer_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channe
     """Mean and variance are those of the old width: the layer stays as wide, with zeros where channels were."""
     layer = context.op
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    if len(axes) != 1 or axes[0] not in (-1, len(x.shape)) or set(x.along()) - {len(x.shape) - 1}:
+    last = len(x.shape) - 1
+    along = {axis % len(x.shape) for axis in axes}
+    if not along & set(x.along()):
+        return context.same(x, zero=False)
+    if along != {last}:
         raise Unsupported("normalization over other axes than the last")
+    _check_counted(context, x)
+    labels = all_along(x, last)
+    scale = getattr(layer, "gamma", getattr(layer, "scale", None))
+    weights = [weight for weight in (scale, getattr(layer, "beta", None)) if isinstance(weight, keras.Variable)]
+    for weight in weights:
+        context.each(weight, labels)
+    context.graph.padded[id(layer)] = labels
+    return context.same(x, zero=isinstance(scale, keras.Variable) and x.along() == [last])
+
+
+def _check_counted(context: Context, x: Channels) -> None:
+    """Raises where what takes the place of removed channels would not be what a normalization counts now."""
     if not x.zero:
         raise Unsupported("the normalization counts them, and they are not zero when masked")
     if not context.graph.masks:
         raise Unsupported("the normalization makes something else than zero of zeros")
-    labels = context.along(x)
-    scale = getattr(layer, "gamma", getattr(layer, "scale", None))
-    weights = [scale, getattr(layer, "beta", None)]
-    for weight in weights:
-        if isinstance(weight, keras.Variable):
-            context.each(weight, labels)
-    context.graph.padded[id(layer)] = labels
-    return Channels(x.labels, context.shapes[0], isinstance(weights[0], keras.Variable))
 
 
 enter(Record(output=Output.RANGE, channels=_layer_channels), kl.LayerNormalization, kl.RMSNormalization)
 
 
 def _group_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
-    layer = context.op
-    labels = context.along(x, layer.axis - 1 if layer.axis > 0 else layer.axis)
-    if layer.groups not in (-1, len(labels)):
-        raise Unsupported("GroupNormalization normalizes channels together")
+    """The channels of a group go together: the others' mean and variance stay as they are."""
+    layer, axis = context.op, context.op.axis % len(x.shape)
+    if not x.along():
+        return context.same(x, zero=False)
+    labels = context.along(x, axis)
+    groups = len(labels) if layer.groups == -1 else layer.groups
+    if groups == 1:
+        _check_counted(context, x)
+        if axis != len(x.shape) - 1:
+            raise Unsupported("normalization of all channels over another axis than the last")
+        context.graph.padded[id(layer)] = labels
+    elif groups < len(labels):
+        rows = labels.reshape(groups, -1)
+        context.graph.tie(rows, rows[:, :1])
     for weight in (layer.gamma, layer.beta):
         context.each(weight, labels)
-    context.graph.size(layer, ("groups",), lambda count: count(labels))
-    return Channels(x.labels, context.shapes[0], context.graph.masks and layer.gamma is not None)
+    if groups > 1:
+        size = len(labels) // groups
+        context.graph.size(layer, ("groups",), lambda count: count(labels) // size)
+    return context.output(labels, axis, context.graph.masks and layer.gamma is not None)
 
 
 enter(Record(output=Output.RANGE, channels=_group_channels), kl.GroupNormalization)
 
 
 def _unit_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
-    if not x.zero:
-        raise Unsupported("the norm counts them, and they are not zero when masked")
-    return context.same(x)
+    return normalized(context, x, context.op.axis)
 
 
 enter(Record(channels=_unit_channels), kl.UnitNormalization)
@@ -78,10 +96,10 @@ enter(Record(channels=_unit_channels), kl.UnitNormalization)
 
 def _fixed_statistics_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     """A mean and a variance for each index along the axes that the layer keeps, as weights or in its config."""
-    layer, rank = context.op, len(x.shape) + 1
-    kept = sorted(axis % rank - 1 for axis in layer.axis)
+    layer = context.op
+    kept = sorted(axis % len(x.shape) for axis in layer.axis)
     for axis in set(x.along()) & set(kept):
-        labels = context.along(x, axis)
+        labels = x.labels[axis]
         place = kept.index(axis) - len(kept)
         if layer.input_mean is None:
             for statistic in (layer.adapt_mean, layer.adapt_variance):
@@ -101,7 +119,7 @@ enter(Record(output=Output.RANGE, in_16_bits=True, channels=_fixed_statistics_ch
 
 
 def _layer_scale_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
-    labels = context.along(x)
+    labels = all_along(x, -1)
     context.each(context.op.gamma, labels)
     context.graph.size(context.op, ("projection_dim",), lambda count: count(labels))
     return context.same(x)

@@ -8,7 +8,7 @@ from typing import Any
 from keras import layers as kl
 
 from tfopt.core.keras_internals import op_class
-from tfopt.core.layers.channels import Channels, Context, in_place, reduced
+from tfopt.core.layers.channels import Channels, Context, axis_of_channels, in_place, reduced
 from tfopt.core.layers.registry import Output, Record, enter, layers_named
 
 _POOLING = Record(output=Output.SAME, in_16_bits=True, channels=in_place)
@@ -23,8 +23,8 @@ enter(
 
 
 def _global_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
-    axis = 0 if context.op.data_format == "channels_first" else len(x.shape) - 1
-    return reduced(context, x, [other for other in range(len(x.shape)) if other != axis], context.op.keepdims)
+    axis = axis_of_channels(context.op) % len(x.shape)
+    return reduced(context, x, [other for other in range(1, len(x.shape)) if other != axis], context.op.keepdims)
 
 
 _GLOBAL_MAX = Record(output=Output.SAME, in_16_bits=True, channels=_global_channels)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers as kl
 
 from tfopt.core.layers import macs
-from tfopt.core.layers.channels import Channels, Context, Unsupported
+from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported
 from tfopt.core.layers.registry import MacsRule, Output, Record, Shape, enter, rule_of
 
 # Cells.
@@ -48,7 +48,7 @@ def _recurrent_channels(context: Context, x: Channels, initial_state: Any = None
     layer, cell = context.op, context.op.cell
     units = _units(context, cell, x)
     context.graph.size(layer, ("units",), lambda count: count(units))
-    return [_sequence_or_state(shape, units) for shape in context.shapes]
+    return _sequences_and_states(context, units)
 
 
 def _units(context: Context, cell: Any, x: Channels, units: np.ndarray | None = None) -> np.ndarray:
@@ -66,9 +66,9 @@ def _units(context: Context, cell: Any, x: Channels, units: np.ndarray | None = 
     return units
 
 
-def _sequence_or_state(shape: tuple, units: np.ndarray) -> Channels:
+def _sequences_and_states(context: Context, units: np.ndarray) -> list[Channels]:
     """Zero stays: with zero weights each gate is closed on a zero candidate, as long as states start at zero."""
-    return Channels(units.reshape([1] * (len(shape) - 1) + [-1]), shape)
+    return [Channels((*[NONE] * (len(shape) - 1), units), shape) for shape in context.shapes]
 
 
 def _rnn_macs(layer: Any, inputs: list[Shape], outputs: list[Shape]) -> int:
@@ -94,7 +94,7 @@ def _bidirectional_channels(context: Context, x: Channels, initial_state: Any = 
     if "backward_layer" in layer.get_config():
         context.graph.size(layer, ("backward_layer", "config", "units"), lambda count: count(units))
     labels = np.tile(units, 2) if layer.merge_mode == "concat" else units
-    return _sequence_or_state(context.shapes[0], labels)
+    return context.output(labels)
 
 
 def _bidirectional_macs(layer: Any, inputs: list[Shape], outputs: list[Shape]) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 from keras import layers as kl
 
 from tfopt.core.keras_internals import application_layer
-from tfopt.core.layers.channels import Channels, Context, Unsupported, in_place
+from tfopt.core.layers.channels import Channels, Context, Unsupported, passed
 from tfopt.core.layers.registry import Output, Record, enter
 
-_PASSES = Record(output=Output.SAME, in_16_bits=True, per_channel=True, channels=in_place)
+_PASSES = Record(output=Output.SAME, in_16_bits=True, per_channel=True, channels=passed)
 enter(
     _PASSES,
     *(kl.Identity, kl.Dropout, kl.SpatialDropout1D, kl.SpatialDropout2D, kl.SpatialDropout3D),

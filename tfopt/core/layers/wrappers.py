@@ -8,20 +8,26 @@ import keras
 from keras import layers as kl
 
 from tfopt.core.layers import macs
-from tfopt.core.layers.channels import Channels, Context, Unsupported
+from tfopt.core.layers.channels import NONE, Channels, Context, Unsupported
 from tfopt.core.layers.registry import Record, Shape, enter, rule_of
 
 
 def _time_distributed_channels(context: Context, x: Channels, *_: Any, **__: Any) -> Channels:
     inner = context.op.layer
     rule = rule_of(inner)
-    if rule is None or isinstance(inner, keras.Model) or x.labels.shape[0] > 1:
+    if rule is None or isinstance(inner, keras.Model) or 1 in x.along():
         raise Unsupported(f"TimeDistributed around {type(inner).__name__}")
-    step = Channels(x.labels[0], x.shape[1:], x.zero)
-    result = rule(Context(context.graph, inner, context.path, [context.shapes[0][1:]]), step)
+    step = Channels(_without_time(x.labels), _without_time(x.shape), x.zero)
+    result = rule(Context(context.graph, inner, context.path, [_without_time(context.shapes[0])]), step)
     for size in context.graph.kept_sizes.pop(id(inner), []):
         context.graph.size(context.op, ("layer", "config", *size.key), size.value)
-    return Channels(result.labels[None], context.shapes[0], result.zero)
+    if id(inner) in context.graph.padded:
+        context.graph.padded[id(context.op)] = context.graph.padded.pop(id(inner))
+    return Channels((*result.labels[:1], NONE, *result.labels[1:]), context.shapes[0], result.zero)
+
+
+def _without_time(axes: tuple) -> tuple:
+    return (*axes[:1], *axes[2:])
 
 
 def _time_distributed_macs(layer: Any, inputs: list[Shape], outputs: list[Shape]) -> int:

@@ -50,10 +50,10 @@ class Blocks:
     """The blocks of a model and of the models nested in it. The model is only read; `without` gives a new one.
 
     Args:
-        model: a built Sequential or Functional model.
+        model: a built Keras model.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
 
     Example:
         >>> from tfopt.core.models.graph import read

@@ -102,6 +102,11 @@ def carry(source: keras.Variable, target: keras.Variable, memo: dict) -> None:
             attach(target, part.carried(memo))
 
 
+def own_of(variable: keras.Variable) -> Any:
+    """The constraint of a variable without what tfopt attached to it, or None."""
+    return _joined([part for part in _parts(variable) if not isinstance(part, WeightConstraint)])
+
+
 def under_own(variable: keras.Variable) -> Any:
     """The value of the variable as the user's own constraint, if any, leaves it."""
     value = variable
@@ -142,4 +147,8 @@ def _set(variable: keras.Variable, parts: list) -> None:
             received=type(variable).__name__,
             fix="Create the weight with `layer.add_weight`.",
         )
-    variable.constraint = None if not parts else parts[0] if len(parts) == 1 else ConstraintChain(parts)
+    variable.constraint = _joined(parts)
+
+
+def _joined(parts: list) -> Any:
+    return None if not parts else parts[0] if len(parts) == 1 else ConstraintChain(parts)

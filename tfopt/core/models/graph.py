@@ -13,27 +13,34 @@ import keras
 import numpy as np
 
 from tfopt.core.errors import InvalidArgumentError, NonFiniteError, UnsupportedModelError
-from tfopt.core.keras_internals import Functional, Node, functional_of, has_graph, tensor_of, topological_nodes
+from tfopt.core.keras_internals import (
+    Node,
+    compile_metrics,
+    compile_options,
+    functional_of,
+    has_graph,
+    sublayers,
+    tensor_of,
+    topological_nodes,
+)
+from tfopt.core.models.tracing import traced_model
 
 
 def read(model: object) -> Graph:
-    """The graph of a built Sequential or Functional Keras 3 model, else an error that says what to do.
+    """The graph of a built Keras 3 model, else an error that says what to do.
 
-    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again.
+    A verb calls it once, first of all. What stands behind the verb takes the graph and checks nothing again. A
+    subclassed model, or one that holds subclassed models, is read as a Functional model over the very same layers.
 
     Raises:
-        UnsupportedModelError: for a subclassed or unbuilt model, one of tf_keras, or what is no model.
+        UnsupportedModelError: for an unbuilt model, one of tf_keras, what is no model, one that Keras has quantized, or
+            a subclassed model whose `call` does not run on symbolic tensors.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
         >>> [path for path, _ in read(model).layers]
         ['d']
     """
-    return Graph(check_model(model))
-
-
-def check_model(model: object) -> keras.Model:
-    """`model` if it is a built Sequential or Functional Keras 3 model, else an error that says what to do."""
     if not isinstance(model, keras.Model):
         raise UnsupportedModelError(
             "A `keras.Model` of Keras 3 is expected.",
@@ -42,27 +49,58 @@ def check_model(model: object) -> keras.Model:
             if type(model).__module__.startswith("tf_keras")
             else "Load a saved model with `tfopt.load_model(path)` first.",
         )
-    if not isinstance(model, (keras.Sequential, Functional)):
-        raise UnsupportedModelError(
-            "tfopt reads the layer graph of Sequential and Functional models; a subclassed model has none.",
-            received=f"{type(model).__name__}, a subclass of `keras.Model` with its own `call`",
-            fix="Build it as `keras.Model(inputs, outputs)` from `keras.Input` tensors, or apply tfopt to the "
-            "Functional or Sequential models inside it.",
-        )
-    if not has_graph(model):
-        raise UnsupportedModelError(
-            "The model has to be built: its weights and shapes are not known yet.",
-            received=f"unbuilt {type(model).__name__} '{model.name}'",
-            fix="Add a `keras.Input(shape)` as first layer, or call `model.build(input_shape)`.",
-        )
-    for path, layer in _walk(model):
-        if isinstance(layer, keras.Model) and not isinstance(layer, (keras.Sequential, Functional)):
+    _check_not_quantized_by_keras(model)
+    return Graph(model if _is_graph(model) else traced_model(model))
+
+
+def with_graph(model: Any) -> Any:
+    """The model itself, or for a subclassed one a Functional model over its very layers, compiled as it is.
+
+    What is no model stays what it is; in a list or dict each is looked at.
+
+    Example:
+        >>> class Net(keras.Model):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.dense = keras.layers.Dense(2)
+        ...     def call(self, x):
+        ...         return self.dense(x)
+        >>> net = Net()
+        >>> net.build((None, 3))
+        >>> with_graph(net).layers[-1] is net.dense
+        True
+    """
+    if isinstance(model, (list, tuple)):
+        return [with_graph(each) for each in model]
+    if isinstance(model, Mapping):
+        return {name: with_graph(each) for name, each in model.items()}
+    if not isinstance(model, keras.Model) or isinstance(model, keras.Sequential) or _is_graph(model):
+        return model
+    _check_not_quantized_by_keras(model)
+    seen = traced_model(model, lasting=True)
+    if model.compiled:
+        options = {**compile_options(model), **compile_metrics(model)}
+        optimizer = options["optimizer"]
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            options["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+        seen.compile(**options)
+    return seen
+
+
+def _check_not_quantized_by_keras(model: keras.Model) -> None:
+    for layer in sublayers(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
             raise UnsupportedModelError(
-                "Nested models have to be Sequential or Functional.",
-                received=f"'{path}', a subclassed {type(layer).__name__}",
-                fix="Rebuild that part as `keras.Model(inputs, outputs)` or as one `keras.layers.Layer`.",
+                "The model must hold floats; the one that is given was quantized by Keras.",
+                received=f"'{layer.name}' in {mode}",
+                fix="Start from the model as it was before Keras' `quantize`; `tfopt.quantize` brings it to integers.",
             )
-    return model
+
+
+def _is_graph(model: keras.Model) -> bool:
+    """True for a model that Keras knows as a graph, with all models nested in it."""
+    return has_graph(model) and all(_is_graph(layer) for layer in model.layers if isinstance(layer, keras.Model))
 
 
 def check_finite(graph: Graph) -> None:
@@ -134,6 +172,11 @@ class Call:
     def outputs(self) -> list:
         return self.node.outputs
 
+    @property
+    def given(self) -> tuple[tuple, dict]:
+        """The call's positional and keyword arguments."""
+        return self.node.arguments.args, self.node.arguments.kwargs
+
     def arguments(self, values: dict) -> tuple[tuple, dict]:
         """The call's positional and keyword arguments, each tensor `t` replaced by `values[id(t)]`."""
         return self.node.arguments.fill_in(values)
@@ -147,6 +190,7 @@ class Graph:
     Args:
         model: that `read` or a rewrite vouches for.
         nested: the graphs of nested models that are known, by id of the model; shared by all graphs of one model.
+        closed: layers written as code of which `opened` could make no graph, by path, with the reasons.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2), keras.layers.ReLU()])
@@ -154,8 +198,11 @@ class Graph:
         ['Dense', 'ReLU']
     """
 
-    def __init__(self, model: keras.Model, nested: dict[int, Graph] | None = None):
+    def __init__(
+        self, model: keras.Model, nested: dict[int, Graph] | None = None, closed: Mapping[str, str] | None = None
+    ):
         self.model = model
+        self.closed = closed or {}
         self._nested: dict[int, Graph] = {} if nested is None else nested
         self._nested[id(model)] = self
 

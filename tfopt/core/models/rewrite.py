@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
-from tfopt.core.errors import UnsupportedModelError, first_line
+from tfopt.core.errors import TfoptError, UnsupportedModelError, first_line
 from tfopt.core.keras_internals import (
     Functional,
-    children,
     create_values,
     functional_like_constructor,
+    only_own_values,
     set_value,
     sublayers,
     values_come_later,
 )
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph
+from tfopt.core.models.copying import Copies
+from tfopt.core.models.graph import Call, Graph
 
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
+
+
+class DoesNotFitError(UnsupportedModelError):
+    """Keras could not build the changed model: shapes that do not fit together, or too little memory."""
 
 
 def rewrite(
@@ -57,7 +61,7 @@ def rewrite(
         The graph of the new model, which is Sequential for a Sequential, Functional otherwise.
 
     Raises:
-        UnsupportedModelError: for a layer that cannot be cloned.
+        UnsupportedModelError: for a layer that cannot be cloned; `DoesNotFitError` where Keras cannot build the model.
 
     Example:
         >>> from tfopt.core.models.graph import read
@@ -66,11 +70,13 @@ def rewrite(
         >>> [layer.__class__.__name__ for _, layer in rewrite(read(model), tanh).layers]
         ['Dense', 'Activation']
     """
-    state = Rewrite(graph, replace or (lambda op, rewrite: None), bypass or {})
-    with _collector_paused():
+    made = Copies(graph.model, reshaped=values_of is not None)
+    state = Rewrite(graph, replace or (lambda op, rewrite: None), bypass or {}, made)
+    with _all_or_nothing(state):
         clone = state.model(graph.model)
         for source, target, own in state.copies:
             transfer_values(source, target, own or values_of)
+        made.check()
         with _unfrozen(clone):
             create_values()
     shared: dict | None = {} if values_of is None else None
@@ -93,8 +99,9 @@ def untrained(graph: Graph) -> Graph:
         >>> [bool((a.kernel == b.kernel).numpy().all()) for a, b in zip(new.layers, model.layers)]
         [True, False]
     """
-    state = Rewrite(graph, lambda op, rewrite: None)
-    with _collector_paused():
+    made = Copies(graph.model, untrained=True)
+    state = Rewrite(graph, lambda op, rewrite: None, {}, made)
+    with _all_or_nothing(state):
         clone = state.model(graph.model)
         pairs = [
             pair
@@ -104,6 +111,7 @@ def untrained(graph: Graph) -> Graph:
         for source, target in pairs:
             if not source.trainable or hasattr(source, "adapt"):
                 transfer_values(source, target)
+        made.check()
         create_values()
     for source, target, _ in state.copies:
         transfer_settings(source, target, None)
@@ -121,11 +129,29 @@ def in_float32(graph: Graph) -> Graph:
     """
 
     def replace(op: keras.Operation, state: Rewrite) -> keras.Operation | None:
-        if isinstance(op, keras.Model) or not computes_in_16_bits(op):
-            return None
-        return state.copy(op, **_with_float32(op.get_config()))
+        return None if isinstance(op, keras.Model) or not _has_other_floats(op) else state.in_float32(op)
 
-    return rewrite(graph, replace) if computes_in_16_bits(graph.model) else graph
+    return rewrite(graph, replace) if _has_other_floats(graph.model) else graph
+
+
+def holds_other_floats(graph: Graph) -> bool:
+    """True if a weight of the model is a float of another type than float32.
+
+    Example:
+        >>> from tfopt.core.models.graph import read
+        >>> layer = keras.layers.Dense(2, dtype="bfloat16")
+        >>> holds_other_floats(read(keras.Sequential([keras.Input((4,)), layer])))
+        True
+    """
+    return any(weight.dtype in _OTHER_FLOATS for weight in graph.model.weights)
+
+
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+
+
+def _has_other_floats(op: keras.Operation) -> bool:
+    dtypes = {dtype for layer in sublayers(op) for dtype in (layer.compute_dtype, layer.variable_dtype)}
+    return not dtypes.isdisjoint(_OTHER_FLOATS)
 
 
 def computes_in_16_bits(op: keras.Operation) -> bool:
@@ -139,28 +165,31 @@ class Rewrite:
 
     graph: Graph
     replace: Replace
-    bypass: Mapping[int, Any] = field(default_factory=dict)
+    bypass: Mapping[int, Any]
+    made: Copies
     copies: list[tuple] = field(default_factory=list)
     path: str = ""
+    calls: list[Call] = field(default_factory=list)
     _models: dict[int, keras.Model] = field(default_factory=dict)
+    _chains: dict[int, list[keras.Operation]] = field(default_factory=dict)
+    _opened: set[int] = field(default_factory=set)
 
     def copy(self, op: keras.Operation, **config: Any) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
-        try:
-            with keras.saving.custom_object_scope(_classes_inside(op)):
-                own = op.get_config()
-                copied = type(op).from_config({**own, **config})
-        except Exception as error:
-            raise UnsupportedModelError(
-                "Each layer has to be cloneable from its config.",
-                received=f"{type(op).__name__} '{self.path}': {first_line(error)}",
-                fix="Give the class `get_config` (and `from_config` where the config holds objects).",
-            ) from error
+        return self._noted(op, self.made.of(op, **config))
+
+    def in_float32(self, op: keras.layers.Layer) -> keras.layers.Layer:
+        """A copy of a layer that computes in float32."""
+        return self._noted(op, self.made.in_float32(op))
+
+    def _noted(self, op: keras.Operation, copied: Any) -> Any:
         if isinstance(op, keras.layers.Layer):
-            changed = [name for name in config if callable(getattr(op, name, None)) and config[name] != own.get(name)]
-            _keep_functions(op, copied, changed)
             self.copies.append((op, copied, None))
         return copied
+
+    def remade(self, op: keras.layers.Layer, **config: Any) -> Any:
+        """The same, with new initial values."""
+        return self.made.remade(op, config)
 
     def resized(self, op: keras.layers.Layer, values_of: Callable[[keras.Variable], Any], **config: Any) -> Any:
         """The same, where `values_of` gives the array for the copy of each variable.
@@ -171,6 +200,11 @@ class Rewrite:
         self.copies[-1] = (op, copied, values_of)
         return copied
 
+    def opened(self, op: keras.layers.Layer, inside: keras.Model) -> keras.Model:
+        """The clone of a model that computes what a layer does, for the layer's place; it gets all its tensors."""
+        self._opened.add(id(op))
+        return self.model(inside, f"{self.path}/")
+
     def model(self, model: keras.Model, prefix: str = "") -> keras.Model:
         """The clone of a model, `prefix` before its layers' paths; of a shared one there is a single clone."""
         if id(model) not in self._models:
@@ -180,8 +214,16 @@ class Rewrite:
             self._models[id(model)] = clone
         return self._models[id(model)]
 
-    def _ops(self, op: keras.Operation, prefix: str) -> list[keras.Operation]:
-        self.path = prefix + op.name
+    def _ops(self, op: keras.Operation, prefix: str, calls: Sequence[Call] = ()) -> list[keras.Operation]:
+        """What stands in the place of an op, one chain for all places that share it; graphs have their own inputs."""
+        if isinstance(op, keras.layers.InputLayer):
+            return self._chain(op, prefix, calls)
+        if id(op) not in self._chains:
+            self._chains[id(op)] = self._chain(op, prefix, calls)
+        return self._chains[id(op)]
+
+    def _chain(self, op: keras.Operation, prefix: str, calls: Sequence[Call]) -> list[keras.Operation]:
+        self.path, self.calls = prefix + op.name, list(calls)
         replaced = self.replace(op, self)
         if replaced is None:
             return [self.model(op, f"{self.path}/") if isinstance(op, keras.Model) else self.copy(op)]
@@ -192,7 +234,7 @@ class Rewrite:
         source = graph.inputs[0]._keras_history.operation
         needed = {id(call.op) for call in graph.needed(self.bypass)}
         ops = [source, *(layer for layer in model.layers if id(layer) in needed)]
-        layers = [new for op in ops for new in self._ops(op, prefix)]
+        layers = [new for op in ops for new in self._ops(op, prefix, graph.calls_of(op))]
         if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
             inputs = layers[0].output
             return keras.Model(inputs, _run(layers[1:], (inputs,), {}), name=model.name)
@@ -201,7 +243,6 @@ class Rewrite:
 
     def _functional(self, model: Functional, prefix: str) -> keras.Model:
         graph = self.graph.inner(model)
-        new_ops: dict[int, list] = {}
         values = {}
         new_inputs = {}
         for tensor in graph.inputs:
@@ -211,14 +252,16 @@ class Rewrite:
         needed = graph.needed(self.bypass)
         for call in graph.calls:
             if call in needed:
-                if id(call.op) not in new_ops:
-                    new_ops[id(call.op)] = self._ops(call.op, prefix)
+                chain = self._ops(call.op, prefix, graph.calls_of(call.op))
                 args, kwargs = call.arguments(values)
-                if not isinstance(call.op, tuple(map(type, new_ops[id(call.op)][:1]))):
+                if id(call.op) in self._opened:
+                    tensors = [values[id(tensor)] for tensor in call.inputs]
+                    args, kwargs = ((tensors if len(tensors) > 1 else tensors[0]),), {}
+                elif not isinstance(call.op, tuple(map(type, chain[:1]))):
                     kwargs = {key: value for key, value in kwargs.items() if value is not None}  # it may not know them
                 if hasattr(call.op, "arguments_inside"):  # a wrapper that is called otherwise than what it wraps
                     args, kwargs = call.op.arguments_inside(args, kwargs)
-                outputs = keras.tree.flatten(_run(new_ops[id(call.op)], args, kwargs))
+                outputs = keras.tree.flatten(_run(chain, args, kwargs))
                 values.update((id(old), new) for old, new in zip(call.outputs, outputs, strict=True))
             for old in call.outputs:
                 if id(old) in self.bypass:
@@ -226,21 +269,6 @@ class Rewrite:
         inputs = keras.tree.map_structure(lambda t: new_inputs[id(t)], model.input)
         outputs = keras.tree.map_structure(lambda t: values[id(t)], model.output)
         return _model_class(model)(inputs, outputs, name=model.name)
-
-
-def _keep_functions(source: keras.layers.Layer, copied: keras.layers.Layer, changed: Container[str]) -> None:
-    """Gives a copy the very functions of its original: a config names them, and another may have the same name.
-
-    `changed` names the attributes of the layer that are to differ.
-    """
-    pairs = list(zip(sublayers(source), sublayers(copied), strict=False))
-    if any(type(old) is not type(new) for old, new in pairs):
-        pairs = pairs[:1]  # layers inside that are made later, from the functions of this one
-    for old, new in pairs:
-        for name, value in vars(old).items():
-            is_own = inspect.isfunction(value) and not hasattr(type(old), name)
-            if is_own and getattr(new, name, value) is not value and not (old is source and name in changed):
-                setattr(new, name, value)
 
 
 def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of: Callable | None = None) -> None:
@@ -252,7 +280,14 @@ def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, valu
             fix="Create all weights in `__init__` or `build`, from the config alone.",
         )
     for old, new in zip(source.variables, target.variables, strict=True):
-        set_value(new, old if values_of is None else values_of(old))
+        value = old if values_of is None else values_of(old)
+        if tuple(value.shape) != tuple(new.shape):
+            raise UnsupportedModelError(
+                "A copied layer has to create its variables in the shapes of their values.",
+                received=f"{tuple(new.shape)} for a value of {tuple(value.shape)} in '{source.name}'",
+                fix="Create all weights in `build`, from the shape of the input and the config alone.",
+            )
+        set_value(new, value)
 
 
 def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, shared: dict | None) -> None:
@@ -264,25 +299,11 @@ def transfer_settings(source: keras.layers.Layer, target: keras.layers.Layer, sh
     if shared is not None:
         for old, new in zip(source.variables, target.variables, strict=True):
             constraints.carry(old, new, shared)
-    for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=True):
+    for old_layer, new_layer in zip(sublayers(source), sublayers(target), strict=False):  # an activation layer may go
         if old_layer.trainable != new_layer.trainable:
             new_layer.trainable = old_layer.trainable
-        if hasattr(new_layer, "finalize_state"):  # adapted layers, as Normalization, keep what derives from variables
+        if isinstance(new_layer, keras.layers.Normalization):  # it keeps what derives from its variables
             new_layer.finalize_state()
-
-
-def _with_float32(config: Any) -> Any:
-    """A config with each dtype policy of reduced precision, at any depth, made float32."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float32"}}
-        return {key: _with_float32(value) for key, value in config.items()}
-    return [_with_float32(value) for value in config] if isinstance(config, list) else config
-
-
-def _classes_inside(op: keras.Operation) -> dict[str, type]:
-    """The classes of a layer's sublayers by name, so that users' own need not be registered with Keras."""
-    return {type(layer).__name__: type(layer) for layer in sublayers(op)} if children(op) else {}
 
 
 def _run(ops: list, args: tuple, kwargs: dict) -> Any:
@@ -293,6 +314,22 @@ def _run(ops: list, args: tuple, kwargs: dict) -> Any:
     for op in ops[1:]:
         result = _call(op, result)
     return result
+
+
+@contextlib.contextmanager
+def _all_or_nothing(state: Rewrite) -> Iterator[None]:
+    """Nothing of a rewrite that fails stays in the process, and what Keras says of it is told as an error of tfopt."""
+    try:
+        with _collector_paused(), only_own_values():
+            yield
+    except (TfoptError, NameError):
+        raise
+    except Exception as error:  # of Keras, TensorFlow or a user's layer
+        raise DoesNotFitError(
+            "The layers of the changed model must fit together and in memory.",
+            received=f"at '{state.path}': {type(error).__name__}: {first_line(error)}",
+            fix="Leave out the layer, or choose other sizes.",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ def finished(content: bytes) -> bytes:
     wide: dict[int, int] = {}
     for graph in model.subgraphs:
         _remove_casts(graph, names)
+        _requantize(graph, names)
         for op in graph.operators:
             if names[op.opcodeIndex] in _BIAS:
                 _widen_bias(model, graph.tensors, op, names[op.opcodeIndex], wide)
@@ -51,6 +52,31 @@ def _remove_casts(graph: Any, names: list[str]) -> None:
     graph.operators = [op for op in graph.operators if id(op) not in removed]
     for op in graph.operators:
         op.inputs = np.array([source.get(index, index) for index in op.inputs], np.int32)
+
+
+def _requantize(graph: Any, names: list[str]) -> None:
+    """Makes one operation on integers of each DEQUANTIZE and QUANTIZE behind it; none where both ranges are equal."""
+    made = {op.outputs[0]: op for op in graph.operators if names[op.opcodeIndex] == "DEQUANTIZE"}
+    same: dict[int, int] = {}
+    for op in [op for op in graph.operators if names[op.opcodeIndex] == "QUANTIZE"]:
+        first = made.get(op.inputs[0])
+        if first is None or graph.tensors[first.inputs[0]].type != graph.tensors[op.outputs[0]].type:
+            continue
+        op.inputs = np.array([first.inputs[0]], np.int32)
+        if (
+            _range(graph.tensors[op.inputs[0]]) == _range(graph.tensors[op.outputs[0]])
+            and op.outputs[0] not in graph.outputs
+        ):
+            same[op.outputs[0]] = op.inputs[0]
+            graph.operators.remove(op)
+    for op in graph.operators:
+        op.inputs = np.array([same.get(index, index) for index in op.inputs], np.int32)
+    read = {index for op in graph.operators for index in op.inputs} | set(graph.outputs)
+    graph.operators = [op for op in graph.operators if id(op) not in map(id, made.values()) or op.outputs[0] in read]
+
+
+def _range(tensor: Any) -> tuple[list, list]:
+    return np.ravel(tensor.quantization.scale).tolist(), np.ravel(tensor.quantization.zeroPoint).tolist()
 
 
 def _widen_bias(model: Any, tensors: list, op: Any, name: str, wide: dict[int, int]) -> None:

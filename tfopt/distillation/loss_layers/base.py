@@ -28,6 +28,10 @@ class DistillationLoss(keras.layers.Layer):
       gives it what stands before the softmax or sigmoid, or log-probabilities, whose softmax is the same, where that
       cannot be had. The Distiller warns of a class that does not say which, where the two differ.
 
+    Sample weights of steps or pixels weigh a loss (batch, ...) position by position. A loss (batch,) is weighed by
+    their mean in the sample; its `student_mask` then leaves out what has a weight of 0, or, if the class says
+    `weighs_positions = True`, holds the weights.
+
     Further arguments of `call` are filled in where it has them: `labels`, those of `fit`, None without; `student_mask`,
     booleans of the steps that are no padding, None where all count. Weights of the loss are created in
     `build(student_shape, teacher_shape)`, or by layers that `__init__` makes; they are trained with the student.
@@ -56,6 +60,7 @@ class DistillationLoss(keras.layers.Layer):
 
     on = OUTPUTS
     compares: str | None = None  # "values" or "logits"; None stands for "values", with a warning where they differ
+    weighs_positions = False  # whether `call` takes weights of positions in `student_mask`
     task: Task | None = None  # what the loss takes an output for; None where it is for any
 
     def __init__(

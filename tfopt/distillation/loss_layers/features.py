@@ -52,6 +52,7 @@ class FeatureMatching(DistillationLoss):
     """
 
     on = FEATURES
+    weighs_positions = True
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

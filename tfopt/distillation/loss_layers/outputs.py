@@ -29,6 +29,7 @@ class _Softened(DistillationLoss):
     """A loss of logits, with a temperature."""
 
     compares = LOGITS
+    weighs_positions = True
     task = Task.CLASSES
 
     def __init__(self, temperature: float | None = None, **kwargs: Any):
@@ -193,6 +194,7 @@ class RegressionTargets(DistillationLoss):
     """
 
     compares = VALUES
+    weighs_positions = True
     task = Task.NUMBERS
 
     def __init__(self, kind: str = "mse", **kwargs: Any):
@@ -237,6 +239,7 @@ class BoundedTargets(DistillationLoss):
     """
 
     compares = VALUES
+    weighs_positions = True
     task = Task.NUMBERS
 
     def __init__(self, margin: float = 0.0, **kwargs: Any):

@@ -17,7 +17,7 @@ from tfopt.core.data.splits import Split, hold_out, make_folds
 from tfopt.core.errors import InvalidArgumentError, TargetNotMetError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.models.fingerprints import fingerprint
-from tfopt.core.models.graph import check_finite, read
+from tfopt.core.models.graph import check_finite, read, with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.reporting.render import as_text
 from tfopt.core.types import Data, Folds, Metric
@@ -66,9 +66,11 @@ def find_sparsity(
     What was chosen on `data` is to be reported on data that had no part in it.
 
     Args:
-        model: a built Sequential or Functional model; compiled, if it is to be fine-tuned: its loss, and for each
+        model: a built Keras model; compiled, if it is to be fine-tuned: its loss, and for each
             trial a new optimizer of the same settings, are used.
-        data: `(x, y)`, or a dataset of such batches (read once, into memory).
+        data: `(x, y)` or `(x, y, sample_weights)`, or a dataset of such batches (read once, into memory). The weights
+            count in fine-tuning and in the loss of a criterion; scores count each sample once, as `metrics=` of
+            `compile` does.
         max_drop: in the units of the metric: 0.01 is one point of accuracy in a hundred.
         metric, mode, batch_size, verbose: as in `sensitivity`. The batch size holds for fine-tuning too.
         sparsities: fractions to try, each in (0, 1). By default 0.1 to 0.95, then halfway between the last that held
@@ -101,6 +103,7 @@ def find_sparsity(
         >>> choice.sparsity, int((choice.model.layers[0].kernel.numpy() == 0).sum())
         (0.75, 14)
     """
+    model = with_graph(model)
     graph = read(model)
     max_drop = _checked_drop(max_drop)
     check_prune_options(prune_options)

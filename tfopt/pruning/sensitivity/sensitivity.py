@@ -17,7 +17,7 @@ from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.journal import FileJournal, Head
 from tfopt.core.layers.registry import prunable_weights
 from tfopt.core.models import constraints
-from tfopt.core.models.graph import Graph, as_patterns, is_selected, read
+from tfopt.core.models.graph import Graph, as_patterns, is_selected, read, with_graph
 from tfopt.core.reporting.progress import progress
 from tfopt.core.types import Data, Metric, Names
 from tfopt.pruning.criteria import as_criterion
@@ -49,9 +49,10 @@ def sensitivity(
     layer under a target for all: `prune(model, sparsity=sensitivity(model, data).sparsities(0.8))`.
 
     Args:
-        model: a built Sequential or Functional model.
+        model: a built Keras model.
         data: `(x, y)` to score on, or a dataset of such batches (read once, into memory): data that the model was not
-            trained on, and not the test set either, for what is chosen by it looks better on it.
+            trained on, and not the test set either, for what is chosen by it looks better on it. Sample weights may
+            come with it; scores count each sample once.
         metric: a standard score ("accuracy", "precision", "recall", "f1", "mae", "rmse"), another name that Keras
             knows, a `keras.metrics.Metric`, or a function `(y_true, y_pred) -> float`.
         mode: `"max"` if a higher score is better, `"min"` if a lower one is. `"auto"`: lower for errors and for losses
@@ -69,7 +70,7 @@ def sensitivity(
 
     Raises:
         InvalidArgumentError: for options that do not fit, or `resume` with the results of another model or settings.
-        UnsupportedModelError: for a subclassed or unbuilt model.
+        UnsupportedModelError: for an unbuilt model, or one that is no graph.
         NonFiniteError: NaN or infinity in the weights, data, predictions or scores.
         NothingToDoError: no layer to prune.
         FileError: `resume` is some other file, or cannot be written.
@@ -83,6 +84,7 @@ def sensitivity(
         >>> [sparsity for sparsity, score in curves["d"].points]
         [0.5, 0.75]
     """
+    model = with_graph(model)
     graph = read(model)
     wanted = checked_sparsities(sparsities)
     _check_options(prune_options)

@@ -30,14 +30,14 @@ def check_prune_options(options: dict[str, Any]) -> None:
 def with_data(options: dict[str, Any], samples: Labelled) -> dict[str, Any]:
     """The options of `prune`, with data for a criterion that needs some."""
     criterion = as_criterion(options.get("criterion", "magnitude"))
-    return {**options, "data": (samples.x, samples.y)} if criterion.reads_data else options
+    return {**options, "data": samples.parts} if criterion.reads_data else options
 
 
 def fingerprints(graph: Graph, samples: Labelled, goal: Goal, options: dict[str, Any]) -> dict[str, str]:
     """What any score depends on, for its journal."""
     return {
         "model": model_fingerprint(graph),
-        "data": fingerprint([samples.x, samples.y]),
+        "data": fingerprint(list(samples.parts)),
         "metric": f"{goal.name} {goal.mode}",
         "options of prune": fingerprint(options),
     }
