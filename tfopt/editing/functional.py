@@ -49,7 +49,7 @@ def functional(model: keras.Model, data: Data | None = None) -> keras.Model:
         ...         self.dense = keras.layers.Dense(4, name="dense")
         ...     def call(self, x):
         ...         return self.dense(self.dense(x))
-        >>> opened_model = functional(Twice(), np.zeros((1, 4)))
+        >>> opened_model = functional(Twice(), keras.ops.zeros((1, 4)))
         >>> [layer.name for layer in opened_model.layers]
         ['inputs', 'dense']
     """
