@@ -17,16 +17,16 @@ from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.ops.node import KerasHistory, Node
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.trainers.compile_utils import MetricsList
-from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
+from keras.src.utils import tracking
+from keras.src.utils.tracking import TrackedList, TrackedSet, Tracker
 
 __all__ = [
+    "TRACKED_DICTS",
     "Functional",
     "KerasSaveable",
     "MeansToLower",
     "Node",
-    "TrackedDict",
     "TrackedList",
-    "TrackedOrderedDict",
     "TrackedSet",
     "Tracker",
     "application_layer",
@@ -65,6 +65,9 @@ __all__ = [
     "updates_done",
     "values_come_later",
 ]
+
+TRACKED_DICTS = [getattr(tracking, name) for name in ("TrackedDict", "TrackedOrderedDict") if hasattr(tracking, name)]
+"""What Keras makes of dicts in attributes of layers; Keras 3.12 has no ordered one."""
 
 
 def functional_of(model: keras.Model) -> Functional:

@@ -17,10 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.core.keras_internals import (
+    TRACKED_DICTS,
     KerasSaveable,
-    TrackedDict,
     TrackedList,
-    TrackedOrderedDict,
     TrackedSet,
     Tracker,
     compiled_again,
@@ -265,7 +264,7 @@ class LiveCopier:
 
 _CONTAINERS: dict[type, Callable[[LiveCopier, Any], Any]] = {
     **dict.fromkeys([list, TrackedList], LiveCopier._list),
-    **dict.fromkeys([dict, TrackedDict, TrackedOrderedDict], LiveCopier._dict),
+    **dict.fromkeys([dict, *TRACKED_DICTS], LiveCopier._dict),
     **dict.fromkeys([set, TrackedSet], LiveCopier._set),
 }
 _WAYS: tuple[tuple[type, Callable[[LiveCopier, Any], Any]], ...] = (
