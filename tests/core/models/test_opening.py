@@ -1,5 +1,7 @@
 """Layers and models written as code against the graphs that they are opened to."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -556,3 +558,16 @@ def test_a_part_that_runs_in_inference_does_so_in_training_too(kind, tmp_path):
         np.testing.assert_array_equal(each(x, training=True), model(x, training=True))
         np.testing.assert_array_equal(each(x, training=True), each(x, training=False))
     assert len(copy.trainable_weights) == len(model.trainable_weights)
+
+
+def test_threads_that_open_models_at_once_leave_keras_as_it_was():
+    before = {name: function for name, function in vars(ops).items() if callable(function)}
+    call = keras.layers.Layer.__call__
+    models = [built("nested") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        copies = list(pool.map(tfopt.functional, models))
+    x = data_for(models[0])
+    for model, copy in zip(models, copies, strict=True):
+        np.testing.assert_array_equal(copy(x), model(x))
+    assert {name: function for name, function in vars(ops).items() if callable(function)} == before
+    assert keras.layers.Layer.__call__ is call

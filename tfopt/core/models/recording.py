@@ -19,6 +19,7 @@ from tfopt.core.layers.twins import twin_of
 from tfopt.core.tracing_internals import in_symbolic_scope, own_variables, public_name
 
 _here = threading.local()
+_one_thread = threading.Lock()
 _TRACKED = {"_trainable_variables", "_non_trainable_variables"}  # what Keras keeps of a layer, whatever its call does
 # Functions of `keras.ops` that compute with sizes as with any tensor.
 _ARITHMETIC = {"add", "subtract", "multiply", "floor_divide", "mod", "maximum", "minimum", "negative", "cast", "equal"}
@@ -71,7 +72,23 @@ def _stand_ins(layer: keras.layers.Layer, anchor: keras.KerasTensor) -> dict[str
 
 @contextlib.contextmanager
 def _patched() -> Iterator[None]:
-    """`keras.ops` takes sizes of the graph; TensorFlow's functions, and layers called on constants, become nodes."""
+    """`keras.ops` takes sizes of the graph; TensorFlow's functions, and layers called on constants, become nodes.
+
+    Only the outermost recording changes anything, and one thread at a time, so that all of it is taken back.
+    """
+    if getattr(_here, "patched", False):
+        yield
+        return
+    with _one_thread, _replaced():
+        _here.patched = True
+        try:
+            yield
+        finally:
+            _here.patched = False
+
+
+@contextlib.contextmanager
+def _replaced() -> Iterator[None]:
     _Functions.register_once()
     originals = {name: function for name, function in vars(keras.ops).items() if inspect.isfunction(function)}
     call, item = keras.layers.Layer.__call__, keras.KerasTensor.__getitem__
