@@ -1,4 +1,4 @@
-"""Models as their authors write them: 36 of KerasHub and 24 in the styles of Keras' examples, on the whole road.
+"""Models as their authors write them: 36 of KerasHub and 29 in the styles of Keras' examples, on the whole road.
 
 Each is small, has random weights, and goes through every verb in a process of its own:
 
@@ -28,6 +28,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ LIBRARIES = {"own": ("zoo_models.own", "OWN"), "keras-hub": ("zoo_models.hub", "
 STEPS = ("functional", "summary", "element", "cluster", "channel", "split", "quantize", "calibrate", "int8")
 STEPS = (*STEPS, "train", "load")
 SECONDS = 300  # for one model
+AT_ONCE = 2  # models, with one thread each
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
 EQUAL = 1e-6  # of the spread of the outputs
 EQUAL_SHRUNK = 1e-4
 WITHOUT_FAULT = 40 / 44  # of the models
@@ -71,15 +74,17 @@ def rows_of(options: Any) -> list[dict]:
     names = {name: library for library in LIBRARIES for name in names_in(library)}
     if options.quick:
         names = {name: library for name, library in names.items() if name in QUICK}
+    wanted = [name for name in names if name not in known or not is_good(known[name])]
+    pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        for name, library in names.items():
-            if name not in known or not is_good(known[name]):
-                known[name] = {"model": name, "library": library, "commit": commit(), **steps_of(name)}
-                with done.open("a") as file:
-                    file.write(json.dumps(known[name]) + "\n")
+        for name, steps in zip(wanted, pool.map(steps_of, wanted), strict=True):
+            known[name] = {"model": name, "library": names[name], "commit": commit(), **steps}
+            with done.open("a") as file:
+                file.write(json.dumps(known[name]) + "\n")
             print(in_a_line(known[name]), file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
+        pool.shutdown(wait=False, cancel_futures=True)
     return [known[name] for name in names if name in known]
 
 
@@ -99,7 +104,9 @@ def steps_of(name: str) -> dict:
         file.touch()
         command = [sys.executable, __file__, "--model", name, "--steps", str(file)]
         try:
-            ended = subprocess.run(command, timeout=SECONDS, capture_output=True, text=True, check=False)
+            ended = subprocess.run(
+                command, timeout=SECONDS, capture_output=True, text=True, check=False, env={**os.environ, **ONE_THREAD}
+            )
             trouble = f"exit code {ended.returncode}: {last_line(ended.stderr)}" if ended.returncode else ""
         except subprocess.TimeoutExpired:
             trouble = f"took more than {SECONDS} s"

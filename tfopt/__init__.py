@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 # They hold the classes that files know, and enter them at Keras, so that `keras.models.load_model` finds them.
 _REGISTERING = (
     "core.layers.nodes",
+    "core.layers.training_only",
     "distillation.distiller",
     "editing.pooling",
     "fusion.cascade",

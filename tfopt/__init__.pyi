@@ -30,6 +30,7 @@ from .editing.pooling import AdaptiveAveragePooling1D as AdaptiveAveragePooling1
 from .editing.pooling import AdaptiveAveragePooling2D as AdaptiveAveragePooling2D
 from .editing.pooling import AdaptiveMaxPooling1D as AdaptiveMaxPooling1D
 from .editing.pooling import AdaptiveMaxPooling2D as AdaptiveMaxPooling2D
+from .editing.preprocessing import split_preprocessing as split_preprocessing
 from .editing.swap import swap_activation as swap_activation
 from .editing.swap import swap_kernel_size as swap_kernel_size
 from .editing.swap import swap_pooling as swap_pooling

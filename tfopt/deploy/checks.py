@@ -12,6 +12,7 @@ import keras
 from tfopt.core.checks import Range, as_choice, as_count, as_number
 from tfopt.core.errors import FileError, InvalidArgumentError, UnsupportedModelError
 from tfopt.core.models.graph import Graph
+from tfopt.core.models.preprocessing import reads_raw
 from tfopt.deploy.convert import IO_TYPES
 
 QUANTIZATIONS = ("auto", "none", "dynamic", "float16", "int8", "int16x8", "weight_only")
@@ -71,16 +72,15 @@ def check_comparison(compare_with: Any, min_sqnr_db: Any, signatures: list[str])
 
 
 def check_numbers(graph: Graph) -> None:
-    """Raises for a model that takes text, naming the layers that read it."""
-    texts = [tensor for tensor in graph.inputs if tensor.dtype == "string"]
-    if texts:
-        calls = [call for tensor in texts for call in graph.consumers(tensor)]
+    """Raises for a model with strings or lookups in it, naming the layers."""
+    calls = reads_raw(graph)
+    if calls:
         layers = ", ".join(f"'{call.op.name}'" for call in calls)
         raise UnsupportedModelError(
-            "The inputs of a .tflite must be numbers: LiteRT has no operations on strings.",
-            received=f"strings into {layers} of '{graph.model.name}'",
-            fix=f"Run {layers} before the file, and export what stands behind, from the numbers on: "
-            "`keras.Model(model.get_layer(name).output, model.outputs)`.",
+            "A .tflite computes with numbers: LiteRT has no operations on strings, and no lookups.",
+            received=f"{layers} of '{graph.model.name}'",
+            fix="`preprocessing, rest = tfopt.split_preprocessing(model)` cuts that off; export `rest`, which "
+            "reads what `preprocessing` gives.",
         )
 
 

@@ -22,6 +22,7 @@ from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import in_float32
 from tfopt.deploy.flatbuffer.legalize import finished
 from tfopt.deploy.flatbuffer.packing import pack_kernels
+from tfopt.deploy.forms import in_forms_of_files
 
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 INT16X8_OPS = [
@@ -55,7 +56,7 @@ def convert(
         ExportError: the converter refuses the model.
         InvalidArgumentError: a float model is to become int8 without data.
     """
-    graph = in_float32(graph)
+    graph = in_forms_of_files(in_float32(graph))
     with mode("export"):
         function = _frozen(graph.model, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from tfopt.core.data.batches import as_tensor
 from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Call, Graph
 from tfopt.core.models.rewrite import rewrite
@@ -82,7 +82,7 @@ class SideBySide:
         Returns:
             The flat outputs of the float and of the quantized model.
         """
-        tensors = [tf.cast(array, spec.dtype) for array, spec in zip(inputs, self.graph.inputs, strict=True)]
+        tensors = [as_tensor(array, spec.dtype) for array, spec in zip(inputs, self.graph.inputs, strict=True)]
         return self._run(self.graph, (tensors, tensors), (before, after), stays_float, "")
 
     def _run(

@@ -10,6 +10,7 @@ from tfopt.core.data.batches import input_batches
 from tfopt.core.data.metrics import named_metrics, score
 from tfopt.core.errors import InvalidArgumentError
 from tfopt.core.models.graph import Graph
+from tfopt.core.models.preprocessing import reads_raw
 from tfopt.core.reporting.render import UNKNOWN, Report, Table, count, decimal, percent
 from tfopt.core.types import Data
 from tfopt.deploy.runner import Latency, TFLiteModel
@@ -165,8 +166,10 @@ def compare(
             the model it was exported from.
         data: `(x, y)` to score on, with sample weights or not, or a data set or an iterator of such batches. Inputs are
             arrays, for several a dict by name, or a list in the order of the first contender: the others get theirs by
-            name. Labels are class numbers or one-hot, or regression targets; `tfopt.core.data.metrics.score` tells how
-            the task is recognised. Scores count each sample once, as `metrics=` of `compile` does.
+            name. Where a contender has its preprocessing in it, they are for that one, as strings; contenders without
+            it get what it makes of them. Labels are class numbers or one-hot, or regression targets;
+            `tfopt.core.data.metrics.score` tells how the task is recognised. Scores count each sample once, as
+            `metrics=` of `compile` does.
         metrics: more scores: `{name: function(y_true, y_pred) -> float}`, or a list of Keras metrics or their names.
         latency: times the .tflite files: one sample at a time, on the threads of the `TFLiteModel` (1 for a path).
         training_seconds: `{name: seconds}`, to show as a column.
@@ -192,8 +195,7 @@ def compare(
     seconds = _checked_seconds(models, training_seconds)
     named_metrics(metrics)
     pairs = {name: _pair(name, contender) for name, contender in models.items()}
-    graph, file = next(iter(pairs.values()))
-    samples = None if data is None else Samples.of(data, file if graph is None else graph.model)
+    samples = None if data is None else Samples.of(data, _read_by(pairs))
     rows = []
     for name, (graph, file) in _progress(pairs, verbose):
         scores = {} if samples is None else _scores(_runner(graph, file), samples, metrics, batch_size)
@@ -231,6 +233,13 @@ def _pair(name: str, contender: Any) -> tuple[Graph | None, TFLiteModel | None]:
         )
     graph = None if kinds[0] else cast("Graph", parts[0])
     return graph, cast("TFLiteModel", parts[-1]) if kinds[-1] else None
+
+
+def _read_by(pairs: Mapping[str, tuple[Graph | None, TFLiteModel | None]]) -> Graph | TFLiteModel:
+    """The contender that the data is for: one with preprocessing in it, else the first."""
+    whole = (graph for graph, _ in pairs.values() if graph is not None and reads_raw(graph))
+    graph, file = next(iter(pairs.values()))
+    return next(whole, cast("TFLiteModel", file) if graph is None else graph)
 
 
 def _runner(graph: Graph | None, file: TFLiteModel | None) -> Runner:

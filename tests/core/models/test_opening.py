@@ -1,5 +1,6 @@
 """Layers and models written as code against the graphs that they are opened to."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -349,7 +350,7 @@ def test_inputs_from_data_and_from_what_the_model_was_built_with():
 
 class Branches(kl.Layer):
     def call(self, x, training=None):
-        return x * 2.0 if training else x
+        return x * 2.0 if training else x + 1.0
 
 
 class FixedSide(kl.Layer):
@@ -423,6 +424,43 @@ CLOSED = {
     Counts: "does not run on symbolic tensors",
     Numpy: "does not run on symbolic tensors",
 }
+
+
+class DropPath(kl.Layer):
+    """Stochastic depth: whole samples are dropped in training."""
+
+    def __init__(self, rate=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.rate, self.seed = rate, keras.random.SeedGenerator(3)
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        return x * ops.floor(1 - self.rate + keras.random.uniform(shape, seed=self.seed)) / (1 - self.rate)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+def test_layers_that_do_something_in_training_alone_are_no_obstacle(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((WIDTH,))
+    hidden = DropPath(name="path")(kl.Dense(8, "relu", name="hidden")(inputs))
+    model = keras.Model(inputs, kl.Dense(3, name="head")(hidden))
+    x = np.random.default_rng(0).normal(size=(32, WIDTH)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        quantized = tfopt.calibrate(tfopt.quantize(model), x)
+    trained = np.asarray(quantized.get_layer("path")(np.ones((200, 4), "float32"), training=True))
+    assert set(trained.mean(1).tolist()) == {0.0, 2.0}
+    file = tfopt.TFLiteModel(tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x).path)
+    assert [op.name for op in file.op_types()] == ["QUANTIZE", "FULLY_CONNECTED", "FULLY_CONNECTED", "DEQUANTIZE"]
+    small = tfopt.shrink(tfopt.prune(model, sparsity=0.5, pattern="channel"))
+    assert small.get_layer("hidden").units == 4
+    quantized.save(tmp_path / "q.keras")
+    loaded = tfopt.load_model(tmp_path / "q.keras", custom_objects={"DropPath": DropPath})
+    np.testing.assert_array_equal(loaded(x, training=False), quantized(x, training=False))
 
 
 @pytest.mark.parametrize("cls", CLOSED)

@@ -135,8 +135,18 @@ def whole_batch(model: keras.Model, data: Any) -> Batch | None:
 def as_inputs(model: keras.Model, arrays: list[np.ndarray]) -> Any:
     """Arrays in the order of the model's inputs as tensors in the structure that the model is called with."""
     functional = functional_of(model)
-    tensors = [tf.cast(array, own.dtype) for array, own in zip(arrays, functional.inputs, strict=True)]
+    tensors = [as_tensor(array, own.dtype) for array, own in zip(arrays, functional.inputs, strict=True)]
     return keras.tree.pack_sequence_as(functional.input, tensors)
+
+
+def as_tensor(array: Any, dtype: str) -> tf.Tensor:
+    """The array as a tensor of a dtype; strings stay strings.
+
+    Example:
+        >>> as_tensor(np.array(["no", "yes"], object), "string").dtype.name, as_tensor(np.ones(2), "int32").dtype.name
+        ('string', 'int32')
+    """
+    return tf.convert_to_tensor(array, tf.string) if dtype == "string" else tf.cast(array, dtype)
 
 
 class _Reader:
@@ -288,6 +298,7 @@ def _check_labels(batch: Batch) -> None:
 
 def _check(arrays: list[np.ndarray], inputs: list[Input]) -> None:
     for array, own in itertools.zip_longest(arrays, inputs):
+        _check_kind(array, own)
         wanted = tuple(own.shape[1:])
         if len(array.shape) != len(own.shape) or any(
             w not in (None, n) for w, n in zip(wanted, array.shape[1:], strict=True)
@@ -296,7 +307,20 @@ def _check(arrays: list[np.ndarray], inputs: list[Input]) -> None:
                 "The data has to have the shape of the model's input.",
                 received=f"{array.shape} for input '{own.name}' of shape {(None, *wanted)}",
             )
-        if np.iscomplexobj(array) or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise InvalidArgumentError("The data has to be real numbers.", received=f"dtype {array.dtype}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise NonFiniteError("The data has to be finite.", received=f"NaN or infinity in input '{own.name}'")
+
+
+def _check_kind(array: np.ndarray, own: Input) -> None:
+    holds_strings = array.dtype.kind in "USO"
+    if own.dtype == "string" and not (holds_strings and all(isinstance(value, (str, bytes)) for value in array.flat)):
+        raise InvalidArgumentError(f"Input '{own.name}' takes strings.", received=f"dtype {array.dtype}")
+    is_real = np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    if own.dtype != "string" and (np.iscomplexobj(array) or not is_real):
+        raise InvalidArgumentError(
+            "The data has to be real numbers.",
+            received=f"dtype {array.dtype} for input '{own.name}'",
+            fix="Of a model without its preprocessing pass what `preprocessing.predict(data)` gives."
+            if holds_strings
+            else "",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfopt.core.data.batches import as_tensor
 from tfopt.core.data.samples import Labelled
 
 
@@ -37,7 +38,7 @@ class ShuffledBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple:
         batch = self._samples.rows(self._order[index * self._batch_size : (index + 1) * self._batch_size])
-        return tuple(map(_tuples, batch.parts))
+        return tuple(_tuples(keras.tree.map_structure(_as_keras_takes_it, part)) for part in batch.parts)
 
     def on_epoch_end(self) -> None:
         self._order = self._generator.permutation(len(self._samples))
@@ -46,3 +47,8 @@ class ShuffledBatches(keras.utils.PyDataset):
 def _tuples(arrays: Any) -> Any:
     """Several inputs or outputs as a tuple instead of a list, which `tf.data` does not take."""
     return tuple(arrays) if isinstance(arrays, list) else arrays
+
+
+def _as_keras_takes_it(array: Any) -> Any:
+    """Strings as a tensor: Keras takes no array of them."""
+    return as_tensor(array, "string") if getattr(array, "dtype", np.dtype("f")).kind in "USO" else array

@@ -9,10 +9,11 @@ import keras
 from tfopt.core.keras_internals import children, has_graph
 from tfopt.core.layers.macs import layer_macs
 from tfopt.core.layers.registry import Record, enter, record_of
+from tfopt.core.layers.training_only import TrainingOnly
 from tfopt.core.models.fake_quantized import FakeQuantized
 from tfopt.core.models.graph import Call, Graph
 from tfopt.core.models.rewrite import Rewrite, rewrite, transfer_settings, transfer_values
-from tfopt.core.models.tracing import Closed, traced
+from tfopt.core.models.tracing import Closed, ClosedInTraining, traced
 
 
 class ComposedLayer(keras.layers.Layer):
@@ -59,13 +60,15 @@ def opened(graph: Graph, *, blocks_only: bool = False, composed: bool = True) ->
         return graph
     closed: dict[str, str] = {}
 
-    def replace(op: keras.Operation, state: Rewrite) -> keras.Model | None:
+    def replace(op: keras.Operation, state: Rewrite) -> keras.layers.Layer | None:
         if not is_opened(op) or not state.calls:
             return None
         if isinstance(op, ComposedLayer):
             return _as_model(op)
         try:
             return state.opened(op, traced(op, *_in_common(state.calls)))
+        except ClosedInTraining:
+            return TrainingOnly(state.copy(op), name=op.name)
         except Closed as reason:
             closed[state.path] = str(reason)
             return None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -30,9 +31,21 @@ from tfopt.core.layers.nodes import MaskOf, OpenedModel, OwnWeight, WithMask
 from tfopt.core.models.recording import constant, graphs_shared, is_symbolic, masks_for, recording
 from tfopt.core.tracing_internals import adds_losses, called_in, clear_losses, forget_nodes, node_counts
 
+# What an input holds that a layer of a class reads.
+_READ = {
+    keras.layers.Embedding: "int32",
+    keras.layers.IntegerLookup: "int64",
+    keras.layers.StringLookup: "string",
+    keras.layers.TextVectorization: "string",
+}
+
 
 class Closed(Exception):
     """Why a layer cannot be a graph."""
+
+
+class ClosedInTraining(Closed):
+    """Why a layer that gives its input in inference, and no more, cannot be a graph in training."""
 
 
 def traced(layer: keras.layers.Layer, args: tuple, kwargs: dict, cls: type[Functional] = OpenedModel) -> Functional:
@@ -79,10 +92,10 @@ def traced_model(model: keras.Model, inputs: Any = None, *, lasting: bool = Fals
         inputs = functional_of(model).input
     elif inputs is None:
         found = _traced_model(model, _built_inputs(model))
-        tokens = [tensor.name for tensor in found.inputs if _is_looked_up(found, tensor)]
-        if not tokens and not lasting:
+        dtypes = {tensor.name: dtype for tensor in found.inputs if (dtype := _dtype_read(found, tensor))}
+        if not dtypes and not lasting:
             return found
-        inputs = _built_inputs(model, tokens)
+        inputs = _built_inputs(model, dtypes)
     return _traced_model(model, inputs, lasting)
 
 
@@ -97,30 +110,34 @@ def _traced_model(model: keras.Model, inputs: Any, lasting: bool = False) -> Fun
         ) from reason
 
 
-def _built_inputs(model: keras.Model, tokens: Sequence[str] = ()) -> Any:
-    """Inputs of the shapes that a model was built with; whole numbers for `tokens`, floats for all others."""
+def _built_inputs(model: keras.Model, dtypes: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Inputs of the shapes that a model was built with, of `dtypes` by name; floats where these say nothing."""
 
     def made(shapes: Any, name: str | None) -> Any:
         if isinstance(shapes, dict):
             return {key: made(shape, key) for key, shape in shapes.items()}
         if shapes and isinstance(shapes[0], (tuple, list, dict)):
             return [made(shape, f"{name or 'input'}_{i}") for i, shape in enumerate(shapes)]
-        return keras.Input(tuple(shapes[1:]), dtype="int32" if name in tokens else None, name=name)
+        return keras.Input(tuple(shapes[1:]), dtype=dtypes.get(name or ""), name=name)
 
     config = model.get_build_config()
-    if not model.built or not config or "input_shape" not in config:
+    if not config or "input_shape" not in config:
+        is_built = model.built and model.variables
         raise UnsupportedModelError(
             "The model has to be built: its weights and shapes are not known yet.",
-            received=f"unbuilt {type(model).__name__} '{model.name}'",
-            fix="Call it once on data, as `model(x[:1])`, or call `model.build(input_shape)`.",
+            received=f"{type(model).__name__} '{model.name}', {'of unknown shapes' if is_built else 'unbuilt'}",
+            fix="Take `tfopt.functional(model, x[:1])`, which reads them from data."
+            if is_built
+            else "Call it once on data, as `model(x[:1])`, or call `model.build(input_shape)`.",
         )
     return made(config["input_shape"], "inputs")
 
 
-def _is_looked_up(model: Functional, tensor: keras.KerasTensor) -> bool:
-    """True for an input that only embeddings read: it holds whole numbers."""
+def _dtype_read(model: Functional, tensor: keras.KerasTensor) -> str:
+    """What an input holds that only embeddings or lookups read; empty for floats."""
     readers = [node.operation for node in topological_nodes(model) if any(tensor is t for t in node.input_tensors)]
-    return bool(readers) and all(isinstance(op, keras.layers.Embedding) for op in readers)
+    found = {next((dtype for cls, dtype in _READ.items() if isinstance(op, cls)), "") for op in readers}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _traced(
@@ -136,16 +153,32 @@ def _traced(
     `call` runs three times, the last time in training: a graph is only known to compute the same if all are equal.
     """
     with graphs_shared(traced, lasting) as lasts:
-        runs = ((None, lasts), (None, False), (True, False))
-        first, second, training = (_run(layer, args, kwargs, structure, cls, told, lasts) for told, lasts in runs)
-    if _spelled(layer, first) != _spelled(layer, second):
-        raise Closed("its `call` computes something else each time")
+        first, second = (_run(layer, args, kwargs, structure, cls, None, lasts) for lasts in (lasts, False))
+        if _spelled(layer, first) != _spelled(layer, second):
+            raise Closed("its `call` computes something else each time")
+        in_training = functools.partial(_run, layer, args, kwargs, structure, cls, True, False)
+        different = _difference_in_training(layer, first, in_training)
+    if different:
+        raise (ClosedInTraining if _gives_its_input(first) else Closed)(different)
+    return first
+
+
+def _difference_in_training(layer: keras.layers.Layer, first: Functional, run: Callable[[], Functional]) -> str:
+    """What `call` does in training, where that is not the same; empty else."""
+    try:
+        training = run()
+    except Closed as reason:
+        return f"in training {reason}"
     fixed = _fixed_in_inference(training)
     if fixed:
-        raise Closed(f"its `call` has '{fixed}' run in inference while it trains; freeze that by `trainable = False`")
-    if _spelled(layer, first) != _spelled(layer, training):
-        raise Closed("its `call` computes something else while training")
-    return first
+        return f"its `call` has '{fixed}' run in inference while it trains; freeze that by `trainable = False`"
+    is_same = _spelled(layer, first) == _spelled(layer, training)
+    return "" if is_same else "its `call` computes something else while training"
+
+
+def _gives_its_input(model: Functional) -> bool:
+    ops = [node.operation for node in topological_nodes(model)]
+    return len(model.inputs) == len(model.outputs) == 1 and all(isinstance(op, keras.layers.Identity) for op in ops)
 
 
 def _run(
