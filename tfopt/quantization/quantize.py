@@ -20,7 +20,7 @@ from tfopt.quantization.composites import composite_for
 from tfopt.quantization.floats import FloatLayer, JoiningOp, takes_tensors_only
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.lowering import joins, masks_a_number
-from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, treatment, weight_treatment
+from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, is_fixed, treatment, weight_treatment
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
 from tfopt.quantization.treatment import Treatment
@@ -203,7 +203,9 @@ class _Plan:
         wanted = treatment(op, graph)
         calls = graph.calls_of(op)
         tensors = min((len(call.inputs) for call in calls), default=1)
-        if scheme.activation_bits == 16 and not wanted.is_float and not runs_in_16_bits(op, tensors):
+        if scheme.activation_bits == 16 and not (
+            wanted.is_float or is_fixed(op, graph) or runs_in_16_bits(op, tensors)
+        ):
             return Treatment({}, reason="LiteRT has no integer operation for it with 16-bit activations")
         return wanted
 

@@ -31,6 +31,8 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     """How `op` is quantized where it stands in `graph`."""
     if (isinstance(op, OwnWeight) or not isinstance(op, kl.Layer)) and not _gives_floats(op, graph):
         return Treatment({})
+    if is_fixed(op, graph):
+        return Treatment({}, output=_meets_values(op, graph))
     record = record_of(op)
     if record is not None and record.output is Output.FLOAT:
         return Treatment({}, reason=record.reason or _why_unknown(op))
@@ -47,6 +49,22 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     if refused:
         return Treatment({}, reason=refused)
     return _with_range(op, _kernel_axes(op, record, graph), graph)
+
+
+def is_fixed(op: keras.Operation, graph: Graph) -> bool:
+    """True for an op on constants and sizes alone: the file holds what it gives, and it is computed as it is."""
+    tensors = [tensor for call in graph.calls_of(op) for tensor in call.outputs]
+    return not isinstance(op, kl.Layer) and bool(tensors) and all(id(tensor) in graph.fixed for tensor in tensors)
+
+
+def _meets_values(op: keras.Operation, graph: Graph) -> bool:
+    """True if what an op on constants gives is read by one on values, or leaves the graph."""
+    for tensor in (tensor for call in graph.calls_of(op) for tensor in call.outputs):
+        readers = [output for call in graph.consumers(tensor) for output in call.outputs]
+        meets = graph.is_output(tensor) or any(id(output) not in graph.fixed for output in readers)
+        if meets and 0 not in tensor.shape:
+            return True
+    return False
 
 
 def _with_range(op: keras.Operation, kernels: dict[str, tuple[int, ...]], graph: Graph) -> Treatment:

@@ -676,6 +676,18 @@ def test_adapted_layers_keep_their_state(name, tmp_path):
         np.testing.assert_allclose(other.predict(x, verbose=0), want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_copy_outlives_its_original():
+    words = kl.StringLookup(vocabulary=["a", "b"])
+    model = keras.Sequential([keras.Input((2,), dtype="string"), words, kl.Embedding(3, 4)])
+    x = tf.constant([["a", "c"]])
+    want = np.asarray(model(x))
+    copied = rewrite(read(model)).model
+    last = rewrite(read(copied)).model
+    del model, copied, words
+    gc.collect()
+    np.testing.assert_array_equal(last(x), want)
+
+
 def test_adapting_a_copy_leaves_the_original():
     lookup = kl.StringLookup()
     lookup.adapt(tf.constant([["red"]]))

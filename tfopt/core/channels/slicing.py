@@ -46,8 +46,11 @@ def without_channels(channels: ChannelGraph, removed: np.ndarray) -> Graph:
             values = [(each, each.value(kept)) for each in channels.arguments[id(op)]]
             return [_called_with(state.copy(op), values)]
         changes = {size.key: size.value(count) for size in channels.sizes_of(op)}
-        holds_layers = bool(children(op)) and not isinstance(op, keras.Model)
-        return _resized(op, state, changes) if changes or holds_layers else None
+        has_smaller_parts = bool(children(op)) and not isinstance(op, keras.Model) and loses(op)
+        return _resized(op, state, changes) if changes or has_smaller_parts else None
+
+    def loses(op: Any) -> bool:
+        return not all(mask.all() for variable in op.variables for _, mask in cuts.get(id(variable), ()))
 
     def values_of(variable: keras.Variable) -> np.ndarray:
         array = keras.ops.convert_to_numpy(variable)

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfopt.core.errors import InvalidArgumentError
-from tfopt.core.keras_internals import Functional, mask_of
+from tfopt.core.keras_internals import Functional, mask_of, op_class
 from tfopt.core.layers.channels import Channels, Context, shape_rule
 from tfopt.core.layers.registry import Output, Record, enter
 from tfopt.core.tracing_internals import keep_mask, kept_mask, output_spec
@@ -297,6 +297,10 @@ class Size(keras.Operation):
 
     def get_config(self) -> dict[str, Any]:
         return {"axis": self.axis, "name": self.name}
+
+
+# What is the same whatever values it is called on.
+FIXED = (Constant, Size, *map(op_class, ("ZerosLike", "OnesLike")))
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -215,11 +215,22 @@ def prunable_weights(layer: kl.Layer) -> dict[str, keras.Variable]:
     """Kernels of a layer and, where its record names none, of its sublayers: `{"kernel": ..., "cell/kernel": ...}`."""
     record = record_of(layer)
     if record is not None and record.prunable is not None:
-        return {name: getattr(layer, name) for name in record.prunable}
+        return {name: getattr(layer, name) for name in record.prunable} if layer.built else {}
     found = {}
-    for child in children(layer):
-        found.update({f"{child.name}/{name}": weight for name, weight in prunable_weights(child).items()})
+    for child_name, child in _named_children(layer).items():
+        found.update({f"{child_name}/{name}": weight for name, weight in prunable_weights(child).items()})
     return found
+
+
+def _named_children(layer: kl.Layer) -> dict[str, kl.Layer]:
+    """The layers directly inside a layer by name; one of a name that is taken has a number behind it."""
+    named: dict[str, kl.Layer] = {}
+    for child in children(layer):
+        name, number = child.name, 1
+        while name in named:
+            name, number = f"{child.name}_{number}", number + 1
+        named[name] = child
+    return named
 
 
 def kernel_axes(layer: kl.Layer, name: str) -> KernelAxes:
@@ -251,7 +262,7 @@ def _holder(layer: kl.Layer, name: str) -> tuple[kl.Layer, str]:
     child_name, _, rest = name.partition("/")
     if not rest:
         return layer, name
-    return _holder(next(child for child in children(layer) if child.name == child_name), rest)
+    return _holder(_named_children(layer)[child_name], rest)
 
 
 def rule_of(op: Any) -> ChannelRule | None:

@@ -17,6 +17,7 @@ from keras import layers as kl
 
 from tfopt.core.errors import TfoptError, UnsupportedModelError, first_line
 from tfopt.core.keras_internals import children, only_own_values, sublayers
+from tfopt.core.layers.registry import record_of
 from tfopt.core.models.live import LiveCopier
 from tfopt.core.tracing_internals import own_variables
 
@@ -111,7 +112,8 @@ class Copies:
         if self._untrained and op.trainable_variables:
             return [from_config]
         is_hidden = any(isinstance(layer, _HIDDEN) for layer in sublayers(op))
-        if (self._reshaped and not is_hidden) or (tells_all(op) and not self._is_shared(op)):
+        keeps_shapes = is_hidden or (record_of(op) is None and not _is_known(op))
+        if (self._reshaped and not keeps_shapes) or (tells_all(op) and not self._is_shared(op)):
             return [from_config, live]
         return [live, from_config]
 
@@ -162,7 +164,7 @@ class Copies:
         """
         for old, new in _pairs(source, copied):
             for name, value in list(vars(old).items()):
-                if old is source and name in changed:
+                if (old is source and name in changed) or isinstance(value, kl.Layer):
                     continue
                 if (_is_function_of(old, name, value) or _is_foreign(value)) and getattr(new, name, value) is not value:
                     setattr(new, name, self._live(value))
@@ -203,6 +205,8 @@ def config_of(op: keras.Operation) -> dict[str, Any]:
     """
     if isinstance(op, kl.Layer) and _is_known(op) and any(_is_given(*part) for part in _attributes(op)):
         return _without_objects(op).get_config()
+    if type(op) is kl.Identity:  # that of Keras fails if it was made with a dtype policy
+        return {"name": op.name, "trainable": op.trainable, "dtype": op.dtype_policy.name}
     return op.get_config()
 
 

@@ -23,6 +23,7 @@ from tfopt.core.keras_internals import (
     tensor_of,
     topological_nodes,
 )
+from tfopt.core.layers.nodes import FIXED
 from tfopt.core.models.tracing import traced_model
 
 
@@ -257,6 +258,16 @@ class Graph:
     @cached_property
     def _output_ids(self) -> set[int]:
         return {id(tensor) for tensor in self.outputs}
+
+    @cached_property
+    def fixed(self) -> set[int]:
+        """Tensors, by id, that follow from constants and sizes alone, whatever the inputs hold."""
+        found: set[int] = set()
+        for call in self.calls:
+            is_op = not isinstance(call.op, keras.layers.Layer)
+            if isinstance(call.op, FIXED) or (is_op and call.inputs and all(id(t) in found for t in call.inputs)):
+                found.update(map(id, call.outputs))
+        return found
 
     def producer(self, tensor: Any) -> Call | None:
         """The call that gives `tensor`, None for an input of the model."""

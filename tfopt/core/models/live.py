@@ -159,6 +159,9 @@ class LiveCopier:
         copied.insert(*value.export())
         return copied
 
+    def _itself(self, value: Any) -> Any:
+        return value
+
     # Containers.
 
     def _list(self, value: list) -> list:
@@ -279,6 +282,8 @@ _WAYS: tuple[tuple[type, Callable[[LiveCopier, Any], Any]], ...] = (
     (tf.types.experimental.PolymorphicFunction, LiveCopier._compiled),
     (weakref.ref, LiveCopier._weak),
     (tf.lookup.experimental.MutableHashTable, LiveCopier._table),
+    # One that does not change is shared: TensorFlow gives up what it holds as soon as one of two owners goes.
+    (tf.saved_model.experimental.TrackableResource, LiveCopier._itself),
 )
 
 

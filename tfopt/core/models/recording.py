@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.core.keras_internals import Functional, functional_of, has_graph, mask_of
+from tfopt.core.keras_internals import Functional, children, functional_of, has_graph, mask_of
 from tfopt.core.layers.nodes import Constant, InferenceModel, OpenedModel, OwnWeight, Size, call_of
 from tfopt.core.layers.twins import twin_of
 from tfopt.core.tracing_internals import in_symbolic_scope, own_variables, public_name
@@ -157,6 +157,8 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(layer, *args, **kwargs)
         if not any(map(is_symbolic, keras.tree.flatten((args, kwargs)))):
             args = keras.tree.map_structure(constant, args)
+        if not children(layer) and "training" not in inspect.signature(layer.call).parameters:
+            kwargs.pop("training", None)  # as Keras does
         closed = isinstance(layer, keras.Model) and not has_graph(layer)
         in_inference = kwargs.get("training") is False and isinstance(layer, keras.Model)
         if closed:
@@ -181,7 +183,22 @@ def _inside(
     given = [value for value in keras.tree.flatten((args, kwargs)) if is_symbolic(value)]
     graph = _graph_of(layer, args, kwargs, InferenceModel if in_inference else OpenedModel)
     told = {"training": kwargs["training"]} if "training" in kwargs and not in_inference else {}
-    return function(graph, given if len(given) > 1 else given[0], **told)
+    outputs = function(graph, given if len(given) > 1 else given[0], **told)
+    return _with_blanks(outputs, _here.given[id(graph)]) if id(graph) in _here.given else outputs
+
+
+def _with_blanks(outputs: Any, structure: Any) -> Any:
+    """The tensors that a graph gives, in the structure that the layer gives them in, with None beside them."""
+    tensors = iter(keras.tree.flatten(outputs))
+    return keras.tree.map_structure(lambda value: None if value is None else next(tensors), structure)
+
+
+def without_blanks(model_of: Callable[[Any], Functional], outputs: Any) -> Functional:
+    """The graph that `model_of` makes of the tensors in `outputs` alone; its calls give None beside them."""
+    tensors = [value for value in keras.tree.flatten(outputs) if value is not None]
+    model = model_of(tensors if len(tensors) > 1 else tensors[0])
+    _here.given[id(model)] = outputs
+    return model
 
 
 def _in_inference(graph: Functional) -> Functional:
@@ -195,7 +212,8 @@ def _in_inference(graph: Functional) -> Functional:
 def masks_for(layer: keras.layers.Layer, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The masks of tensors that `call` asks for and Keras hands over by itself."""
     parameters = inspect.signature(layer.call).parameters
-    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}  # Keras takes it from who has none
+    given = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
     tensors = {name: value for name, value in given.items() if any(map(is_symbolic, keras.tree.flatten(value)))}
     wanted = {"mask" if len(tensors) == 1 else f"{name}_mask": value for name, value in tensors.items()}
     masks = {name: keras.tree.map_structure(mask_of, value) for name, value in wanted.items() if name in parameters}
@@ -221,7 +239,7 @@ def graphs_shared(
     if getattr(_here, "models", None) is not None:
         yield _here.lasting
         return
-    _here.models, _here.trace, _here.lasting = {}, trace, lasting
+    _here.models, _here.given, _here.trace, _here.lasting = {}, {}, trace, lasting
     try:
         yield lasting
     finally:

@@ -28,7 +28,7 @@ from tfopt.core.keras_internals import (
     topological_nodes,
 )
 from tfopt.core.layers.nodes import MaskOf, OpenedModel, OwnWeight, WithMask
-from tfopt.core.models.recording import constant, graphs_shared, is_symbolic, masks_for, recording
+from tfopt.core.models.recording import constant, graphs_shared, is_symbolic, masks_for, recording, without_blanks
 from tfopt.core.tracing_internals import adds_losses, called_in, clear_losses, forget_nodes, node_counts
 
 # What an input holds that a layer of a class reads.
@@ -272,11 +272,13 @@ def _cast(layer: keras.layers.Layer, values: Any) -> Any:
 
 def _model(layer: keras.layers.Layer, inputs: Any, outputs: Any, cls: type[Functional]) -> Functional:
     flat = keras.tree.flatten(outputs)
-    if not flat or not all(map(is_symbolic, flat)):
+    may_be_blank = issubclass(cls, OpenedModel) and any(map(is_symbolic, flat))
+    if not flat or not all(is_symbolic(value) or (value is None and may_be_blank) for value in flat):
         raise Closed("it gives something else than tensors computed from its inputs")
     if adds_losses(layer):
         raise Closed("its `call` adds a loss")
-    model = cls(inputs, outputs, name=layer.name)
+    model_of = functools.partial(cls, inputs, name=layer.name)
+    model = without_blanks(model_of, outputs) if any(value is None for value in flat) else model_of(outputs)
     if not layer.trainable:
         object.__setattr__(model, "_trainable", False)
     return model
