@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 _REGISTERING = (
     "core.layers.nodes",
     "core.layers.training_only",
+    "core.models.sharing",
     "distillation.distiller",
     "editing.pooling",
     "fusion.cascade",

@@ -24,6 +24,7 @@ from tfopt.core.keras_internals import (
 from tfopt.core.models import constraints
 from tfopt.core.models.copying import Copies
 from tfopt.core.models.graph import Call, Graph
+from tfopt.core.models.sharing import SharingModel, shares_layers
 
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
 
@@ -268,7 +269,9 @@ class Rewrite:
                     values[id(old)] = values.get(id(self.bypass[id(old)]))
         inputs = keras.tree.map_structure(lambda t: new_inputs[id(t)], model.input)
         outputs = keras.tree.map_structure(lambda t: values[id(t)], model.output)
-        return _model_class(model)(inputs, outputs, name=model.name)
+        clone = _model_class(model)(inputs, outputs, name=model.name)
+        is_plain = not prefix and type(clone) is Functional
+        return SharingModel(inputs, outputs, name=model.name) if is_plain and shares_layers(clone) else clone
 
 
 def transfer_values(source: keras.layers.Layer, target: keras.layers.Layer, values_of: Callable | None = None) -> None:
