@@ -2,13 +2,15 @@
 
 Each is small, has random weights, and goes through every verb in a process of its own:
 
-- functional: the opened model computes what the original does, to 1e-6 of the spread of its outputs.
+- functional: the opened model computes what the original does, to 1e-6 of the spread of its outputs; not run for a
+  model of Keras' own layers alone, where there is nothing to open.
 - summary; element: half of the kernels are zero; cluster: 16 values a kernel.
 - channel: 30 % of the channels pruned and shrunk; the outputs are those of the masked model; the parameters left.
 - split: the strings of a text model are cut off (the later steps take what is left).
 - quantize, calibrate, int8: a .tflite that was run and compared; no convolution or matrix product is in float that
   `quantize` did not announce.
-- train: one step of the quantized model. load: the quantized model, saved and loaded.
+- train: one step of the quantized model. load: the quantized model, saved and loaded; not run for classes of the author
+  that Keras itself cannot make from their config.
 
 A step is ok, refused (an error of tfopt's, which says why) or a fault (any other error, a wrong result, a crash).
 KerasHub is needed besides tfopt's own packages: `pip install keras-hub==0.32.0`.
@@ -181,10 +183,13 @@ class Road:
         self.fixed = [bool(np.array_equal(a, b)) for a, b in zip(first, second, strict=True)]
         return {"parameters": self.model.count_params(), "layers": len(self.model.layers)}
 
-    def functional(self) -> dict:
+    def functional(self) -> dict | None:
         import tfopt
 
-        opened = tfopt.functional(self.model, self.data)
+        try:
+            opened = tfopt.functional(self.model, self.data)
+        except tfopt.NothingToDoError:  # it holds layers of Keras alone
+            return None
         difference = self._equal(self.model, opened, EQUAL)
         in_training = self._equal_in_training(opened)
         return {"difference": difference, "in_training": in_training, "closed": closed_layers(opened)}
@@ -293,7 +298,7 @@ class Road:
         import tfopt
 
         model = self.calibrated or self.quantized
-        if model is None:
+        if model is None or not tells_how_it_is_made(model):
             return None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -362,6 +367,20 @@ def own_classes(model: Any) -> dict[str, type]:
     """The classes of the layers that a user would tell Keras of, by name."""
     layers = [layer for layer in model._flatten_layers() if not type(layer).__module__.startswith(("keras.", "tfopt."))]
     return {type(layer).__name__: type(layer) for layer in layers}
+
+
+def tells_how_it_is_made(model: Any) -> bool:
+    """False with a layer or regularizer of an author that Keras cannot make from its config."""
+    import keras
+
+    try:
+        for layer in model._flatten_layers():
+            keras.saving.serialize_keras_object(getattr(layer, "activity_regularizer", None))
+            if not type(layer).__module__.startswith(("keras.", "tfopt.")):
+                type(layer).from_config(layer.get_config())
+    except (TypeError, NotImplementedError):
+        return False
+    return True
 
 
 def closed_layers(model: Any) -> dict[str, str]:

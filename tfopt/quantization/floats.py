@@ -57,9 +57,9 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             self.output_range.build()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.wraps_layer or NAMES in kwargs:
+        if (self.wraps_layer and args) or NAMES in kwargs:
             return super().__call__(*args, **kwargs)
-        # Ops take constants in any place, as `1 - x`, layers tensors only: tensors go first, all else by name.
+        # Ops take constants in any place, as `1 - x`, and a layer may be called by names alone. Tensors go first here.
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
         names = [name for name, value in named.items() if _is_tensors(value)]
         tensors = [named.pop(name) for name in names]

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfopt.core.channels.union_find import DisjointSets
 from tfopt.core.errors import first_line
@@ -77,6 +78,7 @@ class ChannelGraph:
         self._inputs_of: dict[int, list[Channels]] = {}
         self.features = [self._input(tensor, features, zero) for tensor in graph.inputs]
         outputs = self._run(graph, self.features, "")
+        self._check_weights()
         for labels in (labels for channels in outputs for labels in channels.labels):
             for root in np.unique(self._sets.roots(labels)):
                 if root != FIXED:
@@ -277,6 +279,7 @@ class ChannelGraph:
         results = list(result) if isinstance(result, (list, tuple)) else [result]
         self._check_calls(op, tensors_in((args, kwargs)))
         self._check_activation(op, path, results)
+        self._check_regularizer(op, path, results)
         return [replace(channels, zero=True) for channels in results] if self.ties_only else results
 
     def _check_calls(self, op: Any, inputs: list[Channels]) -> None:
@@ -292,6 +295,19 @@ class ChannelGraph:
             for channels in results:
                 for axis in channels.along():
                     self.freeze(channels.labels[axis], f"the {spelled(function)} of '{path}' mixes them")
+
+    def _check_regularizer(self, op: Any, path: str, results: list[Channels]) -> None:
+        """Channels stay where a regularizer of the output, as one of a user may, takes no other number of them."""
+        regularizer = getattr(op, "activity_regularizer", None)
+        for channels in results:
+            for axis in channels.along():
+                if not takes_fewer(regularizer, channels.shape, axis):
+                    self.freeze(channels.labels[axis], f"the regularizer of '{path}' counts them")
+
+    def _check_weights(self) -> None:
+        for slot in self._by_place.values():
+            if not takes_fewer(getattr(slot.variable, "regularizer", None), slot.variable.shape, slot.axis):
+                self.freeze(slot.labels, f"the regularizer of '{slot.path}' counts them")
 
     def stop(self, context: Context, arguments: Any, reason: str) -> list[Channels]:
         """The channels that end in a layer which cannot lose any; those of its output stay too."""
@@ -323,6 +339,24 @@ class ChannelGraph:
             )
             parts = [part for part in self.parts if np.isin(part, channels).all()]
             yield Group(tuple(paths), channels, tuple(slots), tuple(parts))
+
+
+def takes_fewer(regularizer: Any, shape: Sequence[int | None], axis: int) -> bool:
+    """Whether a regularizer is none, one of Keras, or runs on values with one index less along an axis.
+
+    Example:
+        >>> takes_fewer(lambda x: keras.ops.sum(keras.ops.reshape(x, (3, 3))), (9,), 0)
+        False
+    """
+    if regularizer is None or type(regularizer).__module__.startswith(("keras.", "tfopt.")):
+        return True
+    sizes = [1 if size is None else size for size in shape]
+    sizes[axis] = max(sizes[axis] - 1, 1)
+    try:
+        regularizer(keras.ops.zeros(sizes))
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        return False
+    return True
 
 
 def _has_kernels(op: Any) -> bool:

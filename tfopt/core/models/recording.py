@@ -95,7 +95,7 @@ def _replaced() -> Iterator[None]:
     for name, function in originals.items():
         setattr(keras.ops, name, _shape if name == "shape" else _with_sizes(name, function))
     keras.layers.Layer.__call__ = _recorded(call)
-    keras.KerasTensor.__getitem__ = lambda tensor, key: item(tensor, (key,) if isinstance(key, slice) else key)
+    keras.KerasTensor.__getitem__ = functools.partialmethod(_picked, item)
     try:
         yield
     finally:
@@ -134,6 +134,27 @@ def _with_sizes(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     call.instead_of = function  # type: ignore[attr-defined]
     return call
+
+
+def _picked(tensor: keras.KerasTensor, item: Callable[..., Any], key: Any) -> Any:
+    """What `tensor[key]` gives, where slices may begin and end at sizes of the graph."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    if not any(isinstance(part, slice) and (_is_size(part.start) or _is_size(part.stop)) for part in parts):
+        return item(tensor, (key,) if key is None or isinstance(key, slice) else key)
+    place = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    for index, part in enumerate(parts):
+        if isinstance(part, slice) and (_is_size(part.start) or _is_size(part.stop)):
+            axis = index if index < place else index - len(parts)
+            tensor = _between(tensor, axis, part)
+            parts[index] = slice(None)
+    return item(tensor, tuple(parts))
+
+
+def _between(tensor: keras.KerasTensor, axis: int, part: slice) -> Any:
+    """A slice along an axis of a tensor."""
+    stop = keras.ops.shape(tensor)[axis] if part.stop is None else part.stop
+    places = keras.ops.arange(0 if part.start is None else part.start, stop, 1 if part.step is None else part.step)
+    return keras.ops.take(tensor, places, axis=axis)
 
 
 def _with_one_unknown(x: Any, newshape: Any) -> tuple[tuple, dict]:
