@@ -45,6 +45,21 @@ class Halves(kl.Layer):
         return x[:, :size] + y, x[:, size:], x[..., 1:size, :]
 
 
+class Narrow(kl.Layer):
+    """Built for a size that the graph does not tell."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = kl.Dense(2, name="dense")
+
+    def build(self, x_shape, y_shape):
+        self.dense.build((None, None, 4))
+        self.built = True
+
+    def call(self, x, y):
+        return self.dense(x[..., : ops.shape(y)[1]])
+
+
 class Distances(kl.Layer):
     """A bias by the logarithm of distances, which is infinite for 0 and not used there."""
 
@@ -88,6 +103,14 @@ def test_slices_to_sizes():
     assert not graph.closed
     for size in (2, 4):
         same(graph.model, model, X, X[:, :size])
+
+
+def test_layers_inside_keep_the_sizes_that_they_were_built_for():
+    x, y = keras.Input((5, 8)), keras.Input((None, 8))
+    model = keras.Model([x, y], Narrow(name="narrow")(x, y))
+    graph = opened(read(model))
+    assert not graph.closed
+    same(graph.model, model, X, X[:, :4])
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])

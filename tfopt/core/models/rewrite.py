@@ -177,7 +177,14 @@ class Rewrite:
 
     def copy(self, op: keras.Operation, **config: Any) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
-        return self._noted(op, self.made.of(op, **config))
+        copied = self.made.of(op, **config)
+        if not config and isinstance(op, keras.layers.Layer) and op.weights and self._is_of_unknown_size():
+            _build_alike(op, copied)
+        return self._noted(op, copied)
+
+    def _is_of_unknown_size(self) -> bool:
+        """True if Keras could not build the layer on what it is called on."""
+        return any(None in tensor.shape[1:] for call in self.calls for tensor in call.inputs)
 
     def in_float32(self, op: keras.layers.Layer) -> keras.layers.Layer:
         """A copy of a layer that computes in float32."""
@@ -357,6 +364,14 @@ def _unfrozen(model: keras.Model) -> Iterator[None]:
     for layer, flag in flags:
         if layer.trainable != flag:
             layer.trainable = flag
+
+
+def _build_alike(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
+    """Builds a copy for the sizes that its original was built for."""
+    config = source.get_build_config() if source.built and not target.built else None
+    if config:
+        with values_come_later(target):
+            target.build_from_config(config)
 
 
 def _call(op: keras.Operation, *args: Any, **kwargs: Any) -> Any:
