@@ -1,7 +1,9 @@
 """Layers of tfopt."""
 
-from conformance.rows import VECTOR, Row, floats, merging, no, unknown
+from conformance.rows import VECTOR, Row, between, floats, merging, no, unknown
+from keras import layers as kl
 
+from tfopt.core.layers.training_only import TrainingOnly
 from tfopt.fusion.cascade import CascadeSelection
 from tfopt.fusion.layers import GatedFusion, ParallelFusion, VotingFusion
 
@@ -13,6 +15,7 @@ def fused(cls, *args, **config):
 
 
 ROWS = [
+    Row((TrainingOnly,), between(lambda x: TrainingOnly(kl.GaussianNoise(0.1))(x), VECTOR)),
     Row((ParallelFusion,), (fused(ParallelFusion, "mean"), fused(ParallelFusion, "max")), int16x8=NO_FILE, opened=True),
     Row(
         (VotingFusion,),

@@ -106,7 +106,12 @@ ROWS = [
         floats("CAST*2 ONE_HOT", ENCODES),
         "int32",
     ),
-    encoded(lambda x: kl.Discretization([-0.5, 0.0, 0.5])(x), kl.Discretization, (5,), floats("", ENCODES)),
+    encoded(
+        lambda x: kl.Discretization([-0.5, 0.0, 0.5])(x),
+        kl.Discretization,
+        (5,),
+        floats("BUCKETIZE ONE_HOT REDUCE_MAX", ENCODES),
+    ),
     encoded(lambda x: kl.HashedCrossing(8)((x, x)), kl.HashedCrossing, (1,), TABLES, "int32"),
     encoded(lambda x: kl.Hashing(8)(x), kl.Hashing, (5,), TABLES, "int32"),
     encoded(lambda x: kl.IntegerLookup(vocabulary=[1, 2, 3])(x), kl.IntegerLookup, (5,), TABLES, "int64"),

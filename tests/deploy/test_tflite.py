@@ -380,12 +380,13 @@ def text_model():
 @pytest.mark.parametrize("data", [None, np.array(["a b", "c"])], ids=["no data", "data"])
 def test_text_is_cut_off_as_the_error_says(data, tmp_path):
     model, path = text_model(), tmp_path / "model.tflite"
-    with pytest.raises(tfopt.UnsupportedModelError, match="strings into 'words'.*Run 'words' before the file"):
+    with pytest.raises(tfopt.UnsupportedModelError, match="'words'.*preprocessing, rest = tfopt.split_preprocessing"):
         tfopt.export_tflite(model, path, data=data)
     assert not path.exists()
-    tfopt.export_tflite(keras.Model(model.get_layer("words").output, model.outputs), path)
+    preprocessing, rest = tfopt.split_preprocessing(model)
+    tfopt.export_tflite(rest, path)
     words = tf.constant(["a b", "c"])
-    numbers = model.get_layer("words")(words).numpy()
+    numbers = preprocessing(words).numpy()
     np.testing.assert_allclose(tfopt.TFLiteModel(path).predict(numbers), model.predict(words, verbose=0), atol=1e-5)
 
 
