@@ -148,6 +148,13 @@ def attention_layers():
     return keras.Model([query, value], outputs, name="attention_layers")
 
 
+def masked_softmax():
+    """Scores of tokens, of which those of padding are hidden."""
+    scores, tokens = keras.Input((3, 5), name="scores"), keras.Input((5,), dtype="int32", name="tokens")
+    weights = kl.Softmax(name="weights")(scores, mask=keras.ops.expand_dims(tokens, 1))
+    return keras.Model([scores, tokens], kl.Dense(2, name="dense")(weights), name="masked_softmax")
+
+
 def half_and_half():
     """Integers, floats and weights alone in one model."""
     image = keras.Input((6, 6, 2), name="image")
@@ -345,6 +352,7 @@ MODELS = {
     "int8_images": lambda: quantized(image_layers()),
     "int8_recurrent": lambda: quantized(recurrent_layers()),
     "int8_attention": lambda: quantized(attention_layers()),
+    "int8_softmax": lambda: quantized(masked_softmax()),
     "int8_mixed": lambda: quantized(half_and_half(), overrides={"weights": "int4_weight_only", "left_out": None}),
     "int16x8": lambda: quantized(sixteen_bits(), "int16x8"),
     "weight_only": lambda: quantized(

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tfopt.core.layers.registry import known_class
+from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import Rewrite
 from tfopt.quantization.layers import QuantizedWrapper, rounded_kernel
 
@@ -54,6 +55,10 @@ def composite(*layer_classes: type) -> Callable[[type[QuantizedWrapper]], type[Q
     return decorate
 
 
-def composite_for(op: keras.Operation) -> type[QuantizedWrapper] | None:
-    """The wrapper class for a layer, None if there is none. It is that of a parent class too, with the same maths."""
-    return _COMPOSITES.get(type(op)) or _COMPOSITES.get(known_class(type(op)))
+def composite_for(op: keras.Operation, graph: Graph | None = None) -> type[QuantizedWrapper] | None:
+    """The wrapper class for a layer where it stands in `graph`, None if there is none or the layer will do.
+
+    It is that of a parent class too, with the same maths. Without `graph` the layer stands in another one.
+    """
+    found = _COMPOSITES.get(type(op)) or _COMPOSITES.get(known_class(type(op)))
+    return found if found is not None and found.is_needed(op, graph) else None

@@ -16,6 +16,7 @@ from tfopt.quantization.lowering import affine_terms, apply_affine, integer_acti
 from tfopt.quantization.ranges import ActivationRange, BatchCount, RangeOwner
 
 if TYPE_CHECKING:
+    from tfopt.core.models.graph import Graph
     from tfopt.core.models.rewrite import Rewrite
     from tfopt.quantization.treatment import Treatment
 
@@ -78,6 +79,11 @@ class QuantizedWrapper(RangeOwner, keras.layers.Wrapper):
         super().__init__(layer, **{"name": layer.name, **kwargs, "dtype": "float32", "autocast": False})
         self._ranges: dict[str, ActivationRange] = {}
         self.supports_masking = layer.supports_masking
+
+    @classmethod
+    def is_needed(cls, layer: Any, graph: Graph | None) -> bool:
+        """False where the layer itself will do; `graph` is None for a layer inside another."""
+        return True
 
     @classmethod
     def float_reason(cls, layer: keras.layers.Layer) -> str:

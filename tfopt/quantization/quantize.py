@@ -139,7 +139,7 @@ class _Plan:
         options = self.training.layer_arguments(op, state.path)
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
-        wrapper = composite_for(op) or QuantizedLayer
+        wrapper = composite_for(op, self.graphs[id(op)]) or QuantizedLayer
         inside = wrapper.float_inside(op)
         if inside:
             self._stays_float(state.path, f" ({type(op).__name__}: {inside})")
@@ -151,7 +151,9 @@ class _Plan:
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
         if wanted.composite:
-            return wrapper.of(op, state).with_training(**options)
+            quantized = wrapper.of(op, state).with_training(**options)
+            quantized.activation_bits = self.bits
+            return quantized
         return wrapper.of(op, wanted, state, activation_bits=self.bits, **options)
 
     def _float(self, op: keras.Operation, state: Rewrite, wanted: Treatment) -> Any:

@@ -36,7 +36,7 @@ def treatment(op: keras.Operation, graph: Graph) -> Treatment:
     record = record_of(op)
     if record is not None and record.output is Output.FLOAT:
         return Treatment({}, reason=record.reason or _why_unknown(op))
-    wrapper = composite_for(op)
+    wrapper = composite_for(op, graph)
     if wrapper is not None and (wrapper.float_reason(op) or not issubclass(wrapper, QuantizedLayer)):
         return Treatment({}, composite=True, reason=wrapper.float_reason(op))
     if lowering.masks_a_number(op):

@@ -15,55 +15,13 @@ import tensorflow as tf
 from keras import layers as kl
 
 from tfopt.core.keras_internals import children
-from tfopt.core.models.fake_quantized import in_mode
-from tfopt.quantization import fakequant
-from tfopt.quantization.composites import Composite, composite
+from tfopt.quantization.composites import composite
 from tfopt.quantization.wrappers.einsum import DenseEquation, dense_equation, einsum_dense, shape_of
-
-SOFTMAX_STEPS = 256  # of the int8 softmax, from 0 to 1
-SOFTMAX_RANGE = 0.0, 1.0 - 1.0 / SOFTMAX_STEPS
-MASKED = -1e9
-
-
-class _Attention(Composite):
-    """What all attention layers share: from scores to the weights of the values."""
-
-    def _weights(self, scores: Any, mask: Any, training: Any) -> Any:
-        """Softmax of the scores where the mask, if any, is True; float32, in the steps of the integer kernel.
-
-        A mask must not stretch the range of the scores by the large number that stands for minus infinity, of which
-        nothing but zeros would be left. Masked scores go just so far below the lowest score that all of them together
-        weigh less than half a step of the softmax.
-        """
-        scores = tf.cast(scores, tf.float32)
-        score_range = self.ranges()["scores"]
-        if in_mode("export"):
-            scores = scores if mask is None else tf.where(mask, scores, score_range.bounds()[0])
-        elif mask is not None:
-            return self._in_steps(tf.nn.softmax(tf.where(mask, self._masked(scores, mask, training), MASKED)))
-        return self._in_steps(tf.nn.softmax(score_range(scores, training)))
-
-    def _masked(self, scores: Any, mask: Any, training: Any) -> Any:
-        """The scores within a range that has room for masked ones below, in this batch or in a later one."""
-        shown = tf.where(mask, scores, 0.0)
-        keys = tf.cast(tf.shape(scores)[-1], tf.float32)
-        room = tf.reduce_min(shown) - tf.math.log(2.0 * SOFTMAX_STEPS * keys)
-        values = tf.concat([tf.reshape(shown, [-1]), tf.stop_gradient(room)[None]], 0)
-        return tf.reshape(self.ranges()["scores"](values, training)[:-1], tf.shape(scores))
-
-    def _in_steps(self, weights: Any) -> Any:
-        """The softmax in its fixed steps, as soon as the ranges are set."""
-        rounded = fakequant.fake_quantize(weights, *SOFTMAX_RANGE)
-        if in_mode("export"):
-            return rounded
-        if in_mode("calibrate"):
-            return weights
-        unset = fakequant.is_unset(*tf.unstack(tf.convert_to_tensor(self.ranges()["scores"].weight)))
-        return tf.where(unset, weights, rounded)
+from tfopt.quantization.wrappers.softmax import MaskedSoftmax
 
 
 @composite(kl.MultiHeadAttention, kl.GroupQueryAttention)
-class QuantizedMultiHeadAttention(_Attention):
+class QuantizedMultiHeadAttention(MaskedSoftmax):
     """Multi-head or grouped-query attention with int8 projections, scores, softmax and context.
 
     Args:
@@ -161,7 +119,7 @@ class QuantizedMultiHeadAttention(_Attention):
 
 
 @composite(kl.Attention, kl.AdditiveAttention)
-class QuantizedAttention(_Attention):
+class QuantizedAttention(MaskedSoftmax):
     """Dot-product or additive attention with int8 scores, softmax and output.
 
     Args:
