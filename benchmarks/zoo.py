@@ -404,10 +404,22 @@ def announced_ops(said: list[str], model: Any) -> int:
     """How many matrix ops in the file the layers that `quantize` named account for, each call of a layer counted."""
     from tfopt.core.models.graph import read
 
-    calls = Counter(call.op.name for part in read(model).graphs for call in part.calls)
+    calls = calls_by_path(read(model))
     listed = re.findall(r"((?:'[^']+'(?:, )?)+)(?: in part)? \((\w+): ", " ".join(said))
-    named = [(path.rsplit("/")[-1], kind) for paths, kind in listed for path in re.findall("'([^']+)'", paths)]
-    return sum(OPS.get(kind, UNBOUNDED) * max(calls[name], 1) for name, kind in named)
+    named = [(path, kind) for paths, kind in listed for path in re.findall("'([^']+)'", paths)]
+    return sum(OPS.get(kind, UNBOUNDED) * max(calls[path], 1) for path, kind in named)
+
+
+def calls_by_path(graph: Any, prefix: str = "") -> Counter[str]:
+    """How often each layer runs in one pass of the model; those of a nested model in each of its calls."""
+    import keras
+
+    calls = Counter(f"{prefix}{call.op.name}" for call in graph.calls)
+    for path, model in {f"{prefix}{call.op.name}": call.op for call in graph.calls}.items():
+        if isinstance(model, keras.Model):
+            inner = calls_by_path(graph.inner(model), f"{path}/")
+            calls.update({name: count * calls[path] for name, count in inner.items()})
+    return calls
 
 
 def first_lines(error: BaseException) -> str:
