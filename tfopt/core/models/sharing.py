@@ -129,7 +129,7 @@ def _histories(config: dict[str, Any]) -> Iterator[list]:
 
 
 def _of_structure(value: Any) -> Iterator[list]:
-    if isinstance(value, (list, tuple)) and len(value) == 3 and isinstance(value[0], str):
+    if isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for part in value.values() if isinstance(value, dict) else value:
