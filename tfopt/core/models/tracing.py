@@ -277,7 +277,10 @@ def _model(layer: keras.layers.Layer, inputs: Any, outputs: Any, cls: type[Funct
         raise Closed("it gives something else than tensors computed from its inputs")
     if adds_losses(layer):
         raise Closed("its `call` adds a loss")
-    model_of: Callable[[Any], Functional] = functools.partial(cls, inputs, name=layer.name)
+
+    def model_of(outputs: Any) -> Functional:
+        return cls(inputs, outputs, name=layer.name)
+
     model = without_blanks(model_of, outputs) if any(value is None for value in flat) else model_of(outputs)
     if not layer.trainable:
         object.__setattr__(model, "_trainable", False)
