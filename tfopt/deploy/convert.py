@@ -21,6 +21,7 @@ from tfopt.core.models.fake_quantized import fake_quantized, mode, ranges_of
 from tfopt.core.models.graph import Graph
 from tfopt.core.models.rewrite import in_float32
 from tfopt.deploy.flatbuffer.legalize import finished
+from tfopt.deploy.flatbuffer.order import in_order
 from tfopt.deploy.flatbuffer.packing import pack_kernels
 from tfopt.deploy.forms import in_forms_of_files
 
@@ -63,7 +64,7 @@ def convert(
     _set_options(converter, kind, io_types, encode)
     if kind in ("int8", "int16x8") and not fake_quantized(graph):
         converter.representative_dataset = _representative(graph.model, data, batch_size or 1)
-    content = _run(converter, batch_size)
+    content = in_order(_run(converter, batch_size), input_names(graph.model), output_names(graph.model))
     if kind in ("int8", "int16x8") and fake_quantized(graph):
         content = finished(content)
     bits = weight_only_bits(graph) - {HALF}
@@ -126,7 +127,7 @@ def _frozen(model: keras.Model, batch_size: int | None) -> Any:
     return infer.get_concrete_function(*specs)
 
 
-def _representative(model: keras.Model, data: Any, batch_size: int) -> Callable[[], Iterator[list[np.ndarray]]]:
+def _representative(model: keras.Model, data: Any, batch_size: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     if data is None:
         raise InvalidArgumentError(
             "An int8 file of a float model needs data to set the ranges of activations.",
@@ -134,12 +135,13 @@ def _representative(model: keras.Model, data: Any, batch_size: int) -> Callable[
             fix="Pass some hundred training samples as `data`, or use `tfopt.quantize` and `tfopt.calibrate` first.",
         )
 
-    def batches() -> Iterator[list[np.ndarray]]:
+    def batches() -> Iterator[dict[str, np.ndarray]]:
         for batch in input_batches(model, data, batch_size=batch_size, limit=max(CALIBRATED_ON, batch_size)):
             for start in range(0, len(batch[0]), batch_size):  # the user's batches may be larger
                 rows = np.arange(start, min(start + batch_size, len(batch[0])))
                 rows = np.resize(rows, batch_size)  # the last ones start over where they fall short
-                yield [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
+                arrays = [array[rows].astype(tensor.dtype) for array, tensor in zip(batch, model.inputs, strict=True)]
+                yield dict(zip(input_names(model), arrays, strict=True))  # a list would be in the converter's order
 
     return batches
 

@@ -63,8 +63,6 @@ def opened(graph: Graph, *, blocks_only: bool = False, composed: bool = True) ->
     def replace(op: keras.Operation, state: Rewrite) -> keras.layers.Layer | None:
         if not is_opened(op) or not state.calls:
             return None
-        if isinstance(op, ComposedLayer):
-            return _as_model(op)
         try:
             return state.opened(op, traced(op, *_in_common(state.calls)))
         except ClosedInTraining:

@@ -83,7 +83,7 @@ def rewrite(
     shared: dict | None = {} if values_of is None else None
     for source, target, _ in state.copies:
         transfer_settings(source, target, shared)
-    return Graph(clone)
+    return Graph(clone, closed=graph.closed)
 
 
 def untrained(graph: Graph) -> Graph:

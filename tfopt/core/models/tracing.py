@@ -122,11 +122,11 @@ def _built_inputs(model: keras.Model, dtypes: Mapping[str, str] = MappingProxyTy
 
     config = model.get_build_config()
     if not config or "input_shape" not in config:
-        is_built = model.built and model.variables
+        is_built = bool(model.built and model.variables)
         raise UnsupportedModelError(
             "The model has to be built: its weights and shapes are not known yet.",
-            received=f"{type(model).__name__} '{model.name}', {'of unknown shapes' if is_built else 'unbuilt'}",
-            fix="Take `tfopt.functional(model, x[:1])`, which reads them from data."
+            received=f"{'unbuilt ' * (not is_built)}{type(model).__name__} '{model.name}'",
+            fix="Keras has not kept its shapes: take `tfopt.functional(model, x[:1])`, which reads them from data."
             if is_built
             else "Call it once on data, as `model(x[:1])`, or call `model.build(input_shape)`.",
         )
