@@ -100,6 +100,26 @@ def test_it_gives_what_the_functional_model_gives(verb, tmp_path):
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
+class Plain(keras.Model):
+    """Written as code, of layers of Keras alone."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden, self.head = kl.Dense(8, "relu", name="hidden"), kl.Dense(3, name="head")
+
+    def call(self, x):
+        return keras.ops.negative(self.head(self.hidden(x)))
+
+
+def test_searches_take_a_model_without_blocks():
+    model = Plain(name="plain")
+    model(X[:1])
+    model.compile(keras.optimizers.SGD(0.01), LOSS)
+    options = {"objectives": "val_loss", "budget": 2, "epochs": 1, "verbose": 0}
+    found = tfopt.search(model, {"activation": ("relu", "elu")}, train=(X, Y), val=(X, Y), **options)
+    assert {trial.values["activation"] for trial in found.trials} == {"relu", "elu"}
+
+
 def test_searches_change_what_is_inside_blocks():
     space = SearchSpace.from_model(net(), activation=("relu", "elu"))
     found = tfopt.search(space, train=(X, Y), val=(X, Y), objectives="val_loss", budget=2, epochs=1, verbose=0)

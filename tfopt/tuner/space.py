@@ -12,7 +12,7 @@ import keras
 from tfopt.core.checks import POSITIVE, Range, as_choice, as_numbers, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError, TfoptError, first_line
 from tfopt.core.keras_internals import compile_metrics, compile_options
-from tfopt.core.models.graph import Graph, read
+from tfopt.core.models.graph import Graph, read, with_graph
 from tfopt.core.models.opening import opened
 from tfopt.core.models.rewrite import rewrite
 from tfopt.distillation.initialization import init_from
@@ -102,9 +102,10 @@ class SearchSpace(HyperModel):
             >>> hp.values["activation"], hp.values["width"], hp.values["lr"]
             ('relu', 1.0, 0.001)
         """
-        graph = read(model)
+        read(model)
         _check_compiled(model)
-        model = _as_graph(model, graph)
+        model = with_graph(model)
+        model = _as_graph(model, read(model))
         per = as_choice("per", per, PER)
         width = as_numbers("width", width, POSITIVE)
         depth = as_numbers("depth", depth, Range(least=0, most=1))
