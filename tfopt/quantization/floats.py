@@ -6,9 +6,12 @@ import inspect
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfopt.core.models.fake_quantized import in_mode
 from tfopt.quantization.layers import joined, run_rounded, set_apart
+from tfopt.quantization.masking import clipped
 from tfopt.quantization.ranges import ActivationRange, RangeOwner
 
 NAMES = "tensor_arguments"  # of the call around an op: the names of the op's arguments that are tensors, with blanks
@@ -43,6 +46,8 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         self.weight_only_bits = bits if kernels else None
         self.apart = apart
         self.output_range = ActivationRange(self, "output_range") if quantize_output else None
+        if self.output_range is not None:
+            self.output_range.masking = self.masking
         self.supports_masking = True
 
     @property
@@ -63,13 +68,15 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         named = {**inspect.signature(self.layer.call).bind(*args, **kwargs).arguments}
         names = [name for name, value in named.items() if _is_tensors(value)]
         tensors = [named.pop(name) for name in names]
-        return super().__call__(*tensors, **{**named, NAMES: " ".join(names)})
+        # Keras takes no arrays beside symbolic tensors, and a config none at all.
+        constants = {name: _as_list(value) for name, value in named.items()}
+        return super().__call__(*tensors, **{**constants, NAMES: " ".join(names)})
 
     def arguments_inside(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments that the op was called with, of those of this layer's call."""
         if NAMES not in kwargs:
             return args, kwargs
-        constants = {name: value for name, value in kwargs.items() if name != NAMES}
+        constants = _with_arrays({name: value for name, value in kwargs.items() if name != NAMES})
         tensors = dict(zip(kwargs[NAMES].split(), args, strict=True))
         bound = inspect.signature(self.layer.call).bind(**tensors, **constants)
         return bound.args, bound.kwargs
@@ -79,11 +86,13 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
             inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
         if NAMES in kwargs:
             tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
-            outputs = self.layer(**tensors, **kwargs)
+            outputs = self.layer(**tensors, **_with_arrays(kwargs))
         else:
             outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits or 8, inputs, *others, **kwargs)
         if self.output_range is None:
             return outputs
+        if in_mode("export") and self.masking is not None:  # LiteRT's rounding takes no number that is beyond 32 bits
+            outputs = tf.clip_by_value(outputs, *self.output_range.bounds())
         return self.output_range(set_apart(outputs), training)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +145,35 @@ class JoiningOp(FloatLayer):
         return own_range(self.layer(**tensors, **kwargs), training)
 
 
+@keras.saving.register_keras_serializable(package="tfopt")
+class MaskingOp(FloatLayer):
+    """An op that hides scores from a softmax, in integers: the constants among its arguments are clipped for the file.
+
+    Args:
+        limit: of the constants, as `masking.clipped` takes it; "choice": all inputs are in the range of the output.
+        kwargs: of `FloatLayer`.
+    """
+
+    def __init__(self, layer: Any, limit: str = "factor", **kwargs: Any):
+        super().__init__(layer, **kwargs)
+        self.limit = limit
+
+    def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
+        tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
+        kwargs = _with_arrays(kwargs)
+        own_range: Any = self.output_range
+        if in_mode("export"):
+            clip = clipped(self.limit, own_range.bounds())
+            kwargs = {name: clip(value) for name, value in kwargs.items()}
+            if self.limit == "choice":
+                values = {name: value for name, value in tensors.items() if value.dtype.is_floating}
+                tensors = {**tensors, **joined(values, own_range)}
+        return own_range(self.layer(**tensors, **kwargs), training)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "limit": self.limit}
+
+
 def takes_tensors_only(op: keras.Operation, arguments: tuple[tuple, dict]) -> bool:
     """False for a call with a structure of tensors and numbers, as a shape with a size, or with any number of tensors.
 
@@ -153,3 +191,17 @@ def _is_tensors(value: Any) -> bool:
     """True for a tensor, or a structure of nothing else; a shape of sizes and numbers is none."""
     parts = keras.tree.flatten(value)
     return bool(parts) and all(isinstance(part, keras.KerasTensor) for part in parts)
+
+
+def _as_list(value: Any) -> Any:
+    """An array of floats, or a tensor of which the values are known, as lists of numbers."""
+    if isinstance(value, keras.KerasTensor) or (not hasattr(value, "numpy") and not isinstance(value, np.ndarray)):
+        return value
+    return np.asarray(value).tolist()
+
+
+def _with_arrays(constants: dict) -> dict:
+    """The constants, lists of floats made arrays again."""
+    arrays = {name: np.asarray(value) for name, value in constants.items() if isinstance(value, list)}
+    floats = {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.kind == "f"}
+    return {**constants, **floats}

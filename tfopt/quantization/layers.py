@@ -42,6 +42,7 @@ class FakeQuantize(RangeOwner, keras.layers.Layer):
         super().__init__(**{**kwargs, "dtype": "float32", "autocast": False})
         self.observer = observer
         self.range = ActivationRange(self, "range", observer)
+        self.range.masking = self.masking
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
@@ -159,6 +160,8 @@ class QuantizedLayer(QuantizedWrapper):
         self.freeze_batch_norm_after = freeze_batch_norm_after
         self.pre_activation = self.add_range("pre_activation") if activation else None
         self.output_range = self.add_range("output") if quantize_output else None
+        if self.output_range is not None:
+            self.output_range.masking = self.masking
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)

@@ -17,9 +17,10 @@ from tfopt.core.models.rewrite import Rewrite, holds_other_floats, in_float32, r
 from tfopt.interop import tfmot
 from tfopt.quantization import wrappers  # noqa: F401 - the classes enter themselves
 from tfopt.quantization.composites import composite_for
-from tfopt.quantization.floats import FloatLayer, JoiningOp, takes_tensors_only
+from tfopt.quantization.floats import FloatLayer, JoiningOp, MaskingOp, takes_tensors_only
 from tfopt.quantization.layers import FakeQuantize, QuantizedLayer
 from tfopt.quantization.lowering import joins, masks_a_number
+from tfopt.quantization.masking import holds_large_constants, is_where, maskings
 from tfopt.quantization.scheme import CHOSEN, WEIGHTS, feeds_fusion, is_fixed, treatment, weight_treatment
 from tfopt.quantization.schemes import Choice, check_tfmot, scheme_of
 from tfopt.quantization.training import Training
@@ -121,6 +122,7 @@ class _Plan:
         self.closed = graph.closed
         self.training = training.of(graph)
         self.graphs = {id(op): part for part in graph.graphs for op in _ops(part)}
+        self.maskings = maskings(graph) if self.bits else {}
         self.model_inputs = {id(tensor._keras_history.operation) for tensor in graph.inputs}
         self.float_layers: dict[str, list[str]] = {}  # what of a layer stays float and why -> paths
         self.notes = choice.notes()
@@ -136,7 +138,7 @@ class _Plan:
             return self._float(op, state, wanted)
         if wanted.note:
             self._stays_float(state.path, f" in part ({type(op).__name__}: {wanted.note})")
-        options = self.training.layer_arguments(op, state.path)
+        options = {**self.training.layer_arguments(op, state.path), **self._masking(op)}
         if wanted.is_plain and "freeze_batch_norm_after" not in options:
             return None
         wrapper = composite_for(op, self.graphs[id(op)]) or QuantizedLayer
@@ -145,8 +147,10 @@ class _Plan:
             self._stays_float(state.path, f" ({type(op).__name__}: {inside})")
         elif not wanted.is_plain:
             self.count += 1
+        if self._hides(op, state, wanted):
+            return self._hiding(op, state)
         if joins(op) and not isinstance(op, keras.layers.Layer):
-            ranged = self.training.range_arguments(op)
+            ranged = self._range_arguments(op)
             return JoiningOp(state.copy(op), quantize_output=True, activation_bits=self.bits, **ranged)
         if not isinstance(op, keras.layers.Layer):
             return [state.copy(op), self._range_behind(op)]
@@ -179,11 +183,28 @@ class _Plan:
             quantize_output=ranged,
             apart=self.bits is not None and self._float_producer(op, state.path) is None,
             activation_bits=self.bits or 8,
-            **self.training.range_arguments(op),
+            **self._range_arguments(op),
         )
 
+    def _hides(self, op: keras.Operation, state: Rewrite, wanted: Treatment) -> bool:
+        """True for an op with a range that hides scores from a softmax by constants of its own."""
+        if id(op) not in self.maskings or isinstance(op, keras.layers.Layer) or not wanted.output:
+            return False
+        return is_where(op) or any(holds_large_constants(call) for call in state.calls)
+
+    def _hiding(self, op: keras.Operation, state: Rewrite) -> MaskingOp:
+        masking = self.maskings[id(op)]
+        options = {"activation_bits": self.bits, **self._range_arguments(op)}
+        return MaskingOp(state.copy(op), limit=masking.limit, quantize_output=True, **options)
+
+    def _masking(self, op: keras.Operation) -> dict[str, Any]:
+        return {"masking": self.maskings[id(op)].axes} if id(op) in self.maskings else {}
+
+    def _range_arguments(self, op: keras.Operation) -> dict[str, Any]:
+        return {**self.training.range_arguments(op), **self._masking(op)}
+
     def _range_behind(self, op: keras.Operation, observer: str = "moving_average") -> FakeQuantize:
-        arguments = self.training.range_arguments(op)
+        arguments = self._range_arguments(op)
         return FakeQuantize(observer, name=f"{op.name}_range", activation_bits=self.bits, **arguments)
 
     def _input(self, op: keras.Operation, state: Rewrite) -> Any:
@@ -202,6 +223,8 @@ class _Plan:
             return weight_treatment(op)
         if self._float_producer(op, path) is not None:
             return Treatment({}, reason=CHOSEN)
+        if is_where(op) and id(op) in self.maskings:
+            return Treatment({}, output=True)
         wanted = treatment(op, graph)
         calls = graph.calls_of(op)
         tensors = min((len(call.inputs) for call in calls), default=1)

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfopt.core.models.fake_quantized import FakeQuantized, in_mode
-from tfopt.quantization import fakequant
+from tfopt.quantization import fakequant, masking
 from tfopt.quantization.histogram import Histogram
 
 
@@ -19,6 +19,8 @@ class RangeOwner(FakeQuantized, keras.layers.Layer):
         freeze_ranges_after: after so many calls in training the ranges stay as they are; None never.
         learn_ranges: whether the optimizer trains the ranges, in place of a moving average.
         activation_bits: that the ranges round to, 8 or 16.
+        masking: of an output that softmax reads, the axes that it runs over, () of a term of it: what hides scores,
+            see `masking.py`, does not stretch the range of the output. None for any other.
     """
 
     def __init__(
@@ -27,10 +29,12 @@ class RangeOwner(FakeQuantized, keras.layers.Layer):
         freeze_ranges_after: int | None = None,
         learn_ranges: bool = False,
         activation_bits: int = 8,
+        masking: tuple[int, ...] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.activation_bits = activation_bits
+        self.masking = None if masking is None else tuple(masking)
         self.with_training(freeze_ranges_after, learn_ranges)
 
     def with_training(self, freeze_ranges_after: int | None = None, learn_ranges: bool = False) -> RangeOwner:
@@ -39,8 +43,10 @@ class RangeOwner(FakeQuantized, keras.layers.Layer):
         return self
 
     def get_config(self) -> dict[str, Any]:
+        reads = {} if self.masking is None else {"masking": list(self.masking)}
         return {
             **super().get_config(),
+            **reads,
             "freeze_ranges_after": self.freeze_ranges_after,
             "learn_ranges": self.learn_ranges,
             "activation_bits": self.activation_bits,
@@ -56,6 +62,7 @@ class ActivationRange:
 
     def __init__(self, owner: RangeOwner, name: str, observer: str = "moving_average"):
         self.owner, self.name, self.observer = owner, name, observer
+        self.masking: tuple[int, ...] | None = None  # as of the owner, for its output
         self.histogram: Histogram | None = None  # takes the values of a calibration, where `calibrate` puts one
 
     def build(self) -> None:
@@ -85,9 +92,9 @@ class ActivationRange:
         low, high = tf.unstack(tf.convert_to_tensor(self.weight))
         if in_mode("calibrate"):
             if self.histogram is None:
-                self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(values)))
+                self._assign(*fakequant.widest_range(low, high, *fakequant.observed_range(self._shown(values))))
             else:
-                tf.numpy_function(self.histogram.add, [values], [])
+                tf.numpy_function(self.histogram.add, [self._shown(values)], [])
             return inputs
         if training:  # of a frozen layer too: its weights stay, what arrives at it has to be seen all the same
             low, high = self._moved(low, high, values)
@@ -108,7 +115,7 @@ class ActivationRange:
 
     def _moved(self, low: Any, high: Any, values: Any) -> tuple:
         """The range for this batch of a training, stored where it is one to keep."""
-        moved_low, moved_high = self.follow(low, high, *fakequant.observed_range(values))
+        moved_low, moved_high = self.follow(low, high, *fakequant.observed_range(self._shown(values)))
         if self.frozen is not None:
             stays = tf.logical_and(self.frozen.reached(), tf.logical_not(fakequant.is_unset(low, high)))
             moved_low, moved_high = tf.where(stays, low, moved_low), tf.where(stays, high, moved_high)
@@ -116,6 +123,9 @@ class ActivationRange:
         finite = tf.math.is_finite(moved_high - moved_low)
         self._assign(tf.where(finite, moved_low, low), tf.where(finite, moved_high, high))
         return moved_low, moved_high
+
+    def _shown(self, values: Any) -> Any:
+        return values if self.masking is None else masking.shown(values, self.masking, self.bits)
 
     def _assign(self, low: Any, high: Any) -> None:
         self.weight.assign(tf.stop_gradient(tf.stack([low, high])))
