@@ -115,7 +115,6 @@ FORMS = {  # name: (dtype of the mask, what gives the weights)
     "where": ("bool", lambda s, m: ops.softmax(ops.where(m, s, -1e9))),
     "where_infinite": ("bool", lambda s, m: ops.softmax(ops.where(m, s, float("-inf")))),
     "where_swapped": ("int32", lambda s, m: ops.softmax(ops.where(m == 0, -1e4, s), axis=1)),
-    "both_axes": ("bool", lambda s, m: kl.Softmax(axis=[1, 2])(ops.where(m, s, -1e9))),
     "moved": ("float32", moved),
     "added": ("float32", lambda s, m: ops.softmax(s + (1 - m) * -1e9)),
     "added_layer": ("float32", lambda s, m: kl.Softmax(axis=1)(kl.Add()([s, (m - 1) * 1e4]))),
