@@ -1,9 +1,9 @@
 """The verbs that change, join and train models, on ten models that are written as code.
 
 Ten models of the zoo (`zoo_models/own`) with blocks and layers of their own are given as they are to each verb. A
-result has to be finite, and of the shape of the model's outputs. A verb may find nothing to do, as another kernel size in a
-model without convolutions: it says so. A step is a fault if it ends in another error than one of tfopt's, or in a wrong
-result.
+result has to be finite, and of the shape of the model's outputs. A verb may find nothing to do, as another kernel size
+in a model without convolutions: it says so. A step is a fault if it ends in another error than one of tfopt's, or in a
+wrong result.
 """
 
 from __future__ import annotations
