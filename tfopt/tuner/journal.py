@@ -97,14 +97,22 @@ class SearchJournal:
         directory: made if it is not there; None is a folder that goes when the journal does.
         settings: `{name: fingerprint}` of all that the trials depend on.
         shared: other processes write to it at the same time.
+        classes: of users' layers in the models, by name.
 
     Raises:
         FileError: the folder cannot be made, or holds something else.
         InvalidArgumentError: it holds a search with other settings.
     """
 
-    def __init__(self, directory: str | os.PathLike | None, settings: Mapping[str, str], *, shared: bool = False):
-        self._settings = dict(settings)
+    def __init__(
+        self,
+        directory: str | os.PathLike | None,
+        settings: Mapping[str, str],
+        *,
+        shared: bool = False,
+        classes: Mapping[str, type] | None = None,
+    ):
+        self._settings, self._classes = dict(settings), classes
         if directory is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="tfopt-search-")
             directory = self._temporary.name
@@ -158,7 +166,7 @@ class SearchJournal:
                 received=f"trial {trial.number}, which is not in '{self.directory}'",
                 fix="Let all workers have one `directory`, on a file system that they share.",
             )
-        return keras.saving.load_model(self.model_path(trial.number))
+        return keras.saving.load_model(self.model_path(trial.number), custom_objects=self._classes)
 
     def save_model(self, number: int, model: Any) -> None:
         """Saves the model of a trial, whole or not at all."""

@@ -197,8 +197,8 @@ def _sliced(narrow: keras.Model, wide: keras.Model) -> keras.Model:
 
 
 def _as_graph(model: keras.Model, graph: Graph) -> keras.Model:
-    """The model itself, or a copy compiled like it whose layers inside authors' own layers are open to edits."""
-    result = opened(graph, blocks_only=True).model
+    """The model itself, or a copy compiled like it in which authors' own layers are open, to edits and in files."""
+    result = opened(graph, composed=False).model
     if result is not model:
         result.compile(**{**compile_options(model), **compile_metrics(model)})
     return result

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tfopt.core.checks import as_count, as_seed, plain
+from tfopt.core.models.copying import classes_inside
 from tfopt.core.models.fingerprints import fingerprint
 from tfopt.core.types import Data, Folds
 from tfopt.tuner.arguments import as_budget, as_folds, as_hypermodel, check_data, check_place, fingerprints
@@ -141,7 +142,7 @@ def search(
     folder = None if directory is None else Path(directory).absolute()  # the working directory may change
     trainer = Trainer(
         space=hypermodel,
-        journal=SearchJournal(folder, settings, shared=storage is not None),
+        journal=SearchJournal(folder, settings, shared=storage is not None, classes=_own_classes(hypermodel)),
         objectives=goals,
         constraints=limits,
         train=train,
@@ -158,3 +159,10 @@ def search(
     else:
         found = search_in_storage(trainer, Address(storage, str(name), settings), proposes, amount, verbose)
     return SearchResult(hypermodel.name or "builder", proposer.name, goals, limits, tuple(found), trainer.journal)
+
+
+def _own_classes(hypermodel: Any) -> dict[str, type]:
+    """The classes of layers in the model to vary, so that its trained variants load without being told of them."""
+    model = getattr(hypermodel, "model", None)
+    classes = classes_inside(model) if isinstance(model, keras.Model) else {}
+    return {name: cls for name, cls in classes.items() if not cls.__module__.startswith(("keras.", "tfopt."))}

@@ -733,3 +733,23 @@ def test_an_input_layer_may_be_that_of_a_model_inside_too():
     for copy in (rewrite(read(model)).model, tfopt.quantize(model, "int8_weight_only"), tfopt.prune(model)):
         assert copy.predict(x, verbose=0).shape == (5, 2)
     np.testing.assert_array_equal(rewrite(read(model)).model(x), model(x))
+
+
+class Terse(kl.Layer):
+    """Takes nothing but what it needs, and says nothing of how it is made."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.dense = kl.Dense(units)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_an_untrained_copy_of_a_layer_that_takes_no_more_than_its_own_arguments():
+    model = around(Terse(4))
+    new = untrained(read(model)).model
+    old, fresh = (each.layers[2].dense.kernel for each in (model, new))
+    assert old.shape == fresh.shape
+    assert not np.array_equal(old, fresh)
+    assert new.layers[2].name == model.layers[2].name

@@ -141,9 +141,9 @@ class Copies:
         return copied
 
     def _from_config(self, op: keras.Operation, config: dict[str, Any]) -> Any:
-        with keras.saving.custom_object_scope(_classes_inside(op)):
+        with keras.saving.custom_object_scope(classes_inside(op)):
             own = config_of(op)
-            copied = type(op).from_config({**own, **config})
+            copied = type(op).from_config(_accepted(op, {**own, **config}))
         if not isinstance(op, kl.Layer):
             return copied
         if "name" not in config:
@@ -266,7 +266,7 @@ def _pairs(source: kl.Layer, copied: kl.Layer) -> list[tuple[kl.Layer, kl.Layer]
     return pairs[:1] if any(type(old) is not type(new) for old, new in pairs) else pairs
 
 
-def _classes_inside(op: keras.Operation) -> dict[str, type]:
+def classes_inside(op: keras.Operation) -> dict[str, type]:
     """The classes of what is inside a layer by name, so that users' own need not be registered with Keras."""
     layers = sublayers(op)
     inside = [
@@ -287,6 +287,18 @@ def _check_complete(op: kl.Layer, copied: kl.Layer, config: dict[str, Any]) -> N
                 received=f"{type(op).__name__} '{op.name}', whose copy has {name}={new!r}, not {old!r}",
                 fix=f'Add "{name}" to what `get_config` gives.',
             )
+
+
+def _accepted(op: keras.Operation, config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what Keras adds to it for every layer, where a user's class does not take that."""
+    parameters = inspect.signature(type(op).__init__).parameters.values()
+    if _is_known(op) or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return config
+    names = {parameter.name for parameter in parameters}
+    left = {name for name in ("name", "trainable", "dtype") if name in config and name not in names}
+    if "dtype" in left and op.dtype_policy != keras.config.dtype_policy():
+        return config  # which then fails: the copy would compute in another dtype
+    return {name: value for name, value in config.items() if name not in left}
 
 
 def _as_list(value: Any) -> Any:
