@@ -69,24 +69,35 @@ class FloatLayer(RangeOwner, keras.layers.Layer):
         names = [name for name, value in named.items() if _is_tensors(value)]
         tensors = [named.pop(name) for name in names]
         # Keras takes no arrays beside symbolic tensors, and a config none at all.
-        constants = {name: _as_list(value) for name, value in named.items()}
-        return super().__call__(*tensors, **{**constants, NAMES: " ".join(names)})
+        if self.masking is not None:
+            named = {name: _as_list(value) for name, value in named.items()}
+        return super().__call__(*tensors, **{**named, NAMES: " ".join(names)})
 
     def arguments_inside(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments that the op was called with, of those of this layer's call."""
         if NAMES not in kwargs:
             return args, kwargs
-        constants = _with_arrays({name: value for name, value in kwargs.items() if name != NAMES})
+        constants = self._constants({name: value for name, value in kwargs.items() if name != NAMES})
         tensors = dict(zip(kwargs[NAMES].split(), args, strict=True))
         bound = inspect.signature(self.layer.call).bind(**tensors, **constants)
         return bound.args, bound.kwargs
+
+    def _constants(self, constants: dict) -> dict:
+        """The constant arguments of a mask, lists of floats made arrays again."""
+        if self.masking is None:
+            return constants
+        arrays = {name: np.asarray(value) for name, value in constants.items() if isinstance(value, list)}
+        return {
+            **constants,
+            **{name: each.astype("float32") for name, each in arrays.items() if each.dtype.kind == "f"},
+        }
 
     def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
         if self.apart:
             inputs, others, kwargs = keras.tree.map_structure(set_apart, (inputs, others, kwargs))
         if NAMES in kwargs:
             tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
-            outputs = self.layer(**tensors, **_with_arrays(kwargs))
+            outputs = self.layer(**tensors, **self._constants(kwargs))
         else:
             outputs = run_rounded(self.layer, self.kernels, self.weight_only_bits or 8, inputs, *others, **kwargs)
         if self.output_range is None:
@@ -160,7 +171,7 @@ class MaskingOp(FloatLayer):
 
     def call(self, inputs: Any, *others: Any, training: Any = None, **kwargs: Any) -> Any:
         tensors = dict(zip(kwargs.pop(NAMES).split(), (inputs, *others), strict=True))
-        kwargs = _with_arrays(kwargs)
+        kwargs = self._constants(kwargs)
         own_range: Any = self.output_range
         if in_mode("export"):
             clip = clipped(self.limit, own_range.bounds())
@@ -198,10 +209,3 @@ def _as_list(value: Any) -> Any:
     if isinstance(value, keras.KerasTensor) or (not hasattr(value, "numpy") and not isinstance(value, np.ndarray)):
         return value
     return np.asarray(value).tolist()
-
-
-def _with_arrays(constants: dict) -> dict:
-    """The constants, lists of floats made arrays again."""
-    arrays = {name: np.asarray(value) for name, value in constants.items() if isinstance(value, list)}
-    floats = {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.kind == "f"}
-    return {**constants, **floats}
