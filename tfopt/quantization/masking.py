@@ -166,7 +166,7 @@ def axes_before(call: Call, tensor: Any, axes: tuple[int, ...]) -> tuple[int, ..
     try:
         args, kwargs = call.arguments({id(tensor): tf.constant(places)})
         moved = np.asarray(call.op(*args, **kwargs))
-    except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError):  # of a size that is another tensor of the graph, or that does not fit
+    except (TypeError, ValueError, KeyError, tf.errors.InvalidArgumentError):  # sizes that are tensors
         return ()
     rest = [axis for axis in range(moved.ndim) if axis not in axes]
     rows = moved.transpose(*rest, *axes).reshape(math.prod(moved.shape[axis] for axis in rest), -1)
