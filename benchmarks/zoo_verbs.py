@@ -9,6 +9,7 @@ wrong result.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 import warnings
@@ -158,7 +159,7 @@ def in_a_line(row: dict) -> str:
 def report_of(rows: list[dict]) -> str:
     cells = [[row["model"], *(MARKS[row["steps"][verb]["state"]] for verb in VERBS), row["seconds"]] for row in rows]
     said = [
-        f"- {row['model']}, {verb}, {step['state']}: {step['message']}".replace("\n", " ")
+        re.sub(r"\x1b\[[0-9;]*m|\n", " ", f"- {row['model']}, {verb}, {step['state']}: {step['message']}")
         for row in rows
         for verb, step in row["steps"].items()
         if step["state"] != "ok"
