@@ -197,3 +197,17 @@ def test_rows_without_any_score_leave_the_range_alone():
     data[1][0] = False
     want = outputs_of(model, data)[0]
     np.testing.assert_allclose(outputs_of(tfopt.calibrate(quietly(model), data), data)[0], want, atol=0.03)
+
+
+def test_several_axes_without_a_mask_are_integers(tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    scores = kl.Conv2D(2, 1, name="scores")(inputs)
+    model = randomize(keras.Model(inputs, kl.Softmax(axis=[1, 2], name="weights")(scores)))
+    x = np.random.default_rng(0).normal(size=(32, 4, 4, 3)).astype("float32")
+    scores = np.asarray(keras.Model(inputs, scores)(x), "float64")
+    weights = np.exp(scores - scores.max((1, 2), keepdims=True))
+    weights /= weights.sum((1, 2), keepdims=True)
+    quantized = tfopt.calibrate(tfopt.quantize(model), x)
+    file = tfopt.TFLiteModel(tfopt.export_tflite(quantized, tmp_path / "m.tflite", data=x).path)
+    assert not file.float_compute_ops()
+    assert np.abs(file.predict(x) - weights).mean() < 2 / 256

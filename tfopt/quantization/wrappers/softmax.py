@@ -59,8 +59,10 @@ class MaskedSoftmax(Composite):
 
 @composite(kl.Softmax)
 class QuantizedSoftmax(MaskedSoftmax):
-    """A `Softmax` layer that is called with a mask. As Keras writes it, the file would clip its large negative number
-    to the range of the scores, and masked scores would weigh as much as the lowest that is shown.
+    """A `Softmax` layer that is called with a mask, or runs over several axes.
+
+    As Keras writes it, the file would clip the large negative number of a mask to the range of the scores, and masked
+    scores would weigh as much as the lowest that is shown; several axes at once would be floats.
 
     Args:
         layer: a `Softmax`, over one axis or several.
@@ -72,7 +74,8 @@ class QuantizedSoftmax(MaskedSoftmax):
 
     @classmethod
     def is_needed(cls, layer: kl.Layer, graph: Graph | None) -> bool:
-        return graph is not None and any(_has_mask(call) for call in graph.calls_of(layer))
+        has_mask = graph is not None and any(_has_mask(call) for call in graph.calls_of(layer))
+        return has_mask or len(keras.tree.flatten(layer.axis)) > 1
 
     def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
         rank = len(inputs.shape)
