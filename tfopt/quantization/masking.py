@@ -38,6 +38,7 @@ _MOVERS = (
     *map(op_class, ("Reshape", "Transpose", "ExpandDims", "Squeeze", "BroadcastTo", "Repeat", "Tile", "GetItem")),
 )
 _SOFTMAX = op_class("Softmax")
+_READERS = (kl.Softmax, _SOFTMAX, kl.Activation)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def maskings(graph: Graph) -> dict[int, Masking]:
         >>> [(type(call.op).__name__, found[id(call.op)].axes) for call in graph.calls if id(call.op) in found]
         [('Dense', ()), ('Multiply', ()), ('Add', (1,))]
     """
-    return _Search().ops(graph)
+    has_softmax = any(isinstance(call.op, _READERS) for part in graph.graphs for call in part.calls)
+    return _Search().ops(graph) if has_softmax else {}
 
 
 class _Search:

@@ -291,8 +291,10 @@ def _check_complete(op: kl.Layer, copied: kl.Layer, config: dict[str, Any]) -> N
 
 def _accepted(op: keras.Operation, config: dict[str, Any]) -> dict[str, Any]:
     """The config without what Keras adds to it for every layer, where a user's class does not take that."""
+    if _is_known(op):
+        return config
     parameters = inspect.signature(type(op).__init__).parameters.values()
-    if _is_known(op) or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return config
     names = {parameter.name for parameter in parameters}
     left = {name for name in ("name", "trainable", "dtype") if name in config and name not in names}
