@@ -194,3 +194,40 @@ def test_nothing_to_do(change):
 def test_no_model():
     with pytest.raises(UnsupportedModelError):
         scale_width("model.keras", 0.5)
+
+
+class Placed(kl.Layer):
+    """Adds a weight of its own to each place, between two layers of one sum."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = kl.Dense(width, "relu", name="first"), kl.Dense(width, name="second")
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], self.first.units))
+        self.places = self.add_weight(shape=(shape[1], self.first.units), initializer="glorot_uniform", name="places")
+        self.built = True
+
+    def call(self, x):
+        y = self.first(x) + self.places
+        return y + self.second(y)
+
+
+def placed():
+    return keras.Sequential([keras.Input((5, 6)), Placed(8, name="placed"), kl.Flatten(), kl.Dense(3, name="head")])
+
+
+def test_weights_of_own_layers_follow_the_width():
+    model = placed()
+    small = tfopt.scale_width(model, 0.5)
+    inside = small.get_layer("placed")
+    assert [inside.get_layer(name).units for name in ("first", "second")] == [4, 4]
+    assert inside.get_layer("places").weight.shape == (5, 4)
+    assert small.get_layer("head").units == 3
+    assert small.count_params() == (6 * 4 + 4) + (4 * 4 + 4) + 5 * 4 + (5 * 4 * 3 + 3)
+
+
+def test_a_layer_that_is_to_stay_is_not_scaled_with_others():
+    with pytest.raises(tfopt.InvalidArgumentError, match="have to fit together"):
+        tfopt.scale_width(placed(), 0.5, exclude="placed/second")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers as kl
 
+from tfopt.core.channels.graph import ChannelGraph
+from tfopt.core.channels.slicing import without_channels
 from tfopt.core.checks import POSITIVE, as_count, as_number, as_whole
 from tfopt.core.errors import InvalidArgumentError, NothingToDoError
+from tfopt.core.layers.channels import Group
+from tfopt.core.layers.nodes import OwnWeight
 from tfopt.core.models.copying import config_of, tells_all
 from tfopt.core.models.graph import (
     Call,
@@ -24,6 +30,7 @@ from tfopt.core.models.graph import (
     trace_back,
 )
 from tfopt.core.models.opening import opened
+from tfopt.core.models.redrawing import redrawn
 from tfopt.core.models.rewrite import DoesNotFitError, Rewrite, rewrite
 
 # Config key that holds the number of output channels, by layer class.
@@ -58,6 +65,9 @@ def scale_width(
     activation, a reshape). Depthwise convolutions and normalisations follow their input; recurrent layers, embeddings
     and layers inside a wrapper such as `TimeDistributed` keep their width.
 
+    Where widths so scaled do not fit together, as in sums with the weights of your own layers or between tokens and
+    channels, a factor below 1 takes the same share of all channels that belong together, as `prune` groups them.
+
     Args:
         model: a built Keras model. Its weights are not used, but for `Normalization`.
         factor: above 0; 0.5 halves each width, 2 doubles it.
@@ -75,6 +85,9 @@ def scale_width(
         NothingToDoError: no width changes.
         UnsupportedModelError: an unbuilt model, or one that is no graph.
 
+    Warns:
+        Of layers that keep their width, since their channels belong to an input or an output.
+
     Source: the width multiplier of Howard et al. 2017, https://arxiv.org/abs/1704.04861.
 
     Example:
@@ -89,7 +102,13 @@ def scale_width(
     check_patterns(graph, included, "include")
     check_patterns(graph, excluded, "exclude")
     widths = _new_widths(graph, factor, included, excluded, round_to)
-    return _rebuilt(graph, widths, seed).model
+    try:
+        return _rebuilt(graph, widths, seed).model
+    except InvalidArgumentError:
+        narrow = _with_what_they_meet(graph, widths) if factor < 1 else None
+        if narrow is None:
+            raise
+        return _rebuilt(narrow, {}, seed).model
 
 
 def reinitialised(model: keras.Model, seed: int | None = None) -> keras.Model:
@@ -116,6 +135,37 @@ def _new_widths(graph: Graph, factor: float, included: list[str], excluded: list
             fix="Only hidden convolutions and Dense layers are scaled, not those that give an output of the model.",
         )
     return widths
+
+
+def _with_what_they_meet(graph: Graph, widths: dict[int, int]) -> Graph | None:
+    """The graph of a copy with fewer channels in all that the layers meet, as additions; None where that cannot be.
+
+    Layers that feed one sum have one width, and weights of authors' own layers follow: channels are counted, as
+    `prune(pattern="channel")` does, and the same share of each group goes. None where a group holds a layer that is not
+    to change.
+    """
+    ratios = {path: _ratio(layer, widths) for path, layer in graph.layers if id(layer) in widths}
+    fixed = {path for path, layer in graph.layers if type(layer) in _WIDTH_KEYS} - set(ratios)
+    channels = ChannelGraph(opened(graph, composed=False))
+    changed = [group for group in channels.groups if not ratios.keys().isdisjoint(group.paths)]
+    if not changed or any(not fixed.isdisjoint(group.paths) for group in changed):
+        return None
+    stay = ratios.keys() - {path for group in changed for path in group.paths}
+    if stay:
+        why = channels.kept_layers()
+        named = ", ".join(f"'{path}'" + (f" ({why[path]})" if path in why else "") for path in sorted(stay))
+        warnings.warn(f"These layers keep their width: {named}.", stacklevel=3)
+    return without_channels(channels, np.concatenate([_left_out(group, ratios) for group in changed]))
+
+
+def _left_out(group: Group, ratios: Mapping[str, Fraction]) -> np.ndarray:
+    """The channels of a group that go, evenly spread, so that the parts of a split become narrower alike."""
+    ratio = min((ratios[path] for path in group.paths if path in ratios), default=Fraction(1))
+    places = np.arange(len(group.channels))
+    share = np.floor((places + 1) * float(ratio) + 1e-9) > np.floor(places * float(ratio) + 1e-9)
+    kept = set(group.channels[share].tolist()) or {int(group.channels[0])}
+    kept |= {int(part[0]) for part in group.parts if kept.isdisjoint(part.tolist())}
+    return np.array([channel for channel in group.channels.tolist() if channel not in kept], np.int64)
 
 
 def _heads(graph: Graph) -> set[int]:
@@ -152,6 +202,8 @@ def _rebuilt(graph: Graph, widths: dict[int, int], seed: int | None) -> Graph:
             return None
         if not tells_all(op) and not op.trainable_variables:  # adapted, or a function: nothing to draw anew
             return None
+        if isinstance(op, OwnWeight):
+            return state.resized(op, redrawn)
         config = config_of(op)
         if id(op) in widths:
             config[_WIDTH_KEYS[type(op)]] = widths[id(op)]

@@ -753,3 +753,37 @@ def test_an_untrained_copy_of_a_layer_that_takes_no_more_than_its_own_arguments(
     assert old.shape == fresh.shape
     assert not np.array_equal(old, fresh)
     assert new.layers[2].name == model.layers[2].name
+
+
+class Kernel(kl.Layer):
+    """A kernel of its own, and a layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = kl.Dense(4, name="dense")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.kernel = self.add_weight(shape=(64, 4), initializer="glorot_uniform", name="kernel")
+        self.gain = self.add_weight(shape=(4,), initializer="ones", name="gain")
+
+    def call(self, x):
+        return ops.matmul(ops.matmul(self.dense(x), ops.transpose(self.kernel)), self.kernel) * self.gain
+
+
+@pytest.mark.parametrize("verb", ["untrained", "scale_width"])
+def test_own_weights_of_an_opened_layer_are_drawn_anew(verb):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((4,)), kl.Dense(8, "relu", name="hidden"), kl.Dense(4), Kernel(name="own"), kl.Dense(2)]
+    )
+    opened_model = tfopt.functional(model)
+    if verb == "untrained":
+        new = untrained(read(opened_model)).model
+    else:
+        new = tfopt.scale_width(model, 0.5, include="hidden")
+    old = np.asarray(model.get_layer("own").kernel)
+    kernel, gain = (np.asarray(new.get_layer("own").get_layer(name).weight) for name in ("kernel", "gain"))
+    assert not np.array_equal(kernel, old)
+    assert kernel.std() == pytest.approx(old.std(), rel=0.2)
+    np.testing.assert_array_equal(gain, np.ones(4))

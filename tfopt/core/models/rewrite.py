@@ -21,9 +21,11 @@ from tfopt.core.keras_internals import (
     sublayers,
     values_come_later,
 )
+from tfopt.core.layers.nodes import OwnWeight
 from tfopt.core.models import constraints
 from tfopt.core.models.copying import Copies
 from tfopt.core.models.graph import Call, Graph
+from tfopt.core.models.redrawing import redrawn
 from tfopt.core.models.sharing import SharingModel, shares_layers
 
 Replace = Callable[[keras.Operation, "Rewrite"], "keras.Operation | Sequence[Any] | None"]
@@ -112,6 +114,8 @@ def untrained(graph: Graph) -> Graph:
         for source, target in pairs:
             if not source.trainable or hasattr(source, "adapt"):
                 transfer_values(source, target)
+            elif isinstance(source, OwnWeight):
+                transfer_values(source, target, redrawn)
         made.check()
         create_values()
     for source, target, _ in state.copies:
