@@ -220,7 +220,7 @@ def placed():
 
 def test_weights_of_own_layers_follow_the_width():
     model = placed()
-    small = tfopt.scale_width(model, 0.5)
+    small = scale_width(model, 0.5)
     inside = small.get_layer("placed")
     assert [inside.get_layer(name).units for name in ("first", "second")] == [4, 4]
     assert inside.get_layer("places").weight.shape == (5, 4)
@@ -229,5 +229,5 @@ def test_weights_of_own_layers_follow_the_width():
 
 
 def test_a_layer_that_is_to_stay_is_not_scaled_with_others():
-    with pytest.raises(tfopt.InvalidArgumentError, match="have to fit together"):
-        tfopt.scale_width(placed(), 0.5, exclude="placed/second")
+    with pytest.raises(InvalidArgumentError, match="have to fit together"):
+        scale_width(placed(), 0.5, exclude="placed/second")
