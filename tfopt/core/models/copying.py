@@ -51,7 +51,7 @@ class Copies:
     """
 
     def __init__(self, model: keras.Model, *, reshaped: bool = False, untrained: bool = False):
-        self._reshaped, self._untrained = reshaped, untrained
+        self.reshaped, self._untrained = reshaped, untrained
         layers = list({id(layer): layer for layer in sublayers(model) if not isinstance(layer, kl.InputLayer)}.values())
         owned = [variable for layer in layers for variable in own_variables(layer)]
         inside = [part for layer in layers for part in children(layer) if not isinstance(part, kl.InputLayer)]
@@ -113,7 +113,7 @@ class Copies:
             return [from_config]
         is_hidden = any(isinstance(layer, _HIDDEN) for layer in sublayers(op))
         keeps_shapes = is_hidden or (record_of(op) is None and not _is_known(op))
-        if (self._reshaped and not keeps_shapes) or (tells_all(op) and not self._is_shared(op)):
+        if (self.reshaped and not keeps_shapes) or (tells_all(op) and not self._is_shared(op)):
             return [from_config, live]
         return [live, from_config]
 

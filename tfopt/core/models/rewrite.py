@@ -182,7 +182,8 @@ class Rewrite:
     def copy(self, op: keras.Operation, **config: Any) -> keras.Operation:
         """A copy of a layer or op, `config` laid over its own; its weights follow when the new model is built."""
         copied = self.made.of(op, **config)
-        if not config and isinstance(op, keras.layers.Layer) and op.weights and self._is_of_unknown_size():
+        keeps_shapes = not config and not self.made.reshaped and isinstance(op, keras.layers.Layer)
+        if keeps_shapes and op.weights and self._is_of_unknown_size():
             _build_alike(op, copied)
         return self._noted(op, copied)
 
