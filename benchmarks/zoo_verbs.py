@@ -37,12 +37,11 @@ class Case:
     def __init__(self, module: str, name: str):
         zoo = importlib.import_module(f"zoo_models.own.{module}")
         self.make = getattr(zoo, name)
-        self.x = np.asarray(self.make().data)
-        outputs = self.model().output_shape if hasattr(self.model(), "output_shape") else None
-        self.shape = np.asarray(self.model()(self.x)).shape if outputs is None else (len(self.x), *outputs[1:])
-        generator = np.random.default_rng(0)
+        animal = self.make()
+        self.x = np.asarray(animal.data)
+        self.shape = np.asarray(animal.model(self.x, training=False)).shape
         self.classes = self.shape[-1] > 1
-        count = len(self.x)
+        generator, count = np.random.default_rng(0), len(self.x)
         self.y = generator.integers(0, self.shape[-1], count) if self.classes else generator.normal(size=(count, 1))
 
     def model(self, seed: int = 0) -> keras.Model:
@@ -50,9 +49,12 @@ class Case:
         keras.utils.set_random_seed(seed)
         model = self.make().model
         model(self.x[:1], training=False)
-        loss = "sparse_categorical_crossentropy" if getattr(self, "classes", True) else "mse"
-        model.compile(keras.optimizers.SGD(0.01), loss)
+        model.compile(keras.optimizers.SGD(0.01), self.loss)
         return model
+
+    @property
+    def loss(self) -> str:
+        return "sparse_categorical_crossentropy" if self.classes else "mse"
 
     @property
     def data(self) -> tuple:
@@ -62,7 +64,7 @@ class Case:
 def distilled(case: Case) -> keras.Model:
     student = case.model()
     distiller = tfopt.Distiller(student, case.model(1))
-    distiller.compile("sgd", "sparse_categorical_crossentropy" if case.classes else "mse")
+    distiller.compile("sgd", case.loss)
     distiller.fit(*case.data, verbose=0)
     return student
 
@@ -104,7 +106,7 @@ VERBS: dict[str, Callable[[Case], keras.Model | None]] = {
         case.model(),
         *case.data,
         mode="full",
-        how=tfopt.recipe(epochs=1, loss="sparse_categorical_crossentropy" if case.classes else "mse"),
+        how=tfopt.recipe(epochs=1, loss=case.loss),
         verbose=0,
     ),
     "search": searched,

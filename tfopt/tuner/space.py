@@ -102,10 +102,10 @@ class SearchSpace(HyperModel):
             >>> hp.values["activation"], hp.values["width"], hp.values["lr"]
             ('relu', 1.0, 0.001)
         """
-        read(model)
-        _check_compiled(model)
         model = with_graph(model)
-        model = _as_graph(model, read(model))
+        graph = read(model)
+        _check_compiled(model)
+        model = _as_graph(model, graph)
         per = as_choice("per", per, PER)
         width = as_numbers("width", width, POSITIVE)
         depth = as_numbers("depth", depth, Range(least=0, most=1))

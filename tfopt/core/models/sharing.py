@@ -78,7 +78,7 @@ class _Places:
         """Changes the config of a model, and those of the models nested in it."""
         calls: Counter[int] = Counter()
         for op, entry in zip(model.operations, config["layers"], strict=True):
-            if _is_functional(op):
+            if isinstance(op, Functional):
                 self.write(op, entry["config"])
             elif id(op) in self._shared:
                 self._replace(op, entry)
@@ -98,7 +98,9 @@ class _Places:
 
 def _shared(model: keras.Model) -> set[int]:
     """The ids of the layers that two models of the family have."""
-    counts = Counter(key for part in _family(model) for key in {id(op) for op in part.operations if not _is_input(op)})
+    no_layers = keras.layers.InputLayer, keras.Model
+    owned = [{id(op) for op in part.operations if not isinstance(op, no_layers)} for part in _family(model)]
+    counts = Counter(key for keys in owned for key in keys)
     return {key for key, count in counts.items() if count > 1}
 
 
@@ -107,18 +109,10 @@ def _family(model: keras.Model) -> Iterator[Functional]:
     seen, left = set(), [model]
     while left:
         part = left.pop()
-        if _is_functional(part) and id(part) not in seen:
+        if isinstance(part, Functional) and id(part) not in seen:
             seen.add(id(part))
             yield part
             left.extend(part.operations)
-
-
-def _is_functional(op: Any) -> bool:
-    return isinstance(op, Functional)
-
-
-def _is_input(op: Any) -> bool:
-    return isinstance(op, (keras.layers.InputLayer, keras.Model))
 
 
 def _histories(config: dict[str, Any]) -> Iterator[list]:

@@ -12,8 +12,8 @@ from tfopt.core.models.fake_quantized import in_mode
 from tfopt.core.models.graph import Call, Graph
 from tfopt.quantization import fakequant
 from tfopt.quantization.composites import Composite, composite
+from tfopt.quantization.masking import SOFTMAX_STEPS
 
-SOFTMAX_STEPS = {8: 256, 16: 32768}  # of the integer softmax, from 0 to 1
 SOFTMAX_RANGE = 0.0, 1.0 - 1.0 / SOFTMAX_STEPS[8]
 MASKED = -1e9
 
